@@ -1,0 +1,374 @@
+"""The params tree: every value a run depends on, typed, validated once, without torch.
+
+Each block is what some stages depend on in ``dvc.yaml``, so a value sits in the block of the
+stages that read it. Config stops at the builders: library functions take flat arguments.
+Reading the file and wording its errors is the business of ``kdci.params_file``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from kdci.catalog import BACKBONE_NAMES, DATASETS, DatasetSpec
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _one_of(names: Callable[[], Iterable[str]], what: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in names():
+            raise PydanticCustomError(
+                "unknown_name",
+                "unknown {what} '{value}'",
+                {"what": what, "value": value, "names": list(names())},
+            )
+        return value
+
+    return AfterValidator(check)
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise PydanticCustomError("repeated", "lists a value twice", {})
+    return values
+
+
+BackboneName = Annotated[str, _one_of(lambda: BACKBONE_NAMES, "backbone")]
+DatasetName = Annotated[str, _one_of(lambda: DATASETS, "dataset")]
+MethodName = Annotated[str, _one_of(lambda: Methods.model_fields, "method")]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class Runtime(_Block):
+    """Where and how precisely the numbers are computed; part of what makes bits repeat."""
+
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """Threads of one torch process; `auto` takes the cores this process may use."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16` is autocast; `auto` takes it where the device computes it natively."""
+
+
+class Data(_Block):
+    """The original dataset: opened by the teacher stage and by evaluate, by nothing else."""
+
+    name: DatasetName
+    path: str | None = None
+    """Folder that holds the dataset; digits needs none."""
+    test: Literal["test"] | None = "test"
+    """The split students are scored on; null: there is no test data, agreement is reported."""
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Return the facts of the dataset."""
+        return DATASETS[self.name]
+
+    @model_validator(mode="after")
+    def _path_fits(self) -> Self:
+        if self.name == "digits" and self.path is not None:
+            raise PydanticCustomError(
+                "cross_field", "digits comes with scikit-learn and takes no path", {"key": "path"}
+            )
+        if self.name != "digits" and self.path is None:
+            raise PydanticCustomError(
+                "cross_field",
+                "{name} needs the folder it lies in",
+                {"key": "path", "name": self.name},
+            )
+        return self
+
+
+class OpenWorld(_Block):
+    """The unlabelled images that sampling-based methods choose from."""
+
+    source: Literal["photographs", "parquet", "folder"] = "photographs"
+    """`photographs`: crops of the two photographs that come with scikit-learn."""
+    path: str | None = None
+    """Folder of Parquet or image files; photographs need none."""
+    num_images: Annotated[int, Field(ge=0)] = 20_000
+    """Number of images taken; 0: all there are, of Parquet and folders."""
+
+    @model_validator(mode="after")
+    def _path_fits(self) -> Self:
+        if (self.source == "photographs") != (self.path is None):
+            wants = "takes no path" if self.source == "photographs" else "needs a path"
+            raise PydanticCustomError(
+                "cross_field",
+                "{source} {wants}",
+                {"key": "path", "source": self.source, "wants": wants},
+            )
+        if self.source == "photographs" and self.num_images == 0:
+            raise PydanticCustomError(
+                "cross_field",
+                "photographs have crops without end: say how many",
+                {"key": "num_images"},
+            )
+        return self
+
+
+class Grid(_Block):
+    """The axes of the experiment; ``dvc.yaml`` is their product."""
+
+    teachers: Annotated[
+        tuple[BackboneName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
+    ]
+    """Teacher backbones."""
+    students: Annotated[
+        tuple[BackboneName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
+    ]
+    """Student backbones."""
+    methods: Annotated[
+        tuple[MethodName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
+    ]
+    """Data-free distillation methods."""
+    pool_seeds: Annotated[
+        tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
+    ] = (0,)
+    """One substitution pool and one dictionary each; all student seeds meet every pool."""
+    seeds: Annotated[
+        tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
+    ]
+    """Student seeds: initial weights and order of batches."""
+
+
+class TeacherRecipe(_Block):
+    """Supervised training of the teacher: SGD with momentum, cosine schedule, crop and flip."""
+
+    num_epochs: Count
+    batch_size: Count
+    learning_rate: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    seed: Seed = 0
+
+
+class StudentRecipe(_Block):
+    """The student's share of a method's recipe (SGD); the budget is epochs x steps x batch."""
+
+    num_epochs: Count
+    steps_per_epoch: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 1e-4
+    schedule: Literal["cosine", "milestones", "constant"] = "cosine"
+    """`cosine` falls to final_learning_rate; `milestones` divides by 10 at 40 % and 80 %."""
+    final_learning_rate: NonNegative = 0.0
+    """End of the cosine."""
+
+    @property
+    def num_steps(self) -> int:
+        """Number of distillation steps."""
+        return self.num_epochs * self.steps_per_epoch
+
+
+class Fast(_Block):
+    """FastDFKD (AAAI 2022): a meta-generator that needs a few steps a batch."""
+
+    latent_dim: Count = 256
+    generator_width: Count = 64
+    """Channels of the generator's last block (ngf)."""
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    """Images synthesised a call."""
+    num_steps: Count = 10
+    """Inner steps a call (K)."""
+    generator_learning_rate: Positive = 2e-3
+    latent_learning_rate: Positive = 0.02
+    bn_weight: NonNegative = 10.0
+    one_hot_weight: NonNegative = 0.4
+    adversarial_weight: NonNegative = 1.1
+    bn_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Share of earlier calls in the compared BN statistics."""
+    warmup_calls: Count = 20
+    """Calls before the student starts: the pool of the substitute stage."""
+    meta_update: Literal["fomaml", "reptile", "none"] = "fomaml"
+    reptile_scale: Positive = 67.0
+    """Factor on the reptile meta-gradient."""
+    reset_after_calls: Count | None = 120
+    """Re-initialise the generator's first layers this many calls after warm-up; null: never."""
+    temperature: Positive = 20.0
+    """T of the student's soft-label loss."""
+
+
+class Dfnd(_Block):
+    """DFND (CVPR 2021): the open-world images that the teacher is surest of."""
+
+    num_selected: Count
+    """Images kept of the open-world pool."""
+    teacher_accuracy: Fraction | Literal["auto"] = "auto"
+    """Diagonal a of the noise matrix; `auto`: as the teacher's card says."""
+    temperature: Positive = 4.0
+    noise_learning_rate: Positive = 1e-3
+    """Adam's rate for the noise matrix."""
+    score_batch_size: Count = 512
+    open_world: OpenWorld = OpenWorld()
+    """The unlabelled images to choose from."""
+
+
+class Methods(_Block):
+    """What makes or chooses substitution images, a block a method.
+
+    A method that the grid does not use may be left out, here and in recipes.
+    """
+
+    fast: Fast | None = None
+    dfnd: Dfnd | None = None
+
+
+class Recipes(_Block):
+    """How each method's student is trained: apart from Methods, so that pools outlive it."""
+
+    fast: StudentRecipe | None = None
+    dfnd: StudentRecipe | None = None
+
+
+class Pool(_Block):
+    """What holds for every substitution pool."""
+
+    holdout: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    """Share of the pool kept from the student, to measure agreement with the teacher."""
+
+
+class Dictionary(_Block):
+    """The confounder dictionary Z: prototypes z_i and proportions P(z_i)."""
+
+    space: Literal["logits", "probabilities", "features"] = "logits"
+    """What of the teacher's predictions is clustered; features are the penultimate ones."""
+    num_prototypes: Count = 10
+    """N; empty clusters are dropped and the effective N is recorded."""
+    artifact: str | None = None
+    """Folder of another teacher's dictionary to use instead (Table 5)."""
+
+
+class CompensationBlock(_Block):
+    """Bias compensation: lambda_i, F(z) and phi, with the ablations of Table 4 as values."""
+
+    fusion: Literal["identity", "residual", "linear"] = "identity"
+    """phi: f + F | f + W_g F | W_h f + W_g F."""
+    scale: Positive | Literal["N"] = 1.0
+    """Factor on F(z); `N` makes up for lambda and P(z) being about 1/N each."""
+    hidden_dim: Count = 64
+    """Width of the additive attention."""
+    lambda_: Literal["learned", "random"] = Field(default="learned", alias="lambda")
+    prototypes: Literal["kmeans", "random"] = "kmeans"
+    proportions: Literal["cluster", "uniform", "none", "centred"] = "cluster"
+    learning_rate: Positive | None = None
+    """Rate of the module's parameter group; null: the student's."""
+
+
+class Distill(_Block):
+    """What holds for every student."""
+
+    num_snapshots: Annotated[int, Field(ge=1, le=100)] = 8
+    """Student snapshots left for the learning curves, the last one included."""
+
+
+class Evaluate(_Block):
+    """How students are scored."""
+
+    deploy: Literal["backbone", "compensated"] = "backbone"
+    """Which accuracy is *the* accuracy of a KDCI student."""
+    batch_size: Count = 512
+
+
+class Params(_Block):
+    """The whole tree of params.yaml."""
+
+    preset: Name
+    """Name of this experiment; artifacts lie below artifacts/<preset>."""
+    grid: Grid
+    runtime: Runtime = Runtime()
+    data: Data
+    teacher: TeacherRecipe
+    pool: Pool = Pool()
+    methods: Methods
+    recipes: Recipes
+    dictionary: Dictionary = Dictionary()
+    compensation: CompensationBlock = CompensationBlock()
+    distill: Distill = Distill()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _methods_have_their_blocks(self) -> Self:
+        for method in self.grid.methods:
+            for block in ("methods", "recipes"):
+                if getattr(getattr(self, block), method) is None:
+                    raise PydanticCustomError(
+                        "cross_field",
+                        "the grid asks for this method, but its block is missing",
+                        {"key": f"{block}.{method}"},
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _fusion_fits_the_space(self) -> Self:
+        if self.compensation.fusion == "identity" and self.dictionary.space == "features":
+            raise PydanticCustomError(
+                "cross_field",
+                "identity adds F(z) to the logits: its dictionary can not be in features",
+                {"key": "compensation.fusion"},
+            )
+        return self
+
+    def method(self, name: str) -> Fast | Dfnd:
+        """Return the block of method ``name``."""
+        block: Fast | Dfnd = getattr(self.methods, name)
+        return block
+
+    def recipe(self, name: str) -> StudentRecipe:
+        """Return the student recipe of method ``name``."""
+        recipe: StudentRecipe = getattr(self.recipes, name)
+        return recipe
+
+    def blocks(self, *keys: str) -> dict[str, Any]:
+        """Return the values at dotted ``keys``, as plain JSON types.
+
+        Raises:
+            KeyError: A key does not exist.
+        """
+        tree = self.model_dump(mode="json", by_alias=True)
+        values = {}
+        for key in keys:
+            value: Any = tree
+            for part in key.split("."):
+                value = value[part]
+            values[key] = value
+        return values
+
+
+def hash_json(value: Any) -> str:
+    """Return the SHA-256 of ``value`` in a canonical JSON form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Images: original datasets, open-world pools, augmentation and the image bank."""

@@ -1,0 +1,204 @@
+"""The one distillation loop that all methods share, with KDCI or without.
+
+"KDCI on" means that a ``Compensation`` was passed. Vanilla and KDCI run the same loop, from the
+same initial student, on the same pool, and differ in that one argument. This is the only
+module that sees both a substitution source and a compensation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kdci.errors import NumericError
+from kdci.metrics import MetricSink, RunningMeans
+from kdci.models import PixelModel
+from kdci.schedules import Schedule, learning_rate_factor, scale_learning_rates
+from kdci.substitution.base import StudentCriterion, SubstitutionSource
+
+if TYPE_CHECKING:
+    from kdci.compensation import Compensation
+
+State = dict[str, Any]
+
+
+class Distiller:
+    """Distils a teacher into a student on a source's substitution images.
+
+    Args:
+        teacher: Frozen, in eval mode.
+        student: Trained in place; raw logits f_S.
+        source: The method's images and student loss.
+        compensation: phi, applied to the student's logits in every term of the loss; None is
+            the plain method.
+        sink: Receives the means of each epoch, at the step it ended.
+        num_epochs: Epochs; ``source.refresh`` is called at the start of each.
+        steps_per_epoch: Steps an epoch.
+        batch_size: Images a step.
+        learning_rate: SGD's initial rate for the student.
+        momentum: SGD's momentum.
+        weight_decay: SGD's weight decay.
+        schedule: See ``kdci.schedules``.
+        final_learning_rate: End of the cosine schedule.
+        compensation_learning_rate: Initial rate of the compensation's own parameter group;
+            None: the student's.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher: PixelModel,
+        student: PixelModel,
+        source: SubstitutionSource,
+        compensation: Compensation | None,
+        sink: MetricSink,
+        num_epochs: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        learning_rate: float,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        schedule: Schedule = "cosine",
+        final_learning_rate: float = 0.0,
+        compensation_learning_rate: float | None = None,
+    ) -> None:
+        self.teacher = teacher
+        self.student = student
+        self.source = source
+        self.compensation = compensation
+        self.sink = sink
+        self.steps_per_epoch = steps_per_epoch
+        self.num_steps = num_epochs * steps_per_epoch
+        self.batch_size = batch_size
+        self.schedule = schedule
+        self.final_factor = final_learning_rate / learning_rate
+        self.step = 0
+        self.means = RunningMeans()
+        self.refreshed: dict[str, float] = {}
+        self.criterion = source.criterion().to(device_of(student))
+        groups: list[dict[str, Any]] = [{"params": list(student.parameters())}]
+        if compensation is not None:
+            rate = (
+                learning_rate if compensation_learning_rate is None else compensation_learning_rate
+            )
+            groups.append({"params": list(compensation.parameters()), "lr": rate})
+        self.optimizer = torch.optim.SGD(
+            groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay
+        )
+        self.criterion_optimizer = _criterion_optimizer(self.criterion)
+
+    def run(self) -> Iterator[int]:
+        """Train to the end, yielding the number of steps taken after each one.
+
+        Goes on from a loaded state. The caller may stop between two steps and save the state.
+
+        Raises:
+            NumericError: A term of the loss is not finite; names step and term.
+        """
+        self._train_mode()
+        while self.step < self.num_steps:
+            if self.step % self.steps_per_epoch == 0:
+                self.refreshed = self.source.refresh(self.student)
+            student_logits = self._train_step()
+            self.step += 1
+            if self.step % self.steps_per_epoch == 0:
+                self._log_epoch(student_logits)
+            yield self.step
+
+    def _train_mode(self) -> None:
+        self.teacher.eval()
+        self.student.train()
+        self.criterion.train()
+        if self.compensation is not None:
+            self.compensation.train()
+
+    def _train_step(self) -> Tensor:
+        factor = learning_rate_factor(
+            self.schedule, step=self.step, num_steps=self.num_steps, final_factor=self.final_factor
+        )
+        scale_learning_rates(self.optimizer, factor)
+        images = self.source.batch(self.batch_size)
+        with torch.no_grad():
+            teacher_logits = self.teacher(images).logits
+        student_logits: Tensor = self.student(images).logits
+        compensated = student_logits
+        if self.compensation is not None:
+            compensated = self.compensation(student_logits)
+        terms = self.criterion(compensated, teacher_logits)
+        loss = torch.stack(list(terms.values())).sum()
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        values["loss"] = float(loss.detach())
+        self._require_finite(values)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.criterion_optimizer is not None:
+            self.criterion_optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        self.optimizer.step()
+        if self.criterion_optimizer is not None:
+            self.criterion_optimizer.step()
+        agreement = (student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
+        self.means.add({**values, "agreement": 100 * float(agreement)})
+        return student_logits.detach()
+
+    def _require_finite(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise NumericError(
+                    f"distill step {self.step + 1}",
+                    f"the loss term '{name}' is {value}",
+                    "lower the student's learning_rate",
+                )
+
+    def _log_epoch(self, student_logits: Tensor) -> None:
+        values = {**self.means.take(), **self.refreshed}
+        values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        values["bank"] = len(self.source.bank)
+        if self.compensation is not None:
+            values.update(self.compensation.describe(student_logits))
+        self.sink.log(self.step, epoch=self.step // self.steps_per_epoch, **values)
+
+    def state_dict(self) -> State:
+        """Return all that resuming between two steps needs."""
+        return {
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "compensation": self.compensation.state_dict() if self.compensation else None,
+            "criterion": self.criterion.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "criterion_optimizer": (
+                self.criterion_optimizer.state_dict() if self.criterion_optimizer else None
+            ),
+            "source": self.source.state_dict(),
+            "means": self.means.state_dict(),
+            "refreshed": self.refreshed,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from ``state``."""
+        self.step = state["step"]
+        self.student.load_state_dict(state["student"])
+        if self.compensation is not None:
+            self.compensation.load_state_dict(state["compensation"])
+        self.criterion.load_state_dict(state["criterion"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.criterion_optimizer is not None:
+            self.criterion_optimizer.load_state_dict(state["criterion_optimizer"])
+        self.source.load_state_dict(state["source"])
+        self.means.load_state_dict(state["means"])
+        self.refreshed = dict(state["refreshed"])
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's weights."""
+    return next(model.parameters()).device
+
+
+def _criterion_optimizer(criterion: StudentCriterion) -> torch.optim.Optimizer | None:
+    parameters = list(criterion.parameters())
+    if not parameters:
+        return None
+    return torch.optim.Adam(parameters, lr=criterion.learning_rate)

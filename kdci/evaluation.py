@@ -1,0 +1,48 @@
+"""Scores of a trained network: accuracy, agreement with the teacher, predicted marginals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+Logits = Callable[[Tensor], Tensor]
+"""From images, float32 in [0, 1], (B, C, H, W), to logits (B, K)."""
+
+
+def image_batches(
+    images: Tensor, *, batch_size: int, device: torch.device | None = None
+) -> Iterator[Tensor]:
+    """Yield uint8 images (M, C, H, W) as float32 batches in [0, 1], in order."""
+    for rows in torch.split(images, batch_size):
+        yield rows.to(device).float() / 255
+
+
+@torch.no_grad()
+def predict_classes(
+    logits_of: Logits, images: Tensor, *, batch_size: int, device: torch.device | None = None
+) -> Tensor:
+    """Return the predicted class of each uint8 image; (M,), on the CPU."""
+    batches = image_batches(images, batch_size=batch_size, device=device)
+    return torch.cat([logits_of(batch).argmax(dim=1).cpu() for batch in batches])
+
+
+def match_percentage(predicted_M: Tensor, expected_M: Tensor) -> float:
+    """Return how many of the predictions equal the expected classes, in percent.
+
+    With labels that is accuracy; with the teacher's classes it is agreement.
+    """
+    return 100 * float((predicted_M == expected_M).double().mean())
+
+
+def class_proportions(classes_M: Tensor, num_classes: int) -> Tensor:
+    """Return the share of each class; (K,), summing to 1."""
+    counts_K = torch.bincount(classes_M, minlength=num_classes).double()
+    return counts_K / counts_K.sum()
+
+
+def class_balanced_pick(classes_M: Tensor, *, per_class: int, num_classes: int) -> Tensor:
+    """Return the first ``per_class`` rows of each class, class by class."""
+    rows = [torch.nonzero(classes_M == k).flatten()[:per_class] for k in range(num_classes)]
+    return torch.cat(rows)

@@ -1,0 +1,110 @@
+"""Where each artifact of an experiment lies, and which cells an experiment has.
+
+``dvc.yaml`` spells the same paths; a test holds the two to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+from kdci.config import Grid
+
+Variant = Literal["vanilla", "kdci"]
+VARIANTS: tuple[Variant, ...] = ("vanilla", "kdci")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One student with its evaluation: a point of the grid, with or without KDCI."""
+
+    teacher: str
+    student: str
+    method: str
+    variant: Variant
+    pool_seed: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Readable name, unique within an experiment."""
+        return f"{self.teacher}/{self.student}/{self.method}/{self.variant}/{self.replicate}"
+
+    @property
+    def replicate(self) -> str:
+        """Name of the repetition: pool seed and student seed."""
+        return f"pool{self.pool_seed}-seed{self.seed}"
+
+    def asdict(self) -> dict[str, str | int]:
+        """Return the fields as a plain dict."""
+        return asdict(self)
+
+
+def cells(grid: Grid) -> Iterator[Cell]:
+    """Yield every cell of ``grid``, vanilla before kdci, in the order of its lists."""
+    axes = product(
+        grid.teachers, grid.students, grid.methods, VARIANTS, grid.pool_seeds, grid.seeds
+    )
+    for teacher, student, method, variant, pool_seed, seed in axes:
+        yield Cell(teacher, student, method, variant, pool_seed, seed)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one experiment below a project folder.
+
+    Attributes:
+        root: The project folder: where params.yaml and dvc.yaml are.
+        preset: Name of the experiment.
+    """
+
+    root: Path
+    preset: str
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder of the experiment's artifacts."""
+        return self.root / "artifacts" / self.preset
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report of the current params."""
+        return self.root / "report"
+
+    @property
+    def work(self) -> Path:
+        """Folder of locks, checkpoints and unfinished output; never tracked."""
+        return self.root / ".kdci"
+
+    def teacher(self, teacher: str) -> Path:
+        """Return the folder of a trained teacher."""
+        return self.artifacts / "teachers" / teacher
+
+    def pool(self, teacher: str, method: str, pool_seed: int) -> Path:
+        """Return the folder of a substitution pool."""
+        return self.artifacts / "pools" / teacher / method / f"pool{pool_seed}"
+
+    def dictionary(self, teacher: str, method: str, pool_seed: int) -> Path:
+        """Return the folder of a confounder dictionary."""
+        return self.artifacts / "dictionaries" / teacher / method / f"pool{pool_seed}"
+
+    def students(self, teacher: str, student: str, method: str) -> Path:
+        """Return the folder that holds all students of a pair and a method."""
+        return self.artifacts / "students" / teacher / student / method
+
+    def student(self, cell: Cell) -> Path:
+        """Return the folder of a distilled student."""
+        folder = self.students(cell.teacher, cell.student, cell.method)
+        return folder / cell.variant / cell.replicate
+
+    def evaluation(self, teacher: str, student: str, method: str) -> Path:
+        """Return the folder of the evaluation of a pair and a method."""
+        return self.artifacts / "evaluations" / teacher / student / method
+
+    def timing(self, artifact: Path) -> Path:
+        """Return the file of an artifact's wall times, which no hash may depend on."""
+        relative = artifact.relative_to(self.artifacts)
+        return self.artifacts / "timings" / relative.with_name(relative.name + ".json")

@@ -1,0 +1,164 @@
+"""Gathers what the report is made from: artifacts of the grid that are in place. Torch-free.
+
+A grid may be half done. What is missing is left out here and named in the report; what is
+there is re-hashed first, so a damaged artifact is an error and never a strange figure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdci.artifacts import CARD, REBUILD, Artifact, open_artifact, read_card
+from kdci.catalog import DatasetSpec
+from kdci.errors import IntegrityError
+from kdci.layout import Cell, Layout
+from kdci.reporting.evidence import CurvePoint, DictionaryView, Evidence, Examples, PoolView
+from kdci.reporting.results import Row
+
+
+def gather(layout: Layout, wanted: Sequence[Cell], *, spec: DatasetSpec) -> Evidence:
+    """Read every artifact of the ``wanted`` cells that is in place.
+
+    Raises:
+        IntegrityError: An artifact is damaged or was changed.
+    """
+    keys = dict.fromkeys((cell.teacher, cell.student, cell.method) for cell in wanted)
+    evaluations = [
+        open_artifact(folder, kind="evaluation")
+        for folder in (layout.evaluation(*key) for key in keys)
+        if (folder / CARD).is_file()
+    ]
+    pools = list(dict.fromkeys((cell.teacher, cell.method, cell.pool_seed) for cell in wanted))
+    teachers = {cell.teacher: layout.teacher(cell.teacher) for cell in wanted}
+    students = {cell: layout.student(cell) for cell in wanted}
+    return Evidence(
+        preset=layout.preset,
+        spec=spec,
+        wanted=wanted,
+        rows=_rows(layout, wanted, evaluations),
+        teachers={
+            name: read_card(folder, kind="teacher")["facts"]
+            for name, folder in teachers.items()
+            if (folder / CARD).is_file()
+        },
+        pools=[_pool(layout, *key) for key in pools if (layout.pool(*key) / CARD).is_file()],
+        dictionaries=[
+            _dictionary(layout, *key) for key in pools if (layout.dictionary(*key) / CARD).is_file()
+        ],
+        students={
+            cell: read_card(folder, kind="student")
+            for cell, folder in students.items()
+            if (folder / CARD).is_file()
+        },
+        points=_points(wanted, evaluations),
+        examples=[_examples(artifact) for artifact in evaluations],
+        evaluation_cards=[artifact.card for artifact in evaluations],
+    )
+
+
+def _identity(values: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("teacher", "student", "method", "variant", "pool_seed", "seed")
+    return tuple(values[name] for name in names)
+
+
+def _rows(layout: Layout, wanted: Iterable[Cell], evaluations: Iterable[Artifact]) -> list[Row]:
+    """Return rows in the order of the grid; a cell that the grid no longer has is left out."""
+    found = {
+        _identity(values): values
+        for artifact in evaluations
+        for values in artifact.json("cells.json")
+    }
+    return [
+        Row.from_json(found[identity], seconds=_seconds(layout, cell))
+        for cell in wanted
+        if (identity := _identity(cell.asdict())) in found
+    ]
+
+
+def _seconds(layout: Layout, cell: Cell) -> float | None:
+    """Return the distillation time; null without one, for no result hangs on a wall time."""
+    try:
+        text = layout.timing(layout.student(cell)).read_text(encoding="utf-8")
+        return float(json.loads(text)["loop_seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _pool(layout: Layout, teacher: str, method: str, pool_seed: int) -> PoolView:
+    artifact = open_artifact(layout.pool(teacher, method, pool_seed), kind="pool")
+    logits_MK = _arrays(artifact, "predictions.safetensors")["logits"].astype(np.float64)
+    odds_MK = np.exp(logits_MK - logits_MK.max(axis=1, keepdims=True))
+    return PoolView(
+        teacher=teacher,
+        method=method,
+        pool_seed=pool_seed,
+        images=np.load(artifact.file("images.npy"), mmap_mode="r", allow_pickle=False),
+        top_class=logits_MK.argmax(axis=1),
+        confidence=1 / odds_MK.sum(axis=1),
+        facts=artifact.facts,
+    )
+
+
+def _dictionary(layout: Layout, teacher: str, method: str, pool_seed: int) -> DictionaryView:
+    artifact = open_artifact(layout.dictionary(teacher, method, pool_seed), kind="dictionary")
+    arrays = _arrays(artifact, "dictionary.safetensors")
+    prototypes, proportions = arrays["prototypes"], arrays["proportions"]
+    return DictionaryView(teacher, method, pool_seed, prototypes, proportions, artifact.facts)
+
+
+def _arrays(artifact: Artifact, name: str) -> dict[str, NDArray[Any]]:
+    """Read a safetensors file as arrays, so that a report never waits for torch to load."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return dict(load(artifact.file(name).read_bytes()))
+    except (SafetensorError, ValueError, KeyError):
+        raise IntegrityError(str(artifact.path / name), "is damaged", REBUILD) from None
+
+
+def _points(wanted: Iterable[Cell], evaluations: Iterable[Artifact]) -> list[CurvePoint]:
+    known = {_identity(cell.asdict()): cell for cell in wanted}
+    points = []
+    for artifact in evaluations:
+        for curve in artifact.json("curves.json"):
+            cell = known.get(_identity(curve))
+            if cell is not None:
+                for point in curve["points"]:
+                    points += _curve_points(cell, point)
+    return points
+
+
+def _curve_points(cell: Cell, point: dict[str, Any]) -> list[CurvePoint]:
+    vanilla = cell.variant == "vanilla"
+    parts = ("backbone",) if vanilla else ("backbone", "compensated")
+    return [
+        CurvePoint(
+            step=point["step"],
+            accuracy=point[f"accuracy_{part}"],
+            agreement=point[f"agreement_{part}"],
+            method=cell.method,
+            variant="vanilla" if vanilla else f"kdci {part}",
+            teacher=cell.teacher,
+            student=cell.student,
+            replicate=cell.replicate,
+        )
+        for part in parts
+    ]
+
+
+def _examples(artifact: Artifact) -> Examples:
+    facts = artifact.facts
+    return Examples(
+        teacher=facts["teacher"],
+        student=facts["student"],
+        method=facts["method"],
+        images=np.load(artifact.file("examples.npy"), allow_pickle=False),
+        predictions=artifact.json("examples.json"),
+        evaluated_on=facts["evaluated_on"],
+    )

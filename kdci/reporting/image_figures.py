@@ -1,0 +1,175 @@
+"""Figures made of images: what a pool looks like, and what the models say of test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from kdci.reporting.evidence import Examples, PoolView
+from kdci.reporting.style import (
+    FAINT,
+    HEADING,
+    INK,
+    KDCI,
+    MARGIN,
+    MUTED,
+    SMALL,
+    VANILLA,
+    WIDTH,
+    WRONG,
+    canvas,
+    empty_tile,
+    heading,
+    show_image,
+)
+from kdci.reporting.wording import method_title
+
+NUM_COLUMNS = 10
+MAX_CLASSES = 20
+MAX_EXAMPLES = 20
+_LABELS = 1.25
+_PITCH = (WIDTH - _LABELS - 2 * MARGIN) / NUM_COLUMNS
+_TILE = _PITCH - 0.08
+_EMPTY_ROW = 0.42
+_SEED = 0
+
+
+def pick(pool: PoolView, class_index: int, count: int) -> NDArray[np.int64]:
+    """Return up to ``count`` random rows of a class, the surest first; always the same ones.
+
+    A random pick shows what the class is like; the surest images alone would flatter it.
+    """
+    members = np.flatnonzero(pool.top_class == class_index)
+    generator = np.random.default_rng((_SEED, pool.pool_seed, class_index))
+    chosen = generator.choice(members, size=min(count, len(members)), replace=False)
+    return np.asarray(chosen[np.argsort(-pool.confidence[chosen], kind="stable")], dtype=np.int64)
+
+
+def shown_classes(num_classes: int, limit: int) -> list[int]:
+    """Return all classes, or ``limit`` evenly spaced ones where there are more."""
+    if num_classes <= limit:
+        return list(range(num_classes))
+    return [int(index) for index in np.linspace(0, num_classes - 1, limit).round()]
+
+
+def substitutes(pool: PoolView, class_names: Sequence[str]) -> Figure:
+    """Draw random images of a pool, a row per class of the teacher, with its confidence."""
+    classes = shown_classes(len(class_names), MAX_CLASSES)
+    picks = [pick(pool, class_index, NUM_COLUMNS) for class_index in classes]
+    heights = [_TILE + 0.24 if len(chosen) else _EMPTY_ROW + 0.14 for chosen in picks]
+    figure = Figure(figsize=(WIDTH, HEADING + sum(heights) + 0.1))
+    some = "" if len(classes) == len(class_names) else f", {len(classes)} of {len(class_names)}"
+    heading(
+        figure,
+        f"Substitution images: {method_title(pool.method)}, pool {pool.pool_seed}",
+        f"A row per class as the teacher {pool.teacher} sees it{some}: its share of the pool, and "
+        "random images, surest first, with the teacher's confidence",
+    )
+    sheet = canvas(figure)
+    y = HEADING
+    for class_index, chosen, height in zip(classes, picks, heights, strict=True):
+        share = 100 * float(pool.proportions[class_index])
+        middle = y + (_TILE if len(chosen) else _EMPTY_ROW) / 2
+        name = class_names[class_index]
+        sheet.text(MARGIN, middle - 0.1, name, size=11, weight="bold", va="center")
+        sheet.text(MARGIN, middle + 0.12, f"{share:.1f} %", size=8, color=MUTED, va="center")
+        if len(chosen):
+            _class_row(sheet, pool, chosen, y)
+        else:
+            _empty_row(sheet, y)
+        y += height
+    return figure
+
+
+def _class_row(sheet: Axes, pool: PoolView, chosen: NDArray[np.int64], y: float) -> None:
+    for column in range(NUM_COLUMNS):
+        x = MARGIN + _LABELS + column * _PITCH
+        if column >= len(chosen):
+            empty_tile(sheet, x, y, _TILE)
+            continue
+        index = chosen[column]
+        show_image(sheet, pool.images[index], x, y, _TILE)
+        sure = f"{100 * pool.confidence[index]:.0f} %"
+        middle = x + _TILE / 2
+        sheet.text(middle, y + _TILE + 0.03, sure, size=6.5, color=MUTED, ha="center", va="top")
+
+
+def _empty_row(sheet: Axes, y: float) -> None:
+    left, width = MARGIN + _LABELS, (NUM_COLUMNS - 1) * _PITCH + _TILE
+    empty_tile(sheet, left, y, width, _EMPTY_ROW)
+    note = "no image of this class in the pool"
+    sheet.text(left + 0.15, y + _EMPTY_ROW / 2, note, color=WRONG, va="center")
+
+
+def predictions(examples: Examples, class_names: Sequence[str]) -> Figure:
+    """Draw images with what teacher, vanilla and KDCI take them for; errors in red."""
+    shown = min(len(examples.predictions), MAX_EXAMPLES)
+    num_blocks = -(-shown // NUM_COLUMNS)
+    block_height = _TILE + 1.15
+    figure = Figure(figsize=(WIDTH, HEADING + block_height * num_blocks))
+    on_test = examples.evaluated_on == "test"
+    pictures = "Test images" if on_test else "Held-out substitutes"
+    truth = "the label" if on_test else "the teacher"
+    heading(
+        figure,
+        f"{pictures} as the models see them: {method_title(examples.method)}",
+        f"{examples.teacher} to {examples.student}, two students of one seed; first come images "
+        f"that these take for different classes. Red: not what {truth} says",
+    )
+    sheet = canvas(figure)
+    for block in range(num_blocks):
+        first = block * NUM_COLUMNS
+        y = HEADING + block * block_height
+        _prediction_labels(sheet, y + _TILE, on_test=on_test)
+        for column, index in enumerate(range(first, min(first + NUM_COLUMNS, shown))):
+            x = MARGIN + _LABELS + column * _PITCH
+            show_image(sheet, examples.images[index], x, y, _TILE)
+            _prediction_column(sheet, examples.predictions[index], class_names, x, y + _TILE)
+    return figure
+
+
+_LINE = 0.2
+_SPEAKERS = (("teacher", INK), ("vanilla", VANILLA), ("kdci", KDCI))
+
+
+def _prediction_labels(sheet: Axes, y: float, *, on_test: bool) -> None:
+    if on_test:
+        sheet.text(MARGIN, y + _LINE, "label", size=8.5, color=MUTED, va="center")
+    for line, (name, color) in enumerate(_SPEAKERS, start=2):
+        title = "KDCI" if name == "kdci" else name
+        sheet.text(
+            MARGIN, y + line * _LINE, title, size=8.5, color=color, weight="bold", va="center"
+        )
+    right = MARGIN + _LABELS + NUM_COLUMNS * _PITCH - (_PITCH - _TILE)
+    sheet.plot([MARGIN, right], [y + 1.5 * _LINE] * 2, color=FAINT, linewidth=0.8)
+
+
+def _prediction_column(
+    sheet: Axes, said: dict[str, int | None], class_names: Sequence[str], x: float, y: float
+) -> None:
+    label = said["label"]
+    truth = said["teacher"] if label is None else label
+    # A long class name has to fit below its tile.
+    size = 8.5 if max(map(len, class_names)) <= 6 else SMALL - 0.7
+    middle = x + _TILE / 2
+    if label is not None:
+        name = class_names[label]
+        sheet.text(middle, y + _LINE, name, size=size, color=MUTED, ha="center", va="center")
+    for line, (speaker, _) in enumerate(_SPEAKERS, start=2):
+        index = said[speaker]
+        name = "-" if index is None else class_names[index]
+        wrong = index is not None and index != truth
+        sheet.text(
+            middle,
+            y + line * _LINE,
+            name,
+            size=size,
+            color=WRONG if wrong else INK,
+            weight="bold" if wrong else "normal",
+            ha="center",
+            va="center",
+        )

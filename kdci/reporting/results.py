@@ -1,0 +1,101 @@
+"""Rows of results: one per evaluated student, and the file ``report/results.json``. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from kdci.errors import IntegrityError, UserError
+
+Measure = Literal["accuracy", "agreement"]
+Part = Literal["backbone", "compensated"]
+Key = tuple[str, str, str]
+"""Teacher, student, method."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluated student; accuracies and agreements in percent.
+
+    Attributes:
+        accuracy: The deployed one of the two below; null without test data.
+        accuracy_backbone: Of the student alone.
+        accuracy_compensated: Of the student with the compensation module; null for vanilla.
+        agreement_backbone: With the teacher on held-out substitutes.
+        agreement_compensated: The same for the compensated prediction; null for vanilla.
+        seconds: Distillation alone; null when the times were not kept.
+        deploy: Which of the two is deployed, `backbone` or `compensated`.
+    """
+
+    preset: str
+    dataset: str
+    teacher: str
+    student: str
+    method: str
+    variant: str
+    pool_seed: int
+    seed: int
+    accuracy: float | None
+    accuracy_backbone: float | None
+    accuracy_compensated: float | None
+    teacher_accuracy: float | None
+    agreement_backbone: float | None
+    agreement_compensated: float | None
+    num_steps: int
+    seconds: float | None
+    deploy: str
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], **more: Any) -> Row:
+        """Build a row from a JSON object; keys that a row does not know are left out.
+
+        Raises:
+            KeyError: A value is missing.
+        """
+        known = {**values, **more}
+        return cls(**{field.name: known[field.name] for field in fields(cls)})
+
+    @property
+    def key(self) -> Key:
+        """Teacher, student and method."""
+        return (self.teacher, self.student, self.method)
+
+    @property
+    def replicate(self) -> tuple[int, int]:
+        """Pool seed and student seed: what a vanilla and a KDCI student share."""
+        return (self.pool_seed, self.seed)
+
+    def value(self, measure: Measure, part: Part) -> float | None:
+        """Return one of the four numbers a student is judged by."""
+        number: float | None = getattr(self, f"{measure}_{part}")
+        return number
+
+
+def measure_of(rows: Iterable[Row]) -> Measure:
+    """Return `accuracy`, or `agreement` where no row has one: there was no test data."""
+    known = list(rows)
+    tested = any(row.accuracy_backbone is not None for row in known)
+    return "accuracy" if tested or not known else "agreement"
+
+
+def rows_as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return rows as JSON objects, the content of ``report/results.json``."""
+    return [asdict(row) for row in rows]
+
+
+def load_rows(path: Path) -> list[Row]:
+    """Read ``report/results.json``.
+
+    Raises:
+        UserError: There is no such file yet.
+        IntegrityError: It is not a list of rows.
+    """
+    try:
+        return [Row.from_json(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        raise UserError(str(path), "there are no results yet", "run `dvc repro`") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise IntegrityError(str(path), "is damaged", "run `dvc repro -f report`") from None

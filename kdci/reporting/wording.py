@@ -1,0 +1,102 @@
+"""How numbers and verdicts are worded, in tables, report and figures alike. Torch-free."""
+
+from __future__ import annotations
+
+from kdci.reporting.comparison import Comparison, Estimate
+
+METHOD_TITLES = {
+    "dafl": "DAFL",
+    "fast": "Fast",
+    "cmi": "CMI",
+    "deepinv": "DeepInv",
+    "mosaick": "Mosaick",
+    "dfnd": "DFND",
+}
+NOT_RUN = "not run"
+UNKNOWN = "-"
+_NO_SPREAD = 1e-9
+
+
+def method_title(method: str) -> str:
+    """Return a method's name as the paper writes it."""
+    return METHOD_TITLES.get(method, method)
+
+
+def number(value: float | None, decimals: int = 1) -> str:
+    """Return a number with a fixed count of decimals, never as "-0.0"."""
+    if value is None:
+        return UNKNOWN
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
+
+
+def signed(value: float) -> str:
+    """Return a difference in points with its sign; 0.0 has none."""
+    text = number(value)
+    return f"+{text}" if float(text) > 0 else text
+
+
+def mean_text(estimate: Estimate | None, plus_minus: str = "±") -> str:
+    """Return "98.1 ± 0.4": mean and half the 95 % interval; "(n = 1)" where there is none."""
+    if estimate is None:
+        return NOT_RUN
+    if estimate.half_width is None:
+        return f"{number(estimate.mean)} (n = 1)"
+    return f"{number(estimate.mean)} {plus_minus} {number(estimate.half_width)}"
+
+
+def difference_text(estimate: Estimate | None) -> str:
+    """Return "+0.3 (-0.5 to 1.1)": a paired difference with its interval."""
+    if estimate is None:
+        return NOT_RUN
+    return f"{signed(estimate.mean)} ({interval_text(estimate)})"
+
+
+def interval_text(estimate: Estimate) -> str:
+    """Return "-0.5 to 1.1", or "n = 1" where there is no interval."""
+    if estimate.interval is None:
+        return "n = 1"
+    return " to ".join(_bound(bound) for bound in estimate.interval)
+
+
+def _bound(value: float) -> str:
+    """Return a bound so that rounding does not hide on which side of 0 it lies."""
+    text = number(value)
+    return text if float(text) != 0 or value == 0 else number(value, 2)
+
+
+def verdict(estimate: Estimate | None) -> str:
+    """Return what a paired difference shows, and nothing beyond its interval."""
+    if estimate is None:
+        return NOT_RUN
+    if estimate.interval is None:
+        return "one replicate, so nothing is shown"
+    low, high = estimate.interval
+    if high - low < _NO_SPREAD:
+        return f"the same in all {estimate.n} replicates, so no interval can be given"
+    if low > 0:
+        return "KDCI is better here"
+    if high < 0:
+        return "KDCI is worse here"
+    return "no difference shown"
+
+
+def headline(comparison: Comparison) -> str:
+    """Return one honest sentence on a method.
+
+    Example: "Fast: KDCI +0.3 points (95 % interval -0.5 to 1.1, n = 3): no difference shown."
+    """
+    title, paired = method_title(comparison.method), comparison.difference
+    if paired is None:
+        missing = [
+            name
+            for name, known in (("vanilla", comparison.vanilla), ("KDCI", comparison.kdci))
+            if known is None
+        ]
+        what = " and ".join(missing) + " not run" if missing else "no replicate has both variants"
+        return f"{title}: no comparison ({what})."
+    points = "points" if comparison.measure == "accuracy" else "points of agreement"
+    if paired.interval is None:
+        certainty = "n = 1"
+    else:
+        certainty = f"95 % interval {interval_text(paired)}, n = {paired.n}"
+    return f"{title}: KDCI {signed(paired.mean)} {points} ({certainty}): {verdict(paired)}."

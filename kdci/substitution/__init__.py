@@ -1,0 +1,1 @@
+"""Substitution images for distillation: one method per file, all behind ``base``."""

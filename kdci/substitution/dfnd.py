@@ -1,0 +1,245 @@
+"""DFND: the open-world images that the teacher is surest of, and a student loss for noise.
+
+Chen et al., "Learning Student Networks in the Wild", CVPR 2021. Selection needs no student
+and makes no attempt at balance between classes; what the teacher prefers is what is drawn.
+The student's loss allows for the teacher being wrong on foreign images: a learned matrix Q
+turns the student's class probabilities into those of the teacher's noisy labels.
+
+Where this differs from the authors' public code, on purpose: all images meet the teacher's
+own normalisation, and the diagonal of Q is the accuracy of the teacher at hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdci.data.augmentation import random_crop_flip
+from kdci.data.shuffled_rows import ShuffledRows
+from kdci.errors import NumericError, UserError
+from kdci.losses import one_hot_costs, soft_label_kl
+from kdci.models import PixelModel
+from kdci.substitution.base import SourceContext, State, StudentCriterion
+
+_CHUNKS_PER_REPORT = 10
+
+
+class NoisyStudentCriterion(StudentCriterion):
+    """T^2-scaled KL, and NLL of the teacher's label under the student seen through noise.
+
+    Row i of the matrix Q in R^{K x K} says what the teacher calls an image of class i: the
+    true class with probability a, the others with (1 - a) softmax(A_i). A starts at 0, that
+    is, errors spread evenly. Q only explains labels while training; it is no part of the
+    student.
+
+    Args:
+        num_classes: Number of classes K, at least 2.
+        teacher_accuracy: a, a fraction strictly between 0 and 1, so that log Q is finite.
+        temperature: T of the KL term.
+        learning_rate: Adam rate of A.
+
+    Raises:
+        ValueError: ``num_classes`` or ``teacher_accuracy`` is out of range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        teacher_accuracy: float,
+        temperature: float = 4.0,
+        learning_rate: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        if not 0 < teacher_accuracy < 1:
+            raise ValueError(
+                "teacher_accuracy must be a fraction strictly between 0 and 1, "
+                f"got {teacher_accuracy}"
+            )
+        self.teacher_accuracy = teacher_accuracy
+        self.temperature = temperature
+        self.learning_rate = learning_rate
+        self.noise_scores = nn.Parameter(torch.zeros(num_classes, num_classes - 1))
+
+    def log_noise(self) -> Tensor:
+        """Return log Q, (K, K): row i is the true class, column j the teacher's label."""
+        log_errors = F.log_softmax(self.noise_scores, dim=1) + math.log1p(-self.teacher_accuracy)
+        num_classes = len(log_errors)
+        classes = torch.arange(num_classes, device=log_errors.device)
+        # A leaves out the diagonal, so the columns right of it sit one place to the left.
+        column_KK = classes - (classes > classes[:, None]).long()
+        spread_KK = log_errors.gather(1, column_KK.clamp(max=num_classes - 2))
+        log_correct = math.log(self.teacher_accuracy)
+        return spread_KK.masked_fill(classes == classes[:, None], log_correct)
+
+    def forward(self, student_logits_BK: Tensor, teacher_logits_BK: Tensor) -> dict[str, Tensor]:
+        """Return the terms ``kl`` and ``nll``; see the base class."""
+        labels_B = teacher_logits_BK.argmax(dim=1)
+        # log (p_S Q)[label], as a sum over the true class; only the label's column is needed.
+        log_joint_BK = F.log_softmax(student_logits_BK, dim=1) + self.log_noise().T[labels_B]
+        return {
+            "kl": soft_label_kl(student_logits_BK, teacher_logits_BK, self.temperature),
+            "nll": -log_joint_BK.logsumexp(dim=1).mean(),
+        }
+
+
+class DfndSource:
+    """Substitution images by DFND; see the module's docstring and ``SubstitutionSource``.
+
+    Args:
+        context: Teacher, dataset, bank, seed, and the loader of the unlabelled pool.
+        num_selected: Images to keep of the pool.
+        teacher_accuracy: The teacher's accuracy, a fraction strictly between 0 and 1; `auto`:
+            as the context says.
+        temperature: T of the student's KL term.
+        noise_learning_rate: Adam rate of the student loss's noise matrix.
+        score_batch_size: Images the teacher scores at once.
+
+    Raises:
+        ValueError: ``num_selected`` or ``score_batch_size`` is not positive, or
+            ``teacher_accuracy`` is out of range.
+    """
+
+    def __init__(
+        self,
+        context: SourceContext,
+        *,
+        num_selected: int,
+        teacher_accuracy: float | Literal["auto"] = "auto",
+        temperature: float = 4.0,
+        noise_learning_rate: float = 1e-3,
+        score_batch_size: int = 512,
+    ) -> None:
+        if num_selected < 1 or score_batch_size < 1:
+            raise ValueError(
+                "num_selected and score_batch_size must be at least 1, "
+                f"got {num_selected} and {score_batch_size}"
+            )
+        self.context = context
+        self.bank = context.bank
+        self.num_selected = num_selected
+        self.teacher_accuracy = (
+            context.teacher_accuracy if isinstance(teacher_accuracy, str) else teacher_accuracy
+        )
+        self.temperature = temperature
+        self.noise_learning_rate = noise_learning_rate
+        self.score_batch_size = score_batch_size
+        self.criterion()  # refuses a bad accuracy now, not after hours of scoring
+        self._random = torch.Generator().manual_seed(context.seed)
+        self._rows = ShuffledRows(context.seed)
+        self._scores_M = torch.empty(0)
+        self._is_selected = False
+
+    @property
+    def num_preparations(self) -> int:
+        """One part: the pool's size is not known before it is loaded."""
+        return 1
+
+    def prepare(self) -> Iterator[dict[str, float]]:
+        """Score the pool, then keep the images with the lowest scores; see the protocol.
+
+        Yields:
+            ``scored`` (images so far) and ``score`` (their mean -log max p_T, in nats);
+            at the end ``bank`` and ``selected_score``, the mean over the kept images.
+
+        Raises:
+            UserError: The pool has fewer images than are to be selected.
+            NumericError: The teacher's prediction is not finite.
+        """
+        if self._is_selected:
+            return
+        pool_MCHW = self.context.open_world()
+        if len(pool_MCHW) < self.num_selected:
+            raise UserError(
+                "methods.dfnd.num_selected",
+                f"is {self.num_selected}, but the open-world pool has {len(pool_MCHW)} images",
+                f"set it to {len(pool_MCHW)} at most, or enlarge the pool",
+            )
+        while len(self._scores_M) < len(pool_MCHW):
+            self._score_more(pool_MCHW)
+            yield {
+                "scored": float(len(self._scores_M)),
+                "score": float(self._scores_M.mean()),
+            }
+        yield self._select(pool_MCHW)
+
+    def refresh(self, student: PixelModel) -> dict[str, float]:
+        """Do nothing: the choice does not depend on the student."""
+        return {}
+
+    def reseed(self, seed: int) -> None:
+        """Start the random streams anew; see the protocol."""
+        self._random.manual_seed(seed)
+        self._rows = ShuffledRows(seed)
+
+    def batch(self, size: int) -> Tensor:
+        """Return augmented images of the bank; see the protocol."""
+        spec = self.context.spec
+        images = self.bank.rows(self._rows.next(size, len(self.bank))).to(self.context.device)
+        views = random_crop_flip(
+            images, crop_padding=spec.crop_padding, flip=spec.flip, generator=self._random
+        )
+        return views.float() / 255
+
+    def criterion(self) -> StudentCriterion:
+        """Return the student loss with an even noise matrix, on the teacher's device."""
+        return NoisyStudentCriterion(
+            self.context.spec.num_classes,
+            teacher_accuracy=self.teacher_accuracy,
+            temperature=self.temperature,
+            learning_rate=self.noise_learning_rate,
+        ).to(self.context.device)
+
+    def state_dict(self) -> State:
+        """Return the scores so far, the random streams and the bank's length."""
+        return {
+            "num_rows": len(self.bank),
+            "random": self._random.get_state(),
+            "rows": self._rows.state_dict(),
+            "scores": self._scores_M.clone(),
+            "is_selected": self._is_selected,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from ``state``; the bank is cut back to the length it had then."""
+        self.bank.truncate(state["num_rows"])
+        self._random.set_state(state["random"])
+        self._rows.load_state_dict(state["rows"])
+        self._scores_M = state["scores"].clone()
+        self._is_selected = bool(state["is_selected"])
+
+    @torch.no_grad()
+    def _score_more(self, pool_MCHW: Tensor) -> None:
+        """Score the next few chunks of the pool."""
+        start = len(self._scores_M)
+        part = pool_MCHW[start : start + _CHUNKS_PER_REPORT * self.score_batch_size]
+        scores = [self._scores_M]
+        for chunk in torch.split(part, self.score_batch_size):
+            images = chunk.to(self.context.device).float() / 255
+            scores.append(one_hot_costs(self.context.teacher(images).logits).cpu())
+        self._scores_M = torch.cat(scores)
+        if not bool(self._scores_M.isfinite().all()):
+            raise NumericError(
+                "teacher",
+                "its prediction on the open-world pool is not finite",
+                "check its weights",
+            )
+
+    def _select(self, pool_MCHW: Tensor) -> dict[str, float]:
+        """Put the images with the lowest scores into the bank, in the pool's order."""
+        # Stable, so that of equal scores the earlier image wins on every machine.
+        order_M = self._scores_M.argsort(stable=True)
+        chosen = order_M[: self.num_selected].sort().values
+        for rows in torch.split(chosen, self.score_batch_size):
+            self.bank.append(pool_MCHW[rows].float() / 255)
+        mean_score = float(self._scores_M[chosen].mean())
+        self._is_selected = True
+        self._scores_M = torch.empty(0)  # they would only swell every later checkpoint
+        return {"bank": float(len(self.bank)), "selected_score": mean_score}

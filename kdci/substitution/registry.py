@@ -1,0 +1,40 @@
+"""The methods by name: the one place where a method's params block meets its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel
+
+from kdci.substitution.base import SourceContext, SubstitutionSource
+from kdci.substitution.dfnd import DfndSource
+from kdci.substitution.fast import FastSource
+
+Builder = Callable[..., SubstitutionSource]
+
+METHODS: dict[str, Builder] = {
+    "fast": FastSource,
+    "dfnd": DfndSource,
+}
+
+
+def build_source(method: str, block: BaseModel, context: SourceContext) -> SubstitutionSource:
+    """Build a method's source from its params block.
+
+    Args:
+        method: Key of ``METHODS``.
+        block: The method's block; its fields are the source's keyword arguments, except
+            `open_world`, which the context loads.
+        context: Teacher, dataset, bank and seed.
+
+    Raises:
+        ValueError: There is no such method.
+        UserError: The method does not fit the teacher.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}, one of {sorted(METHODS)}")
+    arguments: dict[str, Any] = {
+        name: getattr(block, name) for name in type(block).model_fields if name != "open_world"
+    }
+    return METHODS[method](context, **arguments)

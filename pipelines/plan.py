@@ -1,0 +1,71 @@
+"""What `dvc repro` makes of the current params: every stage at every point of the grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from kdci.artifacts import read_card
+from kdci.config import Params
+from kdci.errors import KdciError
+from kdci.layout import Layout
+
+KINDS = {
+    "teacher": "teacher",
+    "substitute": "pool",
+    "dictionary": "dictionary",
+    "distill_vanilla": "student",
+    "distill_kdci": "student",
+    "evaluate": "evaluation",
+}
+"""The kind of artifact each stage makes."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of ``dvc.yaml`` at one point of the grid.
+
+    Attributes:
+        name: Its name in DVC.
+        kind: What it makes.
+        cell: Values of its axes.
+        params: The blocks it depends on, by dotted key.
+        artifact: Where its result lies.
+        source: The stage's own file.
+    """
+
+    name: str
+    kind: str
+    cell: dict[str, str | int]
+    params: dict[str, Any]
+    artifact: Path
+    source: Path
+
+    def is_in_place(self) -> bool:
+        """Tell whether the artifact is there and was made with these params."""
+        try:
+            return bool(read_card(self.artifact, kind=self.kind)["params"] == self.params)
+        except (KdciError, OSError):
+            return False
+
+
+def planned_stages(params: Params, layout: Layout) -> list[PlannedStage]:
+    """Return what `dvc repro` makes of the current params, parents first, the report left out."""
+    # Imported here: the stages' modules load torch.
+    from stages import dictionary, distill, evaluate, substitute, teacher
+    from stages._session import StageIdentity
+
+    planned = []
+    for module in (teacher, substitute, dictionary, distill, evaluate):
+        for stage in module.STAGES:
+            for values in product(*(getattr(params.grid, f"{axis}s") for axis in stage.axes)):
+                cell = dict(zip(stage.axes, values, strict=True))
+                blocks = params.blocks(*stage.keys(cell))
+                identity = StageIdentity(stage.name, cell, blocks, stage.artifact(layout, cell))
+                kind, source = KINDS[stage.name], Path(str(module.__file__))
+                planned.append(
+                    PlannedStage(identity.name, kind, cell, blocks, identity.artifact, source)
+                )
+    return planned

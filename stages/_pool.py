@@ -1,0 +1,96 @@
+"""What stages that see a pool share: the teacher, the bank, the method's context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages._session import Session
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdci.artifacts import Artifact
+    from kdci.data.image_bank import ImageBank
+    from kdci.models import PixelModel
+    from kdci.runtime import Runtime
+    from kdci.substitution.base import SourceContext
+
+LEAST_ACCURACY, MOST_ACCURACY = 0.01, 0.999
+"""Bounds of what a method may be told of the teacher's accuracy: neither 0 nor 1."""
+
+
+def open_teacher(session: Session, artifact: Artifact, runtime: Runtime) -> PixelModel:
+    """Load the cell's teacher, frozen."""
+    from kdci.pretrained import load_teacher
+
+    return load_teacher(
+        artifact,
+        session.params.data.spec,
+        device=runtime.device,
+        autocast_dtype=runtime.autocast_dtype,
+    )
+
+
+def pool_bank(session: Session, *, base: Path | None, tail: str = "bank.bin") -> ImageBank:
+    """Open the bank whose growing part lies in the work folder."""
+    from kdci.data.image_bank import ImageBank
+
+    spec = session.params.data.spec
+    shape = (spec.channels, spec.image_size, spec.image_size)
+    return ImageBank(session.folder / tail, shape=shape, base=base)
+
+
+def source_context(
+    session: Session,
+    artifact: Artifact,
+    teacher: PixelModel,
+    bank: ImageBank,
+    *,
+    seed: int,
+    skipped: dict[str, int] | None = None,
+) -> SourceContext:
+    """Return what a method is built from.
+
+    Args:
+        session: The running stage.
+        artifact: The teacher's artifact, for its accuracy.
+        teacher: Frozen.
+        bank: Where the method's images live.
+        seed: Seed of the method's random streams.
+        skipped: Receives how many open-world files could not be read, by reason.
+    """
+    from kdci.substitution.base import SourceContext
+
+    spec = session.params.data.spec
+    block = session.params.method(str(session.identity.cell["method"]))
+    open_world = getattr(block, "open_world", None)
+
+    def load() -> Tensor:
+        from kdci.data.open_world import load_open_world
+
+        if open_world is None:
+            raise ValueError("this method has no open_world block")
+        pool = load_open_world(
+            open_world.source,
+            path=Path(open_world.path) if open_world.path else None,
+            num_images=open_world.num_images,
+            image_size=spec.image_size,
+            channels=spec.channels,
+            seed=seed,
+        )
+        if skipped is not None:
+            skipped.update(pool.skipped)
+        return pool.images
+
+    # The accuracy is metadata of the teacher; without test data its training accuracy stands in.
+    accuracy = artifact.facts["accuracy"] or artifact.facts["train_accuracy"]
+    bounded = min(max(accuracy / 100, LEAST_ACCURACY), MOST_ACCURACY)
+    return SourceContext(
+        teacher=teacher,
+        spec=spec,
+        bank=bank,
+        seed=seed,
+        teacher_accuracy=bounded,
+        open_world=load,
+    )

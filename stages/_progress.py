@@ -1,0 +1,62 @@
+"""Progress of a loop: a bar on a terminal, one line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+from kdci.metrics import MetricFile
+
+SHOWN = ("loss", "train_accuracy", "agreement", "inversion_loss", "bank")
+
+
+class Progress:
+    """Shows how far a loop is.
+
+    Args:
+        total: Steps in all.
+        label: What is being done.
+        metrics: Where the loop logs; each new line there is a line of output.
+    """
+
+    def __init__(self, total: int, *, label: str, metrics: MetricFile) -> None:
+        self.total = total
+        self.label = label
+        self.metrics = metrics
+        self._num_lines = len(metrics)
+        self._began = time.monotonic()
+        self._bar = tqdm(total=total, desc=label, leave=False) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, step: int) -> None:
+        """Show that ``step`` steps are done."""
+        logged = len(self.metrics) > self._num_lines
+        self._num_lines = len(self.metrics)
+        if self._bar is not None:
+            if logged:
+                self._bar.set_postfix_str(self._values())
+            self._bar.update(step - self._bar.n)
+        elif logged:
+            seconds = time.monotonic() - self._began
+            line = f"{self.label} {step}/{self.total}  {self._values()}  {seconds:.0f} s\n"
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+    def _values(self) -> str:
+        newest = self.metrics.newest
+        return "  ".join(f"{name} {newest[name]:.4g}" for name in SHOWN if name in newest)

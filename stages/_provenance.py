@@ -1,0 +1,34 @@
+"""Which code made a result."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from kdci.artifacts import hash_file
+from kdci.config import hash_json
+
+
+def git_revision(root: Path) -> str:
+    """Return the commit the code is at, with `+dirty` if it was edited since; or `unknown`."""
+    code = ("kdci", "stages", "pipelines")
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("+dirty" if _git(root, "status", "--porcelain", "--", *code) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def code_hash(*files: Path) -> str:
+    """Return a hash of the library's sources and of ``files``, for naming work folders."""
+    import kdci
+
+    package = Path(kdci.__file__).parent
+    sources = [*sorted(package.rglob("*.py")), *files]
+    return hash_json([[file.name, hash_file(file)] for file in sources])

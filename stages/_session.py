@@ -1,0 +1,323 @@
+"""What a stage runs in: its lock, its resumable work folder, its clock, its way to stop.
+
+A session holds an operating-system lock for as long as its process lives, so that no two
+processes write one output, not even when the runner of the first one was killed. Its
+checkpoints lie outside DVC's outs, in a folder named by what the result depends on: params,
+dependencies and code. Another value of any of them never meets an old checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from kdci import artifacts
+from kdci.checkpoints import Checkpoints
+from kdci.config import Params, hash_json
+from kdci.errors import BusyError, StoppedError, UserError
+from kdci.layout import Layout
+from kdci.metrics import MetricFile
+from stages._progress import Progress
+from stages._provenance import code_hash, git_revision
+from stages._signals import StopFlag
+
+if TYPE_CHECKING:
+    from kdci.runtime import Runtime
+
+CHECKPOINT_SECONDS = 10.0
+"""A loop's state is saved when this long has passed since the last time."""
+LOCK_SECONDS = 20.0
+"""How long to wait for an orphan of a killed run to save its state and leave."""
+
+State = dict[str, Any]
+_log = logging.getLogger("kdci")
+
+
+@dataclass(frozen=True)
+class StageIdentity:
+    """Which stage of which experiment runs, and what its result depends on.
+
+    Attributes:
+        stage: Name in dvc.yaml without the cell: `distill_kdci`.
+        cell: Values of the stage's axes, in the order of dvc.yaml.
+        params: The blocks the stage depends on, by dotted key.
+        artifact: Where the result will lie.
+    """
+
+    stage: str
+    cell: Mapping[str, str | int]
+    params: Mapping[str, Any]
+    artifact: Path
+
+    @property
+    def name(self) -> str:
+        """The stage's name in DVC."""
+        values = "-".join(str(value) for value in self.cell.values())
+        return f"{self.stage}@{values}" if values else self.stage
+
+
+@dataclass
+class Session:
+    """A running stage; see the module's docstring.
+
+    Attributes:
+        params: The whole, validated tree.
+        layout: Where everything lies.
+        identity: Which stage this is.
+        stop: Tells that a signal came.
+    """
+
+    params: Params
+    layout: Layout
+    identity: StageIdentity
+    stop: StopFlag = field(default_factory=StopFlag)
+
+    def __post_init__(self) -> None:
+        self._parents: dict[str, artifacts.Artifact] = {}
+        self._lock = FileLock(self.layout.work / "locks" / f"{self.identity.name}.lock")
+        self._started = time.time()
+        self._clock = time.monotonic()
+        self._elapsed_before = 0.0
+        self._loop_seconds = 0.0
+        self._last_save = time.monotonic()
+        self._runtime_card: dict[str, Any] = {}
+        self.reproducible = True
+
+    # -- one writer ---------------------------------------------------------------------
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the stage's lock; the kernel frees it however the process ends.
+
+        Raises:
+            BusyError: Another process holds it.
+        """
+        path = Path(self._lock.lock_file)
+        with artifacts.storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        holder = path.with_suffix(".holder")
+        try:
+            self._lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "unknown"
+            fix = "wait for it, or stop that process"
+            raise BusyError(self.identity.name, f"is running in process {who}", fix) from None
+        try:
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._started))
+            artifacts.replace_file(holder, f"{os.getpid()} since {since}\n".encode())
+            artifacts.remove_leftovers(self.identity.artifact)
+            yield
+        finally:
+            self._lock.release()
+
+    # -- what it reads --------------------------------------------------------------------
+
+    def parent(self, name: str, path: Path, *, kind: str | None = None) -> artifacts.Artifact:
+        """Open an artifact of an earlier stage, verified; the result is recorded to come from it.
+
+        Args:
+            name: Its role.
+            path: Its folder.
+            kind: What it must be; None: named as its role.
+
+        Raises:
+            UserError: It is not there.
+            IntegrityError: It is damaged.
+        """
+        self._parents[name] = artifacts.open_artifact(path, kind=kind or name)
+        return self._parents[name]
+
+    def artifact(self, name: str) -> artifacts.Artifact:
+        """Return a parent that was opened before."""
+        return self._parents[name]
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Content hashes of the parents, by role."""
+        return {name: artifact.content for name, artifact in self._parents.items()}
+
+    def start_runtime(self, source: Path) -> Runtime:
+        """Set up torch, then open the work folder of this very computation.
+
+        Call once all parents are open: the folder's name depends on them.
+
+        Args:
+            source: The stage's own file.
+        """
+        from kdci.runtime import start
+
+        block = self.params.runtime
+        self.runtime = start(device=block.device, threads=block.threads, precision=block.precision)
+        self._open_work(runtime=self.runtime.card(), code=code_hash(source))
+        return self.runtime
+
+    # -- the work folder ----------------------------------------------------------------
+
+    def _open_work(self, *, runtime: Mapping[str, Any], code: str) -> None:
+        self._runtime_card = dict(runtime)
+        self._code = code
+        self.key = hash_json(
+            {"params": self.identity.params, "parents": self.parents, "code": code}
+        )
+        self.folder = self.layout.work / "work" / self.identity.name / self.key[:16]
+        with artifacts.storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.metrics = MetricFile(self.folder / "metrics.jsonl")
+        self.checkpoints = Checkpoints(self.folder)
+        (self.folder / "failure.json").unlink(missing_ok=True)
+        identity = {
+            "stage": self.identity.stage,
+            "cell": dict(self.identity.cell),
+            "artifact": str(self.identity.artifact.relative_to(self.layout.root)),
+            "params": dict(self.identity.params),
+            "parents": self.parents,
+            "code": code,
+            "key": self.key,
+            "started": self._started,
+            "pid": os.getpid(),
+        }
+        artifacts.replace_file(self.folder / "identity.json", json.dumps(identity).encode())
+
+    def resume(self) -> State | None:
+        """Return the newest saved state, with the metrics cut back to it; None: start over."""
+        saved = self.checkpoints.load_newest()
+        if saved is None:
+            self.metrics.truncate(0)
+            return None
+        if saved["runtime"] != self._runtime_card:
+            _log.warning(
+                "kdci: warning: %s goes on under another runtime than it began with; "
+                "its result is not reproducible bit for bit",
+                self.identity.name,
+            )
+            self.reproducible = False
+        self.reproducible = self.reproducible and saved["reproducible"]
+        self.metrics.truncate(saved["num_metric_lines"])
+        self._elapsed_before = saved["seconds"]
+        self._loop_seconds = saved["loop_seconds"]
+        state: State = saved["state"]
+        return state
+
+    def run_loop(
+        self, steps: Iterable[int], *, total: int, state: Callable[[], State], label: str
+    ) -> None:
+        """Drive a loop, saving its state as time passes and when a signal comes.
+
+        Args:
+            steps: Yields the number of steps done after each one.
+            total: Steps in all, for the progress display.
+            state: Returns what resuming after the step just yielded needs.
+            label: What is being done.
+
+        Raises:
+            StoppedError: A signal came; the state is saved.
+        """
+        began = time.monotonic()
+        before = self._loop_seconds
+        with Progress(
+            total, label=f"{self.identity.name} {label}", metrics=self.metrics
+        ) as progress:
+            for step in steps:
+                self._loop_seconds = before + time.monotonic() - began
+                progress.update(step)
+                due = time.monotonic() - self._last_save >= CHECKPOINT_SECONDS
+                if due or self.stop.signal_number is not None:
+                    self.save(step, state())
+                self.raise_if_stopped()
+        self._loop_seconds = before + time.monotonic() - began
+
+    def save(self, step: int, state: State) -> None:
+        """Save a state of the loop."""
+        record = {
+            "state": state,
+            "runtime": self._runtime_card,
+            "reproducible": self.reproducible,
+            "num_metric_lines": len(self.metrics),
+            "seconds": self.seconds,
+            "loop_seconds": self._loop_seconds,
+        }
+        self.checkpoints.save(step, record)
+        self._last_save = time.monotonic()
+
+    def raise_if_stopped(self) -> None:
+        """Leave if a signal came.
+
+        Raises:
+            StoppedError: One came.
+        """
+        if self.stop.signal_number is not None:
+            raise StoppedError(self.stop.signal_number)
+
+    # -- the result ---------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of this stage's own work, earlier interrupted runs included."""
+        return self._elapsed_before + time.monotonic() - self._clock
+
+    @contextmanager
+    def new_artifact(self, kind: str, *, seeds: Mapping[str, int]) -> Iterator[artifacts.Draft]:
+        """Write the stage's artifact with its provenance, its timing, and clear the work."""
+        from kdci.runtime import versions
+
+        card = {
+            "stage": self.identity.name,
+            "params": dict(self.identity.params),
+            "params_hash": hash_json(self.identity.params),
+            "code": {"revision": git_revision(self.layout.root), "hash": self._code},
+            "seeds": dict(seeds),
+            "parents": self.parents,
+            "versions": versions(),
+            "runtime": self._runtime_card,
+            "reproducible": self.reproducible,
+        }
+        with artifacts.new_artifact(self.identity.artifact, kind=kind, card=card) as draft:
+            if len(self.metrics):
+                shutil.copyfile(self.metrics.path, draft.folder / "metrics.jsonl")
+            yield draft
+        timing = {
+            "started": self._started,
+            "finished": time.time(),
+            "seconds": self.seconds,
+            "loop_seconds": self._loop_seconds,
+        }
+        place = self.layout.timing(self.identity.artifact)
+        artifacts.replace_file(place, json.dumps(timing, indent=1).encode())
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def record_failure(self, *, exit_code: int, message: str) -> None:
+        """Leave a note of why the stage ended, for whoever follows the run."""
+        if hasattr(self, "folder") and self.folder.is_dir():
+            note = {"exit_code": exit_code, "message": message}
+            artifacts.replace_file(self.folder / "failure.json", json.dumps(note).encode())
+
+
+def require_writable(folder: Path) -> None:
+    """Fail before the work, not after it, where a result could not be written."""
+    with artifacts.storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+
+
+def require_choice(key: str, value: object, allowed: Iterable[object]) -> None:
+    """Check an axis value given on the command line against the grid.
+
+    Raises:
+        UserError: It is not one of the grid's.
+    """
+    listed = list(allowed)
+    if value not in listed:
+        names = ", ".join(str(item) for item in listed)
+        raise UserError(key, f"{value} is not in the grid of params.yaml", f"one of {names}")

@@ -1,0 +1,93 @@
+"""Report: from every artifact of the grid to ``report/``: results, metrics, curves, figures.
+
+Everything is made in memory first and each file is then put in place whole, so an error
+leaves the report of the last run as it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from kdci.artifacts import replace_file, storage_errors
+from kdci.config import Params
+from kdci.layout import Layout, cells
+from kdci.reporting.comparison import compare, metrics_tree
+from kdci.reporting.evidence import CurvePoint
+from kdci.reporting.figures import DrawnFigure, draw_figures
+from kdci.reporting.gather import gather
+from kdci.reporting.markdown import report_text
+from kdci.reporting.results import rows_as_json
+from stages._main import Stage, main
+
+
+def report(params: Params, layout: Layout) -> None:
+    """Write the report of what has been evaluated of the params' grid.
+
+    Raises:
+        IntegrityError: An artifact is damaged or was changed.
+        StorageError: The report can not be written.
+    """
+    evidence = gather(layout, list(cells(params.grid)), spec=params.data.spec)
+    figures = draw_figures(evidence)
+    metrics = metrics_tree(compare(evidence.rows, evidence.keys))
+    accuracies = {name: facts["accuracy"] for name, facts in evidence.teachers.items()}
+    known = {name: value for name, value in accuracies.items() if value is not None}
+    if known:
+        metrics["teacher"] = known
+    files = {
+        "results.json": _json(rows_as_json(evidence.rows)),
+        "metrics.json": _json(metrics),
+        "curves.csv": _csv(evidence.points),
+        "report.md": report_text(evidence, figures).encode(),
+    }
+    _write_figures(layout.report / "figures", figures)
+    for name, data in files.items():
+        replace_file(layout.report / name, data)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _csv(points: Sequence[CurvePoint]) -> bytes:
+    """Return the learning curves in long form, for `dvc plots`."""
+    text = io.StringIO(newline="")
+    names = [field.name for field in fields(CurvePoint)]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(point) for point in points)
+    return text.getvalue().encode()
+
+
+def _write_figures(folder: Path, figures: Sequence[DrawnFigure]) -> None:
+    """Write the figures, then remove those of an earlier report that are no longer drawn."""
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for figure in figures:
+        replace_file(folder / figure.name, figure.png)
+    current = {figure.name for figure in figures}
+    with storage_errors(folder):
+        for file in folder.glob("*.png"):
+            if file.name not in current:
+                file.unlink()
+
+
+STAGES = (
+    Stage(
+        name="report",
+        axes=(),
+        blocks=("preset", "grid", "data"),
+        artifact=lambda layout, cell: layout.report,
+        run=lambda session: report(session.params, session.layout),
+    ),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(STAGES))

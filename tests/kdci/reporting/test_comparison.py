@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+from scipy import stats
+
+from kdci.reporting.comparison import compare, differences, estimate, metrics_tree
+
+
+def test_interval_of_three_values_as_computed_by_hand():
+    # mean 2, standard deviation 1, t(0.975, 2) = 4.302653 (any table), 4.302653 / sqrt(3)
+    known = estimate([1.0, 2.0, 3.0])
+    assert known.mean == 2.0
+    assert known.n == 3
+    assert known.interval == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-5)
+
+
+def test_interval_is_scipys(values=(91.2, 90.1, 93.7, 92.2, 90.8)):
+    known = estimate(values)
+    expected = stats.t.interval(0.95, len(values) - 1, loc=known.mean, scale=stats.sem(values))
+    assert known.interval == pytest.approx(expected)
+
+
+def test_one_value_has_no_interval_and_none_no_estimate():
+    assert estimate([5.0]).interval is None
+    assert estimate([5.0]).half_width is None
+    assert estimate([]) is None
+
+
+def test_differences_are_paired_by_pool_and_seed_whatever_the_order(row):
+    rows = [
+        row("kdci", 1, pool_seed=7, accuracy_backbone=53.0),
+        row("vanilla", 0, pool_seed=7, accuracy_backbone=90.0),
+        row("vanilla", 1, pool_seed=7, accuracy_backbone=50.0),
+        row("kdci", 0, pool_seed=7, accuracy_backbone=91.0),
+        row("kdci", 1, pool_seed=8, accuracy_backbone=10.0),  # no vanilla of this pool
+    ]
+    assert differences(rows, "accuracy", "backbone") == [1.0, 3.0]
+
+
+def test_paired_interval_is_narrow_where_replicates_vary_together(row):
+    pairs = [(10.0, 11.0), (50.0, 51.5), (90.0, 90.5)]
+    rows = [row("vanilla", seed, accuracy_backbone=a) for seed, (a, _) in enumerate(pairs)]
+    rows += [row("kdci", seed, accuracy_backbone=b) for seed, (_, b) in enumerate(pairs)]
+    (one,) = compare(rows)
+    assert one.difference.mean == pytest.approx(1.0)
+    assert one.difference.half_width == pytest.approx(4.302653 * 0.5 / 3**0.5, abs=1e-5)
+    assert one.vanilla.half_width > 90
+
+
+def test_compensated_is_compared_with_vanillas_backbone(row):
+    rows = [row("vanilla"), row("kdci", accuracy_backbone=89.0, accuracy_compensated=94.0)]
+    (one,) = compare(rows)
+    assert one.backbone_difference.mean == -1.0
+    assert one.compensated_difference.mean == 4.0
+    assert one.difference == one.backbone_difference
+    deployed = [row("vanilla"), row("kdci", accuracy_compensated=94.0, deploy="compensated")]
+    (one,) = compare(deployed)
+    assert one.difference.mean == 4.0
+    assert one.kdci.mean == 94.0
+
+
+def test_without_test_data_agreement_is_compared(row):
+    untested = {"accuracy": None, "accuracy_backbone": None, "accuracy_compensated": None}
+    rows = [row("vanilla", **untested), row("kdci", agreement_backbone=85.0, **untested)]
+    (one,) = compare(rows)
+    assert one.measure == "agreement"
+    assert one.difference.mean == 5.0
+    assert metrics_tree([one])["fast"]["difference_agreement"] == 5.0
+    assert "difference" not in metrics_tree([one])["fast"]
+
+
+def test_a_wanted_comparison_that_was_not_run_is_there_and_empty(row):
+    keys = [("wrn-16-1", "wrn-10-1", "dafl"), ("wrn-16-1", "wrn-10-1", "fast")]
+    dafl, fast = compare([row("vanilla")], keys)
+    assert dafl.method == "dafl"
+    assert dafl.vanilla is None
+    assert fast.vanilla.mean == 90.0
+    assert fast.difference is None
+    assert metrics_tree([dafl, fast]) == {"fast": {"vanilla": 90.0}}
+
+
+def test_metrics_name_the_pair_only_where_there_are_several(row):
+    one_pair = [row("vanilla"), row("kdci", accuracy_backbone=92.0)]
+    assert metrics_tree(compare(one_pair))["fast"] == {
+        "vanilla": 90.0,
+        "kdci": 92.0,
+        "kdci_backbone": 92.0,
+        "kdci_compensated": 91.0,
+        "difference": 2.0,
+    }
+    two_pairs = [*one_pair, row("vanilla", student="wrn-40-1", accuracy_backbone=80.0)]
+    tree = metrics_tree(compare(two_pairs))
+    assert tree["wrn-16-1-wrn-10-1"]["fast"]["vanilla"] == 90.0
+    assert tree["wrn-16-1-wrn-40-1"] == {"fast": {"vanilla": 80.0}}
+
+
+def test_seconds_are_means_over_the_students_whose_times_are_known(row):
+    rows = [row("vanilla", 0, seconds=4.0), row("vanilla", 1, seconds=None)]
+    (one,) = compare([*rows, row("vanilla", 2, seconds=6.0)])
+    assert one.vanilla_seconds == 5.0
+    assert one.kdci_seconds is None

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdci.catalog import DATASETS, DatasetSpec
+from kdci.reporting import image_figures
+from kdci.reporting.chart_figures import class_bars, dictionary
+from kdci.reporting.curve_figures import learning_curves
+from kdci.reporting.figures import draw_figures
+from kdci.reporting.style import canvas, drawing, show_image, spread
+
+NAMES = DATASETS["digits"].class_names
+
+
+@pytest.fixture(autouse=True)
+def settings():
+    with drawing():
+        yield
+
+
+def _texts(figure):
+    return [text.get_text() for text in figure.findobj(mpl.text.Text)]
+
+
+def test_every_kind_of_evidence_has_its_figure(evidence):
+    figures = draw_figures(evidence)
+    assert [figure.name for figure in figures] == [
+        "overview.png",
+        "proportions-wrn-16-1.png",
+        "substitutes-wrn-16-1-fast-pool0.png",
+        "dictionary-wrn-16-1-fast-pool0.png",
+        "curves-wrn-16-1-wrn-10-1.png",
+        "predictions-wrn-16-1-wrn-10-1-fast.png",
+    ]
+    for figure in figures:
+        picture = Image.open(io.BytesIO(figure.png))
+        assert picture.width == 1620
+        assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_equal_evidence_gives_equal_bytes_and_leaves_no_settings_behind(evidence):
+    before = dict(mpl.rcParams)
+    few = replace(evidence, pools=[], dictionaries=[], examples=[])
+    assert draw_figures(few) == draw_figures(few)
+    assert dict(mpl.rcParams) == before
+
+
+def test_nothing_run_draws_nothing(evidence):
+    nothing = replace(evidence, rows=[], pools=[], dictionaries=[], points=[], examples=[])
+    assert draw_figures(nothing) == []
+
+
+def test_many_classes_are_drawn_too(evidence, pool):
+    spec = DatasetSpec("many", 100, 16, 1, (0.0,), (1.0,), 0, False, tuple(map(str, range(100))))
+    facts = {**pool.facts, "proportions": [0.75, 0.25] + [0.0] * 98}
+    facts["missing_classes"] = list(range(2, 100))
+    many = replace(evidence, spec=spec, pools=[replace(pool, facts=facts)], dictionaries=[])
+    assert len(draw_figures(many)) == 5
+
+
+def test_picks_are_members_of_the_class_surest_first_and_always_the_same(pool):
+    chosen = image_figures.pick(pool, 0, 10)
+    assert len(set(chosen.tolist())) == 10
+    assert (pool.top_class[chosen] == 0).all()
+    assert (np.diff(pool.confidence[chosen]) <= 0).all()
+    assert chosen.tolist() == image_figures.pick(pool, 0, 10).tolist()
+    surest = np.argsort(-pool.confidence[:30])[:10]
+    assert set(chosen.tolist()) != set(surest.tolist()), "a random pick, not the best"
+    assert len(image_figures.pick(pool, 5, 10)) == 0
+
+
+def test_substitutes_shows_every_pick_and_says_which_classes_are_empty(pool):
+    figure = image_figures.substitutes(pool, NAMES)
+    assert len(figure.findobj(mpl.image.AxesImage)) == 20
+    texts = _texts(figure)
+    assert texts.count("no image of this class in the pool") == 8
+    assert "75.0 %" in texts
+
+
+def test_an_image_is_drawn_upright_with_its_own_pixels():
+    image = np.zeros((1, 2, 2), dtype=np.uint8)
+    image[0, 0, 1] = 200  # top right
+    with drawing():
+        figure = mpl.figure.Figure(figsize=(1, 1), dpi=100)
+        show_image(canvas(figure), image, 0, 0, 1)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100)
+    pixels = np.asarray(Image.open(buffer).convert("L"))
+    assert pixels[25, 75] == 200
+    assert pixels[75, 75] == pixels[25, 25] == pixels[75, 25] == 0
+
+
+def test_predictions_marks_what_the_label_does_not_say(evidence):
+    figure = image_figures.predictions(evidence.examples[0], NAMES)
+    wrong = [t for t in figure.findobj(mpl.text.Text) if t.get_color() == image_figures.WRONG]
+    assert [text.get_text() for text in wrong] == ["2", "2", "2"]
+
+
+def test_class_bars_are_the_pools_proportions(pool):
+    axes = mpl.figure.Figure().add_subplot()
+    class_bars(axes, pool, NAMES)
+    assert [bar.get_height() for bar in axes.patches] == [75.0, 25.0] + [0.0] * 8
+    assert axes.lines[0].get_ydata()[0] == 10.0
+    assert pool.total_variation == pytest.approx(0.8)
+
+
+def test_dictionary_rows_keep_prototype_and_proportion_together(evidence):
+    view = evidence.dictionaries[0]
+    figure = dictionary(view, NAMES)
+    heat = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Prototypes z")
+    bars = next(axes for axes in figure.axes if axes.get_title(loc="left") == "P(z)")
+    drawn = np.asarray(heat.images[0].get_array())
+    for row, bar in enumerate(bars.patches):
+        index = int(np.abs(view.prototypes - drawn[row]).sum(axis=1).argmin())
+        assert drawn[row] == pytest.approx(view.prototypes[index])
+        assert bar.get_width() == pytest.approx(100 * view.proportions[index])
+        assert f"z{index + 1}" in _texts(heat)
+        name = heat.get_yticklabels()[row].get_text()
+        assert name == NAMES[view.facts["top_class"][index]]
+
+
+@pytest.mark.parametrize("space", ["features", "probabilities"])
+def test_dictionaries_of_every_space_are_drawn(evidence, space):
+    view = evidence.dictionaries[0]
+    wide = np.zeros((3, 64), dtype=np.float32) if space == "features" else view.prototypes
+    figure = dictionary(replace(view, prototypes=wide, facts={**view.facts, "space": space}), NAMES)
+    assert len(figure.axes) == (1 if space == "features" else 3)
+
+
+def test_thick_curves_are_means_over_students(evidence):
+    points = [
+        replace(point, accuracy=point.accuracy + (10 if point.replicate.endswith("1") else 0))
+        for point in evidence.points
+    ]
+    figure = learning_curves(points, measure="accuracy", deploy="backbone", teacher_accuracy=98.5)
+    thick = [line for line in figure.axes[0].lines if line.get_linewidth() == 2.0]
+    assert len(thick) == 3
+    for line in thick:
+        assert list(line.get_xdata()) == [10, 20]
+        assert list(line.get_ydata()) == [65.0, 75.0]
+    assert "teacher 98.5" in _texts(figure)
+    unknown = learning_curves(points, measure="agreement", deploy="backbone", teacher_accuracy=98.5)
+    assert "teacher 98.5" not in _texts(unknown)
+
+
+def test_labels_are_pushed_apart_and_keep_their_order():
+    placed = spread([50.0, 10.0, 10.1], gap=2.0)
+    assert placed[0] == pytest.approx(50.0)
+    assert placed[2] - placed[1] >= 2.0 * 0.999
+    assert placed[1] + placed[2] == pytest.approx(20.1)
+    assert spread([3.0], 1.0) == [3.0]
+    crowded = spread([1.0, 1.0, 1.0, 1.0], gap=1.0)
+    assert np.diff(sorted(crowded)).min() > 0.99

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdci.errors import IntegrityError, UserError
+from kdci.reporting.results import Row, load_rows, measure_of, rows_as_json
+
+
+def test_rows_survive_the_file_unrounded(tmp_path, row):
+    rows = [row(accuracy_backbone=100 / 3), row("kdci", 4, seconds=None)]
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(rows_as_json(rows)))
+    assert load_rows(file) == rows
+
+
+def test_rows_have_the_promised_names(row):
+    promised = {
+        "preset", "dataset", "teacher", "student", "method", "variant", "seed", "accuracy",
+        "accuracy_backbone", "accuracy_compensated", "teacher_accuracy", "num_steps", "seconds",
+        "pool_seed", "agreement_backbone", "agreement_compensated",
+    }  # fmt: skip
+    assert promised <= set(rows_as_json([row()])[0])
+
+
+def test_unknown_keys_of_an_evaluation_are_left_out(row):
+    values = rows_as_json([row()])[0]
+    assert Row.from_json({**values, "proportions_backbone": [1.0]}) == row()
+
+
+def test_no_results_yet_is_the_users_business(tmp_path):
+    with pytest.raises(UserError, match="dvc repro"):
+        load_rows(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("text", ["[{", "[{}]", "[3]", "3", '{"a": 1}'])
+def test_damaged_results_are_refused(tmp_path, text):
+    file = tmp_path / "results.json"
+    file.write_text(text)
+    with pytest.raises(IntegrityError):
+        load_rows(file)
+
+
+def test_agreement_is_the_measure_only_without_any_accuracy(row):
+    assert measure_of([]) == "accuracy"
+    untested = row(accuracy=None, accuracy_backbone=None)
+    assert measure_of([untested, row()]) == "accuracy"
+    assert measure_of([untested]) == "agreement"
+
+
+def test_the_table_loads_neither_torch_nor_matplotlib_and_the_report_no_torch():
+    code = """
+import sys
+import kdci.reporting.table
+assert not {"torch", "matplotlib", "scipy"} & set(sys.modules), "table"
+import kdci.reporting.gather, kdci.reporting.markdown, stages.report
+assert "torch" not in sys.modules, "report"
+"""
+    root = Path(__file__).resolve().parents[3]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdci.artifacts import new_artifact
+from kdci.config import Grid
+from kdci.errors import IntegrityError
+from kdci.layout import Layout, cells
+from kdci.params_file import load_params
+from kdci.reporting.figures import DrawnFigure
+from stages.report import report
+
+ROOT = Path(__file__).resolve().parents[2]
+TEACHER, STUDENT = "wrn-16-1", "wrn-10-1"
+VANILLA = {0: 90.0, 1: 80.0}
+KDCI = {0: 90.5, 1: 82.0}
+K = 10
+
+
+@pytest.fixture
+def params():
+    preset = load_params(ROOT / "pipelines/presets/digits.yaml")
+    grid = Grid(teachers=[TEACHER], students=[STUDENT], methods=["fast", "dfnd"], seeds=[0, 1])
+    return preset.model_copy(update={"preset": "tiny", "grid": grid})
+
+
+@pytest.fixture
+def layout(tmp_path, params):
+    """Everything of Fast is there; of DFND only the pool."""
+    layout = Layout(tmp_path, "tiny")
+    with new_artifact(layout.teacher(TEACHER), kind="teacher", card=_card(accuracy=98.25)):
+        pass
+    _write_pool(layout, "fast", classes=[0, 1, 1, 2])
+    _write_pool(layout, "dfnd", classes=[3])
+    _write_dictionary(layout)
+    for cell in cells(params.grid):
+        if cell.method == "fast":
+            _write_student(layout, cell)
+    _write_evaluation(layout, params, tested=True)
+    return layout
+
+
+@pytest.fixture
+def no_drawing(monkeypatch):
+    """Drawing takes seconds; what is drawn is for one test here and for test_figures."""
+    drawn = [DrawnFigure("overview.png", "Overview", "All at a glance.", b"png")]
+    monkeypatch.setattr("stages.report.draw_figures", lambda evidence: drawn)
+
+
+def _card(**facts):
+    runtime = {"device": "cpu", "threads": 1, "precision": "fp32"}
+    return {"facts": facts, "runtime": runtime, "code": {"revision": "f00d", "hash": "0"}}
+
+
+def _write_pool(layout, method, classes):
+    counts = np.bincount(classes, minlength=K)
+    card = _card(
+        method=method,
+        teacher=TEACHER,
+        num_images=len(classes),
+        num_holdout=1,
+        proportions=(counts / counts.sum()).tolist(),
+        confidence=0.9,
+        missing_classes=np.flatnonzero(counts == 0).tolist(),
+        skipped={},
+    )
+    with new_artifact(layout.pool(TEACHER, method, 0), kind="pool", card=card) as draft:
+        np.save(draft.folder / "images.npy", np.full((len(classes), 1, 16, 16), 128, np.uint8))
+        logits = torch.nn.functional.one_hot(torch.tensor(classes), K).float() * 5
+        draft.save_tensors("predictions.safetensors", {"logits": logits})
+
+
+def _write_dictionary(layout):
+    card = _card(
+        space="logits", requested=2, num_prototypes=2, dimension=K, sizes=[3, 1], spread=[0, 0],
+        num_predictions=4, teacher=TEACHER, num_classes=K, top_class=[1, 0],
+    )  # fmt: skip
+    path = layout.dictionary(TEACHER, "fast", 0)
+    with new_artifact(path, kind="dictionary", card=card) as draft:
+        tensors = {"prototypes": torch.eye(2, K), "proportions": torch.tensor([0.75, 0.25])}
+        draft.save_tensors("dictionary.safetensors", tensors)
+
+
+def _write_student(layout, cell):
+    card = _card(**cell.asdict(), num_steps=40, batch_size=8, num_images=4)
+    with new_artifact(layout.student(cell), kind="student", card=card):
+        pass
+    timing = layout.timing(layout.student(cell))
+    timing.parent.mkdir(parents=True, exist_ok=True)
+    timing.write_text(json.dumps({"seconds": 9.0, "loop_seconds": 2.0 + cell.seed}))
+
+
+def _write_evaluation(layout, params, *, tested):
+    rows, curves = [], []
+    for cell in cells(params.grid):
+        if cell.method != "fast":
+            continue
+        kdci = cell.variant == "kdci"
+        accuracy = (KDCI if kdci else VANILLA)[cell.seed]
+        values = {
+            "accuracy_backbone": accuracy if tested else None,
+            "accuracy_compensated": accuracy - 1 if tested and kdci else None,
+            "agreement_backbone": accuracy - 20,
+            "agreement_compensated": accuracy - 21 if kdci else None,
+        }
+        rows.append(
+            {
+                **cell.asdict(),
+                "preset": "tiny",
+                "dataset": "digits",
+                "accuracy": values["accuracy_backbone"],
+                **values,
+                "teacher_accuracy": 98.25 if tested else None,
+                "num_steps": 40,
+                "proportions_backbone": [0.1] * K,
+                "deploy": "backbone",
+            }
+        )
+        curves.append({**cell.asdict(), "points": [{"step": 20, **values}, {"step": 40, **values}]})
+    stale = {**rows[0], "seed": 77}  # of a grid that had more seeds
+    facts = {"teacher": TEACHER, "student": STUDENT, "method": "fast", "num_cells": 4}
+    card = _card(**facts, evaluated_on="test" if tested else "holdout")
+    path = layout.evaluation(TEACHER, STUDENT, "fast")
+    with new_artifact(path, kind="evaluation", card=card) as draft:
+        draft.save_json("cells.json", [stale, *rows])
+        draft.save_json("curves.json", curves)
+        np.save(draft.folder / "examples.npy", np.zeros((2, 1, 16, 16), np.uint8))
+        label = 3 if tested else None
+        examples = [{"label": label, "teacher": 3, "vanilla": 3, "kdci": 5}] * 2
+        draft.save_json("examples.json", examples)
+
+
+def test_report_holds_rows_metrics_curves_text_and_figures(params, layout):
+    report(params, layout)
+    rows = json.loads((layout.report / "results.json").read_text())
+    assert [(row["variant"], row["seed"], row["seconds"]) for row in rows] == [
+        ("vanilla", 0, 2.0),
+        ("vanilla", 1, 3.0),
+        ("kdci", 0, 2.0),
+        ("kdci", 1, 3.0),
+    ]
+    metrics = json.loads((layout.report / "metrics.json").read_text())
+    assert metrics["fast"]["vanilla"] == 85.0
+    assert metrics["fast"]["kdci"] == 86.25
+    assert metrics["fast"]["difference"] == 1.25
+    assert metrics["teacher"] == {TEACHER: 98.25}
+    text = (layout.report / "report.md").read_text()
+    assert "4 of the grid's 8 students" in text
+    assert "f00d" in text
+    assert "| DFND, pool 0 | wrn-16-1 | 1 | 0.90 |" in text
+    figures = {file.name for file in (layout.report / "figures").iterdir()}
+    assert "overview.png" in figures
+    assert all(f"figures/{name}" in text for name in figures)
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_curves_are_in_long_form_with_a_line_a_point(params, layout):
+    report(params, layout)
+    with (layout.report / "curves.csv").open() as file:
+        points = list(csv.DictReader(file))
+    assert len(points) == 2 * (2 + 2 * 2), "two steps of two vanilla and two twofold KDCI students"
+    assert points[0] == {
+        "step": "20", "accuracy": "90.0", "agreement": "70.0", "method": "fast",
+        "variant": "vanilla", "teacher": TEACHER, "student": STUDENT, "replicate": "pool0-seed0",
+    }  # fmt: skip
+    compensated = [point for point in points if point["variant"] == "kdci compensated"]
+    assert {point["accuracy"] for point in compensated} == {"89.5", "81.0"}
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_without_test_data_the_report_is_about_agreement(params, layout):
+    _write_evaluation(layout, params, tested=False)
+    report(params, layout)
+    rows = json.loads((layout.report / "results.json").read_text())
+    assert all(row["accuracy"] is None for row in rows)
+    metrics = json.loads((layout.report / "metrics.json").read_text())
+    assert metrics["fast"]["difference_agreement"] == 1.25
+    text = (layout.report / "report.md").read_text()
+    assert "No test data" in text
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_figures_of_an_earlier_run_go_and_other_files_stay(params, layout):
+    folder = layout.report / "figures"
+    folder.mkdir(parents=True)
+    (folder / "substitutes-old.png").write_bytes(b"old")
+    (layout.report / ".gitignore").write_text("/figures\n")
+    report(params, layout)
+    assert not (folder / "substitutes-old.png").exists()
+    assert (layout.report / ".gitignore").exists()
+    assert not list(layout.report.rglob("*.tmp"))
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_report_of_nothing_says_so(params, tmp_path):
+    layout = Layout(tmp_path / "empty", "tiny")
+    report(params, layout)
+    assert json.loads((layout.report / "results.json").read_text()) == []
+    assert "0 of the grid's 8 students" in (layout.report / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_damaged_artifact_leaves_the_last_report_as_it_was(params, layout):
+    report(params, layout)
+    before = (layout.report / "report.md").read_bytes()
+    (layout.pool(TEACHER, "fast", 0) / "images.npy").write_bytes(b"damaged")
+    with pytest.raises(IntegrityError):
+        report(params, layout)
+    assert (layout.report / "report.md").read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_missing_times_are_no_error(params, layout):
+    for file in (layout.artifacts / "timings").rglob("*.json"):
+        file.write_text("{")
+    report(params, layout)
+    rows = json.loads((layout.report / "results.json").read_text())
+    assert [row["seconds"] for row in rows] == [None] * 4
