@@ -205,7 +205,7 @@ class Fast(_Block):
     num_steps: Count = 10
     """Inner steps a call (K)."""
     generator_learning_rate: Positive = 2e-3
-    latent_learning_rate: Positive = 0.02
+    latent_learning_rate: Positive = 0.01
     bn_weight: NonNegative = 10.0
     one_hot_weight: NonNegative = 0.4
     adversarial_weight: NonNegative = 1.1

@@ -58,7 +58,11 @@ def start(*, device: str, threads: int | str, precision: str) -> Runtime:
     chosen = _device(device)
     num_threads = available_cores() if isinstance(threads, str) else threads
     torch.set_num_threads(num_threads)
-    torch.use_deterministic_algorithms(mode=True, warn_only=chosen.type == "cuda")
+    if chosen.type == "cuda":
+        # On the CPU the operations used here repeat as they are, and this call would import
+        # the compiler.
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
     if precision == "auto":
         precision = "bf16" if computes_bf16(chosen) else "fp32"
     return Runtime(chosen, num_threads, precision)

@@ -166,7 +166,7 @@ def _misfits(params: Params, path: Path, card: dict[str, Any]) -> Iterator[KdciE
 def _batch_norm(params: Params, layout: Layout) -> Iterator[KdciError]:
     import torch
 
-    from kdci.losses import require_batch_norm
+    from kdci.inversion import require_batch_norm
     from kdci.models import build_backbone
 
     methods = [method for method in params.grid.methods if method in NEEDS_BATCH_NORM]

@@ -162,22 +162,17 @@ def check(context: typer.Context) -> None:
 @app.command("list")
 def list_names(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
     """List names that params.yaml and `kdci preset` take, one a line."""
-    for name in _names(what):
-        typer.echo(name)
-
-
-def _names(what: Listing) -> list[str]:
-    if what is Listing.methods:
-        from kdci.config import Methods
-
-        return list(Methods.model_fields)
-    if what is Listing.presets:
-        from pipelines.presets import preset_names
-
-        return preset_names()
     from kdci.catalog import BACKBONE_NAMES, DATASETS
+    from kdci.config import Methods
+    from pipelines.presets import preset_names
 
-    return list(BACKBONE_NAMES if what is Listing.backbones else DATASETS)
+    names = {
+        Listing.methods: Methods.model_fields,
+        Listing.backbones: BACKBONE_NAMES,
+        Listing.datasets: DATASETS,
+        Listing.presets: preset_names(),
+    }
+    typer.echo("\n".join(names[what]))
 
 
 @app.command()

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from kdci import artifacts
-from kdci.checkpoints import Checkpoints
 from kdci.config import Params, hash_json
 from kdci.errors import BusyError, StoppedError, UserError
 from kdci.layout import Layout
@@ -164,6 +163,8 @@ class Session:
     # -- the work folder ----------------------------------------------------------------
 
     def _open_work(self, *, runtime: Mapping[str, Any], code: str) -> None:
+        from kdci.checkpoints import Checkpoints  # loads torch, after the params were validated
+
         self._runtime_card = dict(runtime)
         self._code = code
         self.key = hash_json(

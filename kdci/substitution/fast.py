@@ -15,9 +15,7 @@ Where this differs from the authors' public code, on purpose:
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -25,21 +23,12 @@ from torch import Tensor
 
 from kdci.data.augmentation import random_crop_flip
 from kdci.data.shuffled_rows import ShuffledRows
-from kdci.errors import NumericError
-from kdci.losses import (
-    BatchNormStatistics,
-    blend,
-    bn_statistics_loss,
-    disagreement,
-    frozen,
-    require_batch_norm,
-)
+from kdci.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
+from kdci.losses import blend, bn_statistics_loss, disagreement
 from kdci.models import PixelModel
-from kdci.models.generators import Generator, reset_parameters_
+from kdci.models.generators import Generator
+from kdci.models.meta_generator import ADAM_BETAS, MetaGenerator, MetaUpdate
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
-
-MetaUpdate = Literal["fomaml", "reptile", "none"]
-_ADAM_BETAS = (0.5, 0.999)
 
 
 def _build_generator(
@@ -57,121 +46,6 @@ def _build_generator(
             width=width,
         )
     return generator.to(context.device)
-
-
-class BestBatch:
-    """The batch with the lowest loss among the K steps of one call, with its readings."""
-
-    def __init__(self) -> None:
-        self._images = torch.empty(0)
-        self._readings: list[dict[str, Tensor]] = []
-        self._lowest = torch.tensor(torch.inf)
-
-    def offer(self, images_BCHW: Tensor, readings: dict[str, Tensor]) -> None:
-        """Keep a copy of the images if their ``inversion_loss`` is the lowest so far.
-
-        Decided on the device: asking the host at each step would stall a GPU.
-        """
-        images = images_BCHW.detach()
-        readings = {name: value.detach() for name, value in readings.items()}
-        if self._readings:
-            better = readings["inversion_loss"] < self._lowest
-            self._images = torch.where(better, images, self._images)
-            self._lowest = torch.where(better, readings["inversion_loss"], self._lowest)
-        else:
-            self._images, self._lowest = images.clone(), readings["inversion_loss"]
-        self._readings.append(readings)
-
-    def result(self) -> tuple[Tensor, dict[str, float]]:
-        """Return the kept images (B, C, H, W) and their readings.
-
-        Raises:
-            NumericError: The loss was not finite at one of the steps.
-        """
-        losses = torch.stack([readings["inversion_loss"] for readings in self._readings])
-        if not bool(losses.isfinite().all()):
-            raise NumericError(
-                "methods.fast", "the inversion loss is not finite", "lower its learning rates"
-            )
-        kept = self._readings[int(losses.argmin())]
-        return self._images, {name: float(value) for name, value in kept.items()}
-
-
-class MetaGenerator:
-    """The generator that learns across calls, with the optimiser of its meta step.
-
-    Args:
-        generator: Its weights are the starting point of every call.
-        learning_rate: Adam rate of the meta step.
-        update: ``fomaml``: the adapted copy's gradients of all inner steps, summed;
-            ``reptile``: the direction from the adapted weights; ``none``: no meta step,
-            each call adapts the shared weights themselves.
-        reptile_scale: Factor on Reptile's direction. Adam hardly sees it: it only lifts
-            the direction over Adam's epsilon.
-
-    Raises:
-        ValueError: ``update`` is none of the three.
-    """
-
-    def __init__(
-        self,
-        generator: Generator,
-        *,
-        learning_rate: float,
-        update: MetaUpdate,
-        reptile_scale: float,
-    ) -> None:
-        if update not in get_args(MetaUpdate):
-            raise ValueError(f"update must be one of {get_args(MetaUpdate)}, got {update!r}")
-        self.generator = generator
-        self.update = update
-        self.reptile_scale = reptile_scale
-        self._optimizer = torch.optim.Adam(
-            generator.parameters(), lr=learning_rate, betas=_ADAM_BETAS
-        )
-
-    def start(self) -> Generator:
-        """Return the generator that one call adapts."""
-        return self.generator if self.update == "none" else copy.deepcopy(self.generator)
-
-    def learn(self, adapted: Generator, summed_gradients: Sequence[Tensor]) -> None:
-        """Take one meta step.
-
-        Args:
-            adapted: What ``start`` returned, after the inner steps.
-            summed_gradients: Sum over the inner steps of the gradient of each parameter.
-        """
-        if self.update == "none":
-            return
-        weights = list(self.generator.parameters())
-        if self.update == "fomaml":
-            gradients = list(summed_gradients)
-        else:
-            pairs = zip(weights, adapted.parameters(), strict=True)
-            gradients = [self.reptile_scale * (meta - fast).detach() for meta, fast in pairs]
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-
-    def reset_first_layer(self, random: torch.Generator) -> None:
-        """Start the linear layer and its BatchNorm anew, and Adam's moments of both."""
-        for layer in (self.generator.linear, self.generator.norm):
-            reset_parameters_(layer, random)
-            for weight in layer.parameters():
-                self._optimizer.state.pop(weight, None)
-
-    def state_dict(self) -> State:
-        """Return copies of the weights and of Adam's moments."""
-        moments = self._optimizer.state_dict()["state"]
-        return copy.deepcopy({"generator": dict(self.generator.state_dict()), "moments": moments})
-
-    def load_state_dict(self, state: State) -> None:
-        """Continue from ``state``."""
-        self.generator.load_state_dict(state["generator"])
-        # Adam works in place on what it loads, and the caller's state is not ours to change.
-        moments = copy.deepcopy(state["moments"])
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
 
 
 class FastSource:
@@ -342,10 +216,10 @@ class FastSource:
                 {"params": weights, "lr": self.generator_learning_rate},
                 {"params": [latents], "lr": self.latent_learning_rate},
             ],
-            betas=_ADAM_BETAS,
+            betas=ADAM_BETAS,
         )
         summed = [torch.zeros_like(weight) for weight in weights]
-        best = BestBatch()
+        best = BestBatch("fast")
         for _ in range(self.num_steps):
             images = adapted(latents)
             readings = self._readings(images, targets, student, statistics)

@@ -7,14 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from kdci.errors import UserError
+from kdci.inversion import BatchNormStatistics, frozen, require_batch_norm
 from kdci.losses import (
-    BatchNormStatistics,
     blend,
     bn_statistics_loss,
     disagreement,
-    frozen,
     one_hot_costs,
-    require_batch_norm,
     soft_label_kl,
 )
 

@@ -57,7 +57,7 @@ def naive_choice(source: DfndSource, pool: Tensor, num_selected: int) -> list[in
     costs = []
     for row in range(len(pool)):
         logits = source.context.teacher(pool[row : row + 1].float() / 255).logits[0]
-        costs.append((-float(torch.softmax(logits.double(), 0).max().log()), row))
+        costs.append((-float(torch.softmax(logits.detach().double(), 0).max().log()), row))
     return sorted(row for _, row in sorted(costs)[:num_selected])
 
 

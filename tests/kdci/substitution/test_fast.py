@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from kdci.catalog import DatasetSpec
 from kdci.data.image_bank import ImageBank
 from kdci.errors import NumericError, UserError
+from kdci.inversion import BestBatch
 from kdci.losses import soft_label_kl
 from kdci.models import PixelModel, Prediction
 from kdci.models.generators import Generator
+from kdci.models.meta_generator import MetaGenerator
 from kdci.substitution.base import SourceContext
-from kdci.substitution.fast import BestBatch, FastSource, MetaGenerator
+from kdci.substitution.fast import FastSource
 
 PLAIN = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 0, False, ("a", "b", "c"))
 AUGMENTED = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 1, True, ("a", "b", "c"))
@@ -222,7 +224,7 @@ def test_without_meta_update_the_shared_generator_is_adapted(tmp_path: Path) -> 
 
 
 def test_best_batch_is_a_copy_of_the_lowest() -> None:
-    best = BestBatch()
+    best = BestBatch("fast")
     images = torch.full((2, 1, 1, 1), 0.5)
     for loss, value in [(2.0, 0.5), (1.0, 0.25), (3.0, 0.75)]:
         images.fill_(value)
@@ -231,7 +233,7 @@ def test_best_batch_is_a_copy_of_the_lowest() -> None:
     kept, metrics = best.result()
     assert kept.flatten().tolist() == [0.25, 0.25]
     assert metrics == {"inversion_loss": 1.0, "bn": 0.25}
-    first = BestBatch()
+    first = BestBatch("fast")
     first.offer(images, {"inversion_loss": torch.tensor(0.0)})
     images.zero_()
     assert first.result()[0].flatten().tolist() == [9.0, 9.0]

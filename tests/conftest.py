@@ -1,0 +1,295 @@
+"""A project with every stage built once, and ways to run stages, whole or killed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from ruamel.yaml import YAML
+
+from kdci.config import Params
+from kdci.layout import Cell, Layout, cells
+from kdci.params_file import load_params
+
+ROOT = Path(__file__).resolve().parents[1]
+WRN = "wrn-10-1"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One stage of one cell, as dvc.yaml calls it."""
+
+    stage: str
+    cell: tuple[tuple[str, str | int], ...] = ()
+
+    @classmethod
+    def of(cls, stage: str, method: str = "fast", seed: int = 0) -> Call:
+        """Return a stage's call for the smoke grid's one teacher and one student."""
+        cell: dict[str, str | int] = {
+            "teacher": WRN,
+            "student": WRN,
+            "method": method,
+            "pool_seed": 0,
+            "seed": seed,
+        }
+        axes = {
+            "teacher": ("teacher",),
+            "substitute": ("teacher", "method", "pool_seed"),
+            "dictionary": ("teacher", "method", "pool_seed"),
+            "distill_vanilla": tuple(cell),
+            "distill_kdci": tuple(cell),
+            "evaluate": ("teacher", "student", "method"),
+            "report": (),
+        }[stage]
+        return cls(stage, tuple((axis, cell[axis]) for axis in axes))
+
+    @property
+    def module(self) -> str:
+        return self.stage.split("_")[0]
+
+    @property
+    def name(self) -> str:
+        values = "-".join(str(value) for _, value in self.cell)
+        return f"{self.stage}@{values}" if values else self.stage
+
+    @property
+    def arguments(self) -> list[str]:
+        flags = ["--variant", self.stage.split("_")[1]] if "_" in self.stage else []
+        for axis, value in self.cell:
+            flags += [f"--{axis.replace('_', '-')}", str(value)]
+        return flags
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder: params.yaml, artifacts, a report."""
+
+    root: Path
+
+    @property
+    def params(self) -> Params:
+        return load_params(self.root / "params.yaml")
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.root, self.params.preset)
+
+    def edit(self, **values: Any) -> Project:
+        """Set dotted params keys, spelt with a double underscore for the dot."""
+        file = self.root / "params.yaml"
+        tree = YAML(typ="safe", pure=True).load(file.read_text())
+        for key, value in values.items():
+            *path, last = key.split("__")
+            node = tree
+            for part in path:
+                node = node[part]
+            node[last] = value
+        with file.open("w") as out:
+            YAML(typ="safe", pure=True).dump(tree, out)
+        return self
+
+    def calls(self) -> list[Call]:
+        """Return every stage of the grid, parents first."""
+        grid = self.params.grid
+        calls = [Call("teacher", (("teacher", teacher),)) for teacher in grid.teachers]
+        pools = sorted({(cell.teacher, cell.method, cell.pool_seed) for cell in cells(grid)})
+        for stage in ("substitute", "dictionary"):
+            axes = ("teacher", "method", "pool_seed")
+            calls += [Call(stage, tuple(zip(axes, pool, strict=True))) for pool in pools]
+        for cell in cells(grid):
+            axes_of = {k: v for k, v in cell.asdict().items() if k != "variant"}
+            calls.append(Call(f"distill_{cell.variant}", tuple(axes_of.items())))
+        for pair in sorted({(c.teacher, c.student, c.method) for c in cells(grid)}):
+            pair_axes = zip(("teacher", "student", "method"), pair, strict=True)
+            calls.append(Call("evaluate", tuple(pair_axes)))
+        return [*calls, Call("report")]
+
+    def run(self, call: Call, *arguments: str) -> int:
+        """Run a stage in this process and return its exit code."""
+        from stages import _main
+
+        module = importlib.import_module(f"stages.{call.module}")
+        argv = ["--params", str(self.root / "params.yaml"), *call.arguments, *arguments]
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        handlers = [signal.getsignal(number) for number in numbers]
+        try:
+            with mock.patch.object(_main, "die_with_parent"):  # pytest may outlive its shell
+                return _main.main(module.STAGES, argv)
+        finally:
+            for number, handler in zip(numbers, handlers, strict=True):
+                signal.signal(number, handler)
+
+    def build(self, *calls: Call) -> Project:
+        """Run stages, all of the grid's by default, and require that they succeed."""
+        for call in calls or self.calls():
+            assert self.run(call) == 0, call.name
+        return self
+
+    def artifact(self, call: Call) -> Path:
+        """Return where a stage's result lies."""
+        module = importlib.import_module(f"stages.{call.module}")
+        stage = next(stage for stage in module.STAGES if stage.name == call.stage)
+        return stage.artifact(self.layout, dict(call.cell))
+
+    def card(self, call: Call) -> dict[str, Any]:
+        return json.loads((self.artifact(call) / "card.json").read_text())
+
+    def content(self, call: Call) -> str:
+        """Return the content hash of a stage's result; wall times are not in it."""
+        path = self.artifact(call)
+        if call.stage != "report":
+            return str(self.card(call)["content"])
+        return json.dumps(tree_hashes(path), sort_keys=True)
+
+    def files(self) -> dict[str, str]:
+        """Return the hashes of all results: everything but locks and unfinished work."""
+        return {name: h for name, h in tree_hashes(self.root).items() if ".kdci" not in name}
+
+    def leftovers(self) -> list[str]:
+        """Return temporary files and work folders that nobody will use again."""
+        found = [path for path in self.root.rglob("*") if path.name.endswith(".tmp")]
+        found += self.root.glob(".kdci/work/*/*")
+        return sorted(str(path.relative_to(self.root)) for path in found)
+
+    def cell(self, variant: str = "kdci", method: str = "fast") -> Cell:
+        return next(
+            c for c in cells(self.params.grid) if (c.variant, c.method) == (variant, method)
+        )
+
+
+def tree_hashes(root: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below ``root``."""
+    return {
+        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(root.rglob("*"))
+        if file.is_file()
+    }
+
+
+def _python_first() -> dict[str, str]:
+    """Return an environment whose `python` and `dvc` are those of the running interpreter."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    return _python_first()
+
+
+@pytest.fixture(scope="session")
+def smoke_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The digits-smoke experiment, built. Shared: tests change copies (``built``) only."""
+    root = tmp_path_factory.mktemp("smoke")
+    skip = shutil.ignore_patterns("__pycache__")
+    for folder in ("kdci", "stages", "pipelines"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=skip)
+    for file in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / file, root)
+    (root / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc/config", root / ".dvc")
+    (root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+    shutil.copy(ROOT / "pipelines/presets/digits-smoke.yaml", root / "params.yaml")
+    return Project(root).build()
+
+
+@pytest.fixture
+def built(smoke_project: Project, tmp_path: Path) -> Project:
+    """A copy of the built experiment's params, artifacts and report."""
+    root = tmp_path / "built"
+    skip = shutil.ignore_patterns("kdci", "stages", "pipelines", ".dvc", ".kdci")
+    shutil.copytree(smoke_project.root, root, ignore=skip)
+    return Project(root)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Project:
+    """The digits-smoke experiment before any stage ran."""
+    root = tmp_path / "fresh"
+    root.mkdir()
+    shutil.copy(ROOT / "pipelines/presets/digits-smoke.yaml", root / "params.yaml")
+    return Project(root)
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., Call]:
+    return Call.of
+
+
+class Forks:
+    """A process that has torch and all stages loaded and forks a child for every run."""
+
+    def __init__(self) -> None:
+        script = ROOT / "tests/stages/fork_stages.py"
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=_python_first(),
+            cwd=ROOT,
+        )
+
+    def _ask(self, order: Mapping[str, Any]) -> Any:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        stdin.write(json.dumps(order) + "\n")
+        stdin.flush()
+        return json.loads(stdout.readline())
+
+    def start(
+        self,
+        project: Project,
+        call: Call,
+        *,
+        faults: Sequence[Mapping[str, Any]] = (),
+        **settings: Any,
+    ) -> int:
+        """Start a stage in a child and return its process id.
+
+        Args:
+            project: Where.
+            call: Which.
+            faults: What goes wrong, see fork_stages.py.
+            settings: ``checkpoint_seconds``, ``lock_seconds``, ``max_file_bytes``, ``parent``.
+        """
+        params = str(project.root / "params.yaml")
+        order = {
+            "module": call.module,
+            "argv": ["--params", params, *call.arguments],
+            "faults": list(faults),
+            "stderr": str(project.root.parent / "stderr.txt"),
+            **settings,
+        }
+        return int(self._ask({"start": order})["pid"])
+
+    def wait(self, pid: int) -> int:
+        """Return the exit code of a child; minus the signal that ended it."""
+        return int(self._ask({"wait": pid})["code"])
+
+    def run(self, project: Project, call: Call, **settings: Any) -> int:
+        return self.wait(self.start(project, call, **settings))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    server = Forks()
+    yield server
+    server.close()

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdci.config import Grid
+from kdci.layout import VARIANTS, Cell, Layout, cells
+
+GRID = Grid(
+    teachers=("wrn-40-2", "vgg-11"),
+    students=("wrn-16-1",),
+    methods=("fast", "dfnd"),
+    pool_seeds=(0, 4),
+    seeds=(1, 2, 3),
+)
+CELL = Cell("wrn-40-2", "wrn-16-1", "fast", "kdci", 4, 2)
+LAYOUT = Layout(Path("/project"), "paper")
+
+
+def test_cells_are_the_product_each_once() -> None:
+    found = list(cells(GRID))
+    expected = {
+        Cell(teacher, "wrn-16-1", method, variant, pool_seed, seed)
+        for teacher in ("wrn-40-2", "vgg-11")
+        for method in ("fast", "dfnd")
+        for variant in VARIANTS
+        for pool_seed in (0, 4)
+        for seed in (1, 2, 3)
+    }
+    assert len(found) == len(expected) == 48 and set(found) == expected
+    assert len({cell.name for cell in found}) == 48
+    assert len({LAYOUT.student(cell) for cell in found}) == 48
+
+
+def test_cells_come_in_the_order_of_the_lists_vanilla_first() -> None:
+    found = list(cells(GRID))
+    assert found[0] == Cell("wrn-40-2", "wrn-16-1", "fast", "vanilla", 0, 1)
+    assert [cell.seed for cell in found[:6]] == [1, 2, 3, 1, 2, 3]
+    assert [cell.variant for cell in found[:12]] == ["vanilla"] * 6 + ["kdci"] * 6
+    assert found[-1] == Cell("vgg-11", "wrn-16-1", "dfnd", "kdci", 4, 3)
+
+
+def test_a_cell_says_its_name_and_fields() -> None:
+    assert CELL.name == "wrn-40-2/wrn-16-1/fast/kdci/pool4-seed2"
+    assert CELL.replicate == "pool4-seed2"
+    assert Cell(**CELL.asdict()) == CELL
+
+
+def test_paths() -> None:
+    artifacts = Path("/project/artifacts/paper")
+    assert LAYOUT.artifacts == artifacts
+    assert LAYOUT.report == Path("/project/report")
+    assert LAYOUT.work == Path("/project/.kdci")
+    assert LAYOUT.teacher("vgg-11") == artifacts / "teachers/vgg-11"
+    assert LAYOUT.pool("vgg-11", "fast", 4) == artifacts / "pools/vgg-11/fast/pool4"
+    dictionary = LAYOUT.dictionary("vgg-11", "fast", 4)
+    assert dictionary == artifacts / "dictionaries/vgg-11/fast/pool4"
+    pair = "wrn-40-2/wrn-16-1/fast"
+    assert LAYOUT.student(CELL) == artifacts / "students" / pair / "kdci/pool4-seed2"
+    assert LAYOUT.student(CELL).is_relative_to(LAYOUT.students("wrn-40-2", "wrn-16-1", "fast"))
+    evaluation = LAYOUT.evaluation("wrn-40-2", "wrn-16-1", "fast")
+    assert evaluation == artifacts / "evaluations" / pair
+
+
+def test_timings_lie_outside_of_what_they_time() -> None:
+    artifact = LAYOUT.student(CELL)
+    timing = LAYOUT.timing(artifact)
+    assert timing.suffix == ".json" and not timing.is_relative_to(artifact)
+    assert timing == LAYOUT.artifacts / "timings/students" / (
+        "wrn-40-2/wrn-16-1/fast/kdci/pool4-seed2.json"
+    )
+    dotted = LAYOUT.timing(LAYOUT.artifacts / "teachers" / "net-1.5")
+    assert dotted.name == "net-1.5.json"
+
+
+def test_experiments_do_not_share_artifacts() -> None:
+    other = Layout(Path("/project"), "digits")
+    assert not other.artifacts.is_relative_to(LAYOUT.artifacts)
+    assert other.teacher("vgg-11") != LAYOUT.teacher("vgg-11")

@@ -1,0 +1,205 @@
+"""`kdci check` finds what would stop the pipeline, before anything runs."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kdci import artifacts
+from kdci.config import Params
+from kdci.layout import Layout, cells
+from kdci.params_file import read_yaml
+from pipelines.checks import find_problems, summary
+from pipelines.plan import planned_stages
+from pipelines.presets import FOLDER
+
+ROOT = Path(__file__).resolve().parents[2]
+Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def tree() -> dict[str, Any]:
+    return copy.deepcopy(read_yaml(FOLDER / "digits-smoke.yaml"))
+
+
+def told(tree: dict[str, Any], root: Path) -> dict[str, str]:
+    """Return what is told, by subject."""
+    params = Params.model_validate(tree)
+    problems = find_problems(params, Layout(root, params.preset))
+    assert len({problem.subject for problem in problems}) == len(problems)
+    return {problem.subject: problem.what for problem in problems}
+
+
+def test_a_good_project_has_no_problem_and_gets_no_file(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    assert told(tree, tmp_path) == {}
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_problem_is_told_in_one_go(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["teacher"]["batch_size"] = 899  # the training half of the digits has 898
+    tree["methods"]["dfnd"]["num_selected"] = 201  # of 200
+    tree["dictionary"]["num_prototypes"] = 31  # fast: 2 calls of 16 less the hold-out of 2
+    tree["recipes"]["dfnd"]["batch_size"] = 192  # 201 less 10
+    assert set(told(tree, tmp_path)) == {
+        "teacher.batch_size",
+        "methods.dfnd.num_selected",
+        "dictionary.num_prototypes",
+        "recipes.dfnd.batch_size",
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "subject"),
+    [
+        (("teacher", "batch_size"), 898, None),
+        (("methods", "dfnd", "num_selected"), 200, None),
+        (("dictionary", "num_prototypes"), 30, None),
+        (("dictionary", "num_prototypes"), 31, "dictionary.num_prototypes"),
+        (("recipes", "fast", "batch_size"), 46, None),  # 30 kept, 16 made before the first step
+        (("recipes", "fast", "batch_size"), 47, "recipes.fast.batch_size"),
+        (("recipes", "dfnd", "batch_size"), 61, None),
+        (("recipes", "dfnd", "batch_size"), 62, "recipes.dfnd.batch_size"),
+        (("methods", "dfnd", "num_selected"), 1, "methods.dfnd"),
+        (("runtime", "device"), "cuda:99", "runtime.device"),
+    ],
+)
+def test_sizes_at_the_edge(
+    tree: dict[str, Any], tmp_path: Path, key: tuple[str, ...], value: Any, subject: str | None
+) -> None:
+    block = tree
+    for part in key[:-1]:
+        block = block[part]
+    block[key[-1]] = value
+    assert list(told(tree, tmp_path)) == ([] if subject is None else [subject])
+
+
+def test_missing_data_is_told_with_where_it_belongs(tmp_path: Path) -> None:
+    tree = read_yaml(FOLDER / "cifar10-cpu.yaml")
+    params = Params.model_validate(tree)
+    problems = find_problems(params, Layout(tmp_path, params.preset))
+    assert [problem.subject for problem in problems] == [
+        str(tmp_path / "data"),
+        str(tmp_path / "data" / "open-world"),
+    ]
+    assert "data_batch_1" in problems[0].fix
+    assert {problem.exit_code for problem in problems} == {2}
+
+
+def write_teacher(path: Path, *, dataset: str = "digits", **facts: Any) -> None:
+    known = {"num_classes": 10, "channels": 1, **facts}
+    card = {"params": {"data": {"name": dataset}}, "facts": known}
+    with artifacts.new_artifact(path, kind="teacher", card=card) as draft:
+        draft.save_json("weights.json", [1])
+
+
+def test_a_teacher_in_place_has_to_fit(tree: dict[str, Any], tmp_path: Path) -> None:
+    path = Layout(tmp_path, "digits-smoke").teacher("wrn-10-1")
+    write_teacher(path)
+    assert told(tree, tmp_path) == {}
+    write_teacher(path, num_classes=100)
+    assert "100 num_classes, digits has 10" in told(tree, tmp_path)[str(path)]
+    write_teacher(path, dataset="cifar10", channels=3)  # will be trained anew
+    assert told(tree, tmp_path) == {}
+
+
+def test_a_damaged_teacher_is_an_integrity_problem(tree: dict[str, Any], tmp_path: Path) -> None:
+    path = Layout(tmp_path, "digits-smoke").teacher("wrn-10-1")
+    write_teacher(path)
+    card = path / "card.json"
+    card.write_text(card.read_text().replace('"num_classes": 10', '"num_classes": 11'))
+    params = Params.model_validate(tree)
+    (problem,) = find_problems(params, Layout(tmp_path, params.preset))
+    assert (problem.subject, problem.exit_code) == (str(card), 3)
+
+
+class Plain(nn.Module):
+    """A backbone without BatchNorm."""
+
+    def __init__(self, *, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(channels, num_classes, 3)
+
+
+def test_methods_that_invert_batch_norm_ask_for_it(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdci.models import BACKBONES
+
+    monkeypatch.setitem(BACKBONES, "wrn-10-1", Plain)
+    assert "wrn-10-1" in told(tree, tmp_path)["methods.fast"]
+    tree["grid"]["methods"] = ["dfnd"]
+    assert told(tree, tmp_path) == {}
+
+
+def test_an_adopted_dictionary_has_to_be_there_and_to_fit(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree["dictionary"]["artifact"] = "other/dictionary"
+    assert list(told(tree, tmp_path)) == ["dictionary.artifact"]
+    card = {"facts": {"dimension": 64}}
+    with artifacts.new_artifact(tmp_path / "other/dictionary", kind="dictionary", card=card):
+        pass
+    assert list(told(tree, tmp_path)) == ["compensation.fusion"]
+    tree["compensation"]["fusion"] = "residual"
+    assert told(tree, tmp_path) == {}
+
+
+def test_plan_names_stages_and_places_as_dvc_does(tree: dict[str, Any]) -> None:
+    tree["grid"].update(seeds=[0, 1], pool_seeds=[3], students=["wrn-10-1", "wrn-16-1"])
+    params = Params.model_validate(tree)
+    layout = Layout(ROOT, params.preset)
+    stages = {stage.name: stage for stage in planned_stages(params, layout)}
+    dvc_stages = set(read_yaml(ROOT / "dvc.yaml")["stages"]) - {"report"}
+    assert {name.partition("@")[0] for name in stages} == dvc_stages
+    assert len(stages) == 1 + 2 + 2 + 2 * 2 * 2 * 2 + 2 * 2
+    assert {layout.student(cell) for cell in cells(params.grid)} == {
+        stage.artifact for stage in stages.values() if stage.kind == "student"
+    }
+    one = stages["distill_kdci@wrn-10-1-wrn-16-1-dfnd-3-1"]
+    assert one.artifact == layout.students("wrn-10-1", "wrn-16-1", "dfnd") / "kdci/pool3-seed1"
+    assert one.params["recipes.dfnd"]["batch_size"] == 8
+    assert "recipes.fast" not in one.params
+
+
+def test_plan_depends_on_the_params_that_dvc_tracks(tree: dict[str, Any]) -> None:
+    params = Params.model_validate(tree)
+    declared = read_yaml(ROOT / "dvc.yaml")["stages"]
+    for stage in planned_stages(params, Layout(ROOT, params.preset)):
+        keys = declared[stage.name.partition("@")[0]]["params"]
+        method = str(stage.cell.get("method"))
+        assert set(stage.params) == {key.replace("${item.method}", method) for key in keys}
+
+
+def test_summary_counts_cells_and_what_is_in_place(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["grid"]["seeds"] = [0, 1, 2]
+    params = Params.model_validate(tree)
+    layout = Layout(tmp_path, params.preset)
+    first, second, third = summary(params, layout)
+    assert first == (
+        "ok: 12 cells (1 teacher x 1 student x 2 methods x 1 pool seed x 3 seeds x vanilla, kdci)"
+    )
+    made = "1 teacher, 2 pools, 2 dictionaries, 12 students, 2 evaluations"
+    assert made in second
+    assert "0 of 19 artifacts are in place" in second
+    assert third.endswith("fast 4, dfnd 4")
+    stage = planned_stages(params, layout)[0]
+    for blocks, count in ((stage.params, 1), ({**stage.params, "runtime": {}}, 0)):
+        with artifacts.new_artifact(stage.artifact, kind="teacher", card={"params": blocks}):
+            pass
+        assert re.search(rf"{count} of 19 artifacts", summary(params, layout)[1])
+
+
+def test_looks_without_changing_how_torch_computes(tree: dict[str, Any], tmp_path: Path) -> None:
+    before = torch.get_num_threads(), torch.random.get_rng_state()
+    told(tree, tmp_path)
+    assert torch.get_num_threads() == before[0]
+    assert torch.equal(torch.random.get_rng_state(), before[1])
