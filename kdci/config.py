@@ -28,6 +28,7 @@ from kdci.catalog import BACKBONE_NAMES, DATASETS, DatasetSpec
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Folder = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00]+$")]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -65,7 +66,6 @@ class _Block(BaseModel):
         frozen=True,
         strict=True,
         allow_inf_nan=False,
-        populate_by_name=True,
         use_attribute_docstrings=True,
     )
 
@@ -85,7 +85,7 @@ class Data(_Block):
     """The original dataset: opened by the teacher stage and by evaluate, by nothing else."""
 
     name: DatasetName
-    path: str | None = None
+    path: Folder | None = None
     """Folder that holds the dataset; digits needs none."""
     test: Literal["test"] | None = "test"
     """The split students are scored on; null: there is no test data, agreement is reported."""
@@ -115,7 +115,7 @@ class OpenWorld(_Block):
 
     source: Literal["photographs", "parquet", "folder"] = "photographs"
     """`photographs`: crops of the two photographs that come with scikit-learn."""
-    path: str | None = None
+    path: Folder | None = None
     """Folder of Parquet or image files; photographs need none."""
     num_images: Annotated[int, Field(ge=0)] = 20_000
     """Number of images taken; 0: all there are, of Parquet and folders."""
@@ -268,7 +268,7 @@ class Dictionary(_Block):
     """What of the teacher's predictions is clustered; features are the penultimate ones."""
     num_prototypes: Count = 10
     """N; empty clusters are dropped and the effective N is recorded."""
-    artifact: str | None = None
+    artifact: Folder | None = None
     """Folder of another teacher's dictionary to use instead (Table 5)."""
 
 

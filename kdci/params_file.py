@@ -12,12 +12,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from kdci.config import Params
 from kdci.errors import CombinedUserError, StorageError, UserError
 
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 20
+_PLAINLY = {
+    "tuple_type": "should be a list",
+    "model_type": "should be a block of keys",
+    "bool_type": "should be true or false",
+}
 
 
 def load_params(path: Path) -> Params:
@@ -41,17 +47,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML 1.2 mapping; aliases and files above 1 MB are refused."""
     text = _read_text(path)
     try:
-        # An alias can stand for exponentially much; params have no use for them.
-        for event in YAML(typ="safe", pure=True).parse(text):
-            if isinstance(event, AliasEvent):
-                raise UserError(str(path), "uses a YAML alias", "write the value out")
+        _require_plain(path, text)
         tree = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, RecursionError) as error:
+    except (YAMLError, ValueError) as error:  # ValueError: an integer of thousands of digits
         raise UserError(str(path), _yaml_problem(error), "mend that line") from None
     if not isinstance(tree, dict):
         what = "is empty" if tree is None else "is not a mapping of keys to values"
         raise UserError(str(path), what, "start from `kdci preset digits`")
     return tree
+
+
+def _require_plain(path: Path, text: str) -> None:
+    """Refuse what can stand for, or nest, exponentially much; params have no use for it."""
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        if isinstance(event, AliasEvent):
+            raise UserError(str(path), "uses a YAML alias", "write the value out")
+        if isinstance(event, CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise UserError(str(path), "is nested too deeply", f"at most {MAX_DEPTH} levels")
 
 
 def _read_text(path: Path) -> str:
@@ -77,13 +94,19 @@ def _yaml_problem(error: Exception) -> str:
         where = f"line {mark.line + 1}: " if mark else ""
         first_line = str(error.problem or error.context or "not valid YAML").splitlines()[0]
         return where + first_line
-    return "is nested too deeply" if isinstance(error, RecursionError) else "is not valid YAML"
+    return "is not valid YAML" if isinstance(error, YAMLError) else str(error).splitlines()[0]
 
 
 def _problems(path: Path, tree: dict[str, Any], details: Sequence[ErrorDetails]) -> list[UserError]:
     """Word each error; the branches of a union become one line: "a number, or 'N'"."""
     by_key: dict[str, UserError] = {}
+    locations = [detail["loc"] for detail in details]
     for detail in details:
+        size = len(detail["loc"])
+        if detail["type"] == "too_short" and any(
+            len(other) > size and other[:size] == detail["loc"] for other in locations
+        ):
+            continue  # the list is only short of the item that another line is about
         problem = _problem(path, tree, detail)
         earlier = by_key.get(problem.subject)
         if earlier is not None:
@@ -111,8 +134,9 @@ def _problem(path: Path, tree: dict[str, Any], detail: ErrorDetails) -> UserErro
         return UserError(
             key, f"unknown value {detail['input']!r}", _closest(detail["input"], names)
         )
+    message = _PLAINLY.get(kind, _lower_first(detail["msg"]))
     got = f", got {detail['input']!r}" if kind not in ("cross_field", "repeated") else ""
-    return UserError(key, _lower_first(detail["msg"]) + got, f"mend it in {path.name}")
+    return UserError(key, message + got, f"mend it in {path.name}")
 
 
 def _is_union_tag(part: str | int, tree: dict[str, Any], location: Sequence[str | int]) -> bool:

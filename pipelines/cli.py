@@ -37,12 +37,7 @@ app = typer.Typer(
 
 @dataclass
 class Options:
-    """The options before the command.
-
-    Attributes:
-        root: Project folder as given; None: to be looked for.
-        debug: Show tracebacks.
-    """
+    """The options before the command; no root: it is looked for."""
 
     root: Path | None = None
     debug: bool = False
@@ -57,13 +52,13 @@ class Listing(StrEnum):
     presets = "presets"
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command and exit with its code: errors are stderr lines, see ``kdci.errors``."""
-    sys.exit(run(argv))
+def main() -> NoReturn:
+    """Run the command and exit with its code."""
+    sys.exit(run())
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code; errors are stderr lines, see ``kdci.errors``."""
     options = Options()
     arguments = None if argv is None else list(argv)
     try:

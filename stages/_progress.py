@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from kdci.metrics import MetricFile
 
-SHOWN = ("loss", "train_accuracy", "agreement", "inversion_loss", "bank")
+SHOWN = ("loss", "train_accuracy", "agreement", "inversion_loss", "scored", "bank")
 
 
 class Progress:
     """Shows how far a loop is.
 
     Args:
-        total: Steps in all.
+        total: Steps in all; 0: not known.
         label: What is being done.
         metrics: Where the loop logs; each new line there is a line of output.
     """
@@ -29,7 +29,7 @@ class Progress:
         self.metrics = metrics
         self._num_lines = len(metrics)
         self._began = time.monotonic()
-        self._bar = tqdm(total=total, desc=label, leave=False) if sys.stderr.isatty() else None
+        self._bar = tqdm(total=total or None, desc=label, leave=False) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +53,8 @@ class Progress:
             self._bar.update(step - self._bar.n)
         elif logged:
             seconds = time.monotonic() - self._began
-            line = f"{self.label} {step}/{self.total}  {self._values()}  {seconds:.0f} s\n"
+            place = f"{step}/{self.total}" if self.total else str(step)
+            line = f"{self.label} {place}  {self._values()}  {seconds:.0f} s\n"
             sys.stderr.write(line)
             sys.stderr.flush()
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from kdci import artifacts
 from kdci.config import Params, hash_json
-from kdci.errors import BusyError, StoppedError, UserError
+from kdci.errors import BusyError, StoppedError, StorageError, UserError
 from kdci.layout import Layout
 from kdci.metrics import MetricFile
 from stages._progress import Progress
@@ -300,7 +300,8 @@ class Session:
         """Leave a note of why the stage ended, for whoever follows the run."""
         if hasattr(self, "folder") and self.folder.is_dir():
             note = {"exit_code": exit_code, "message": message}
-            artifacts.replace_file(self.folder / "failure.json", json.dumps(note).encode())
+            with suppress(StorageError):  # a full disk has no room for its note either
+                artifacts.replace_file(self.folder / "failure.json", json.dumps(note).encode())
 
 
 def require_writable(folder: Path) -> None:

@@ -41,7 +41,8 @@ def _distill(session: Session, *, with_dictionary: bool) -> None:
     # One seed for both arms; the pool's seed is in it, so that replicates are independent.
     seed = derive_seed(int(cell["seed"]), int(cell["pool_seed"]), "distill")
     teacher = open_teacher(session, session.artifact("teacher"), runtime)
-    source = _source(session, teacher, seed)
+    state = session.resume()
+    source = _source(session, teacher, seed, resumed=state is not None)
     student = build_network(
         str(cell["student"]),
         params.data.spec,
@@ -67,7 +68,6 @@ def _distill(session: Session, *, with_dictionary: bool) -> None:
         final_learning_rate=recipe.final_learning_rate,
         compensation_learning_rate=params.compensation.learning_rate,
     )
-    state = session.resume()
     if state is not None:
         distiller.load_state_dict(state)
     marks = snapshot_steps(recipe.num_epochs, recipe.steps_per_epoch, params.distill.num_snapshots)
@@ -114,8 +114,13 @@ def _open_parents(session: Session, *, with_dictionary: bool) -> None:
         session.parent("dictionary", layout.dictionary(teacher, method, pool_seed))
 
 
-def _source(session: Session, teacher: PixelModel, seed: int) -> SubstitutionSource:
-    """Go on from the pool's method state, with the student seed's own random streams."""
+def _source(
+    session: Session, teacher: PixelModel, seed: int, *, resumed: bool
+) -> SubstitutionSource:
+    """Go on from the pool's method state, with the student seed's own random streams.
+
+    A checkpoint holds a later state, and images that the pool's state would cut off the bank.
+    """
     from kdci.checkpoints import load_state
     from kdci.runtime import derive_seed
     from kdci.substitution.registry import build_source
@@ -125,8 +130,9 @@ def _source(session: Session, teacher: PixelModel, seed: int) -> SubstitutionSou
     bank = pool_bank(session, base=pool.file("images.npy"))
     context = source_context(session, artifact, teacher, bank, seed=derive_seed(seed, "source"))
     source = build_source(method, session.params.method(method), context)
-    source.load_state_dict(load_state(pool.path / "source"))
-    source.reseed(derive_seed(seed, "source"))
+    if not resumed:
+        source.load_state_dict(load_state(pool.path / "source"))
+        source.reseed(derive_seed(seed, "source"))
     return source
 
 

@@ -35,6 +35,8 @@ def substitute(session: Session) -> None:
     state = session.resume()
     if state is not None:
         source.load_state_dict(state["source"])
+    else:
+        bank.truncate(0)  # a run killed before its first checkpoint leaves images of its own
     done = 0 if state is None else int(state["done"])
 
     def logged() -> Any:

@@ -209,8 +209,9 @@ def smoke_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def built(smoke_project: Project, tmp_path: Path) -> Project:
     """A copy of the built experiment's params, artifacts and report."""
     root = tmp_path / "built"
-    skip = shutil.ignore_patterns("kdci", "stages", "pipelines", ".dvc", ".kdci")
-    shutil.copytree(smoke_project.root, root, ignore=skip)
+    for name in ("artifacts", "report"):
+        shutil.copytree(smoke_project.root / name, root / name)
+    shutil.copy(smoke_project.root / "params.yaml", root)
     return Project(root)
 
 

@@ -91,7 +91,7 @@ class SubstitutionSource(Protocol):
 
     @property
     def num_preparations(self) -> int:
-        """How many parts ``prepare`` has, about: for the progress display."""
+        """How many parts ``prepare`` has, for the progress display; 0: not known before."""
 
     def prepare(self) -> Iterator[dict[str, float]]:
         """Do what needs no student, yielding metrics after each part that can be resumed.

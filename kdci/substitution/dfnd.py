@@ -139,8 +139,8 @@ class DfndSource:
 
     @property
     def num_preparations(self) -> int:
-        """One part: the pool's size is not known before it is loaded."""
-        return 1
+        """Not known: the pool's size is, once it is loaded."""
+        return 0
 
     def prepare(self) -> Iterator[dict[str, float]]:
         """Score the pool, then keep the images with the lowest scores; see the protocol.

@@ -28,7 +28,7 @@ def assert_no_temporary(folder: Path) -> None:
 class TestState:
     def test_every_kind_of_value_comes_back(self, tmp_path: Path, flatten: Flatten) -> None:
         base = torch.arange(24.0).view(2, 3, 2, 2)
-        state = {
+        state: dict[Any, Any] = {
             "numbers": [1, -2, 2**60, 0.1, 1e-300, float("inf"), True, None, "text", "é"],
             "empty": {"list": [], "dict": {}, "tensor": torch.empty(0, 3)},
             7: {"int key": 1, 8: "both"},

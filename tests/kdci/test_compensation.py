@@ -11,6 +11,7 @@ from torch import Tensor
 from kdci.artifacts import load_tensors, save_tensors
 from kdci.compensation import (
     Compensation,
+    Proportions,
     prior_information,
     proportion_factors,
     random_prototypes,
@@ -163,18 +164,19 @@ class TestScaleAndFusion:
     @pytest.mark.parametrize("name", ["fusion", "weights", "prototypes", "proportions"])
     def test_unknown_choices_are_misuse(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"unknown {name} 'other'"):
-            make_module(**{name: "other"})
+            changes: dict[str, Any] = {name: "other"}
+            make_module(**changes)
 
 
 class TestAblations:
-    def uniform(self, proportions: str) -> Compensation:
+    def uniform(self, proportions: Proportions) -> Compensation:
         prototypes, _ = make_dictionary()
         uniform = torch.full((5,), 1 / 5)
         return Compensation(prototypes, uniform, num_classes=K, proportions=proportions, seed=1)
 
     def test_factors_by_hand(self) -> None:
         proportions = torch.tensor([0.5, 0.25, 0.125, 0.125])
-        expected = {
+        expected: dict[Proportions, list[float]] = {
             "cluster": [0.5, 0.25, 0.125, 0.125],
             "uniform": [0.25] * 4,
             "none": [1.0] * 4,

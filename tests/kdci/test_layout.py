@@ -42,7 +42,14 @@ def test_cells_come_in_the_order_of_the_lists_vanilla_first() -> None:
 def test_a_cell_says_its_name_and_fields() -> None:
     assert CELL.name == "wrn-40-2/wrn-16-1/fast/kdci/pool4-seed2"
     assert CELL.replicate == "pool4-seed2"
-    assert Cell(**CELL.asdict()) == CELL
+    assert CELL.asdict() == {
+        "teacher": "wrn-40-2",
+        "student": "wrn-16-1",
+        "method": "fast",
+        "variant": "kdci",
+        "pool_seed": 4,
+        "seed": 2,
+    }
 
 
 def test_paths() -> None:

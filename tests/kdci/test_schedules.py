@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def test_constant_stays() -> None:
 
 def test_each_group_is_scaled_from_its_own_initial_rate() -> None:
     one, two = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([{"params": [one]}, {"params": [two], "lr": 0.2}], lr=1.0)
+    groups: list[dict[str, Any]] = [{"params": [one]}, {"params": [two], "lr": 0.2}]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
     for factor in (0.5, 0.25):  # always of the initial rate, never of the one before
         scale_learning_rates(optimizer, factor)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.05]

@@ -71,8 +71,13 @@ def test_list_prints_one_name_a_line(capsys: pytest.CaptureFixture[str]) -> None
     from kdci.models import BACKBONES
     from kdci.substitution.registry import METHODS
 
-    known = {"methods": METHODS, "backbones": BACKBONES, "datasets": LOADERS}
-    for what, names in (*known.items(), ("presets", preset_names())):
+    known = {
+        "methods": list(METHODS),
+        "backbones": list(BACKBONES),
+        "datasets": list(LOADERS),
+        "presets": preset_names(),
+    }
+    for what, names in known.items():
         assert run(["list", what]) == 0
         assert sorted(capsys.readouterr().out.split("\n")) == sorted(["", *names])
 

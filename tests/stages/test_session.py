@@ -105,7 +105,7 @@ def uninterrupted(reference, steps, call):
     return reference[call]
 
 
-@pytest.mark.parametrize(("stage", "method", "settings"), cases())
+@pytest.mark.parametrize(("stage", "method", "settings"), list(cases()))
 def test_killed_stage_ends_with_the_same_bytes_when_run_again(
     steps, forks, call, reference, stage, method, settings
 ):

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdci.catalog import DatasetSpec
+from kdci.config import Dfnd, Fast, Methods, OpenWorld
+from kdci.data.image_bank import ImageBank
+from kdci.errors import UserError
+from kdci.models import PixelModel, Prediction
+from kdci.substitution.base import SourceContext
+from kdci.substitution.dfnd import DfndSource
+from kdci.substitution.fast import FastSource
+from kdci.substitution.registry import METHODS, build_source
+
+SPEC = DatasetSpec("tiny", 3, 8, 1, (0.5,), (0.5,), 0, False, ("a", "b", "c"))
+
+
+class Net(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.head = norm, nn.Linear(64, 3)
+
+    def forward(self, images: Tensor) -> Prediction:
+        features = self.norm(images).flatten(1)
+        return Prediction(self.head(features), features)
+
+
+def make_context(folder: Path, norm: nn.Module | None = None) -> SourceContext:
+    teacher = PixelModel(Net(norm or nn.BatchNorm2d(1)), mean=SPEC.mean, std=SPEC.std).eval()
+    bank = ImageBank(folder / "bank.bin", shape=(1, 8, 8))
+    pool = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    return SourceContext(teacher, SPEC, bank, 0, 0.9, lambda: pool)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_block_holds_what_its_source_takes(method: str) -> None:
+    """All of it, and no more; what the context loads is no argument."""
+    block = Methods.model_fields[method].annotation
+    (kind,) = [k for k in block.__args__ if k is not type(None)]  # type: ignore[union-attr]
+    taken = {
+        name
+        for name, parameter in inspect.signature(METHODS[method]).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    assert set(kind.model_fields) - {"open_world"} == taken
+
+
+def test_every_value_reaches_the_source(tmp_path: Path) -> None:
+    block = Fast(
+        latent_dim=3,
+        generator_width=2,
+        batch_size=4,
+        num_steps=2,
+        generator_learning_rate=0.5,
+        latent_learning_rate=0.25,
+        bn_weight=7.0,
+        one_hot_weight=8.0,
+        adversarial_weight=9.0,
+        bn_momentum=0.125,
+        warmup_calls=1,
+        meta_update="reptile",
+        reptile_scale=11.0,
+        reset_after_calls=None,
+        temperature=13.0,
+    )
+    source = build_source("fast", block, make_context(tmp_path))
+    assert isinstance(source, FastSource)
+    for name in (
+        "latent_dim",
+        "batch_size",
+        "num_steps",
+        "generator_learning_rate",
+        "latent_learning_rate",
+        "bn_momentum",
+        "warmup_calls",
+        "temperature",
+    ):
+        assert getattr(source, name) == getattr(block, name)
+    assert source.weights == {"bn": 7.0, "one_hot": 8.0, "adversarial": 9.0}
+    assert (source.meta.update, source.meta.reptile_scale) == ("reptile", 11.0)
+    assert source.num_preparations == 1
+
+
+def test_dfnd_takes_the_pool_from_the_context(tmp_path: Path) -> None:
+    block = Dfnd(num_selected=5, teacher_accuracy=0.75, open_world=OpenWorld(num_images=20))
+    source = build_source("dfnd", block, make_context(tmp_path))
+    assert isinstance(source, DfndSource) and source.teacher_accuracy == 0.75
+    list(source.prepare())
+    assert len(source.bank) == 5
+
+
+def test_auto_accuracy_is_the_contexts(tmp_path: Path) -> None:
+    source = build_source("dfnd", Dfnd(num_selected=5), make_context(tmp_path))
+    assert isinstance(source, DfndSource) and source.teacher_accuracy == 0.9
+
+
+def test_unknown_methods_are_misuse(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown method 'magic', one of \['dfnd', 'fast'\]"):
+        build_source("magic", Fast(), make_context(tmp_path))
+
+
+def test_a_method_that_does_not_fit_the_teacher_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"methods\.fast") as caught:
+        build_source("fast", Fast(), make_context(tmp_path, nn.Identity()))
+    assert caught.value.exit_code == 2
