@@ -86,6 +86,7 @@ def _seal(draft: Draft, kind: str) -> None:
             files[name] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
             flush_to_disk(file)
     card = {**draft.card, "kind": kind, "format": FORMAT, "files": files}
+    card = json.loads(json.dumps(card, allow_nan=False))  # as a reader gets it: keys are text
     card["content"] = hash_json(files)
     card["card_sha256"] = hash_json(card)
     draft.save_json(CARD, card)
@@ -152,11 +153,18 @@ class Artifact:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Read the safetensors file ``name``."""
-        return load_tensors(self.file(name))
+        return parse_tensors(self._bytes(name), self.path / name)
 
     def json(self, name: str) -> Any:
         """Read the JSON file ``name``."""
-        return json.loads(self.file(name).read_text(encoding="utf-8"))
+        return json.loads(self._bytes(name))
+
+    def _bytes(self, name: str) -> bytes:
+        """Read a file at once and check these very bytes, whatever came between."""
+        data = self.file(name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.card["files"][name]["sha256"]:
+            raise IntegrityError(str(self.path / name), "changed while in use", "run it again")
+        return data
 
 
 def read_card(path: Path, *, kind: str) -> dict[str, Any]:
@@ -170,9 +178,9 @@ def read_card(path: Path, *, kind: str) -> dict[str, Any]:
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
         stated = card.pop("card_sha256")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(str(path), f"there is no {kind} here", "run `dvc repro`") from None
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise IntegrityError(str(file), "is damaged", REBUILD) from None
     if stated != hash_json(card):
         raise IntegrityError(str(file), "was changed after it was written", REBUILD)
@@ -189,13 +197,27 @@ def open_artifact(path: Path, *, kind: str) -> Artifact:
         IntegrityError: A file is missing, damaged or changed.
     """
     card = read_card(path, kind=kind)
-    for name, entry in card["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise IntegrityError(str(file), "is missing", REBUILD)
-        if file.stat().st_size != entry["bytes"] or hash_file(file) != entry["sha256"]:
-            raise IntegrityError(str(file), _damage(file), REBUILD)
-    return Artifact(path, card)
+    while True:
+        try:
+            for name, entry in card["files"].items():
+                _verify(path / name, entry)
+        except IntegrityError:
+            newer = read_card(path, kind=kind)
+            if newer == card:
+                raise
+            card = newer  # a writer put another artifact here while this one was read
+        else:
+            return Artifact(path, card)
+
+
+def _verify(file: Path, entry: Mapping[str, Any]) -> None:
+    try:
+        if file.stat().st_size == entry["bytes"] and hash_file(file) == entry["sha256"]:
+            return
+        problem = _damage(file)
+    except (FileNotFoundError, NotADirectoryError):
+        problem = "is missing"
+    raise IntegrityError(str(file), problem, REBUILD)
 
 
 def _damage(file: Path) -> str:
@@ -220,11 +242,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         IntegrityError: It is not a whole safetensors file.
     """
+    return parse_tensors(path.read_bytes(), path)
+
+
+def parse_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Read the bytes of the safetensors file ``path``; see ``load_tensors``."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        return dict(load(path.read_bytes()))
+        return dict(load(data))
     except (SafetensorError, ValueError, KeyError):
         raise IntegrityError(str(path), "is not a whole safetensors file", REBUILD) from None
 

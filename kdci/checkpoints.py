@@ -34,8 +34,9 @@ def pack(state: Any) -> tuple[dict[str, Tensor], Any]:
 
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
-            tensors[path] = node
-            return {"tensor": path}
+            name = f"{len(tensors)}:{path}"  # numbered: the keys 0 and "0", or "a/b", read alike
+            tensors[name] = node
+            return {"tensor": name}
         if isinstance(node, dict):
             return {"items": [[key, walk(value, f"{path}/{key}")] for key, value in node.items()]}
         if isinstance(node, list | tuple):
@@ -91,7 +92,7 @@ def load_state(path: Path) -> State:
         record = json.loads(record_file.read_text(encoding="utf-8"))
         stated = record.pop("record_sha256")
         whole = stated == hash_json(record) and record["sha256"] == hash_file(tensor_file)
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         whole = False
     if not whole:
         raise IntegrityError(str(path), "is a damaged state", "it is left out")
@@ -111,7 +112,10 @@ class Checkpoints:
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         save_state(self._path(step), state)
-        for old in self._steps()[: -self.keep]:
+        steps = self._steps()
+        # A state of a later step is one that load_newest passed over.
+        earlier, later = [s for s in steps if s <= step], [s for s in steps if s > step]
+        for old in [*earlier[: -self.keep], *later]:
             self._path(old).with_suffix(".json").unlink(missing_ok=True)
             self._path(old).with_suffix(".safetensors").unlink(missing_ok=True)
 

@@ -124,9 +124,11 @@ class Compensation(nn.Module):
         self.weights = weights
         self._generator = torch.Generator().manual_seed(seed)
         if prototypes == "random":
-            prototypes_ND = random_prototypes(prototypes_ND, generator=self._generator)
+            # Not from the module's stream, or the ablation would change the initial weights too.
+            noise = torch.Generator().manual_seed(seed + 1)
+            prototypes_ND = random_prototypes(prototypes_ND, generator=noise)
         self.register_buffer("prototypes_ND", prototypes_ND.clone())
-        self.register_buffer("factors_N", proportion_factors(proportions_N, proportions))
+        self.register_buffer("factors_N", proportion_factors(proportions_N, proportions).clone())
         factor = float(num_prototypes) if scale == "N" else float(scale)
         self.register_buffer("scale", torch.tensor(factor))
         self.w_q = self._linear(num_classes, hidden_dim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -44,29 +46,34 @@ def load_teacher(
         NumericError: A weight is not finite.
     """
     facts = artifact.facts
-    for fact, value in (("num_classes", spec.num_classes), ("channels", spec.channels)):
+    for fact in ("num_classes", "channels", "image_size"):
+        value = getattr(spec, fact)
         if facts[fact] != value:
             raise UserError(
                 str(artifact.path),
                 f"the teacher has {facts[fact]} {fact}, {spec.name} has {value}",
                 "choose the dataset it was trained on in data.name",
             )
+    # The normalisation is the teacher's own: what it was trained with, on its card.
+    own = replace(spec, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
     model = build_network(
-        facts["backbone"], spec, seed=0, device=device, autocast_dtype=autocast_dtype
+        facts["backbone"], own, seed=0, device=device, autocast_dtype=autocast_dtype
     )
     load_weights(model, artifact, MODEL_FILE)
     require_finite(model, str(artifact.path))
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def load_weights(module: nn.Module, artifact: Artifact, name: str) -> None:
+def load_weights(module: nn.Module, artifact: Artifact, name: str, *, prefix: str = "") -> None:
     """Load the safetensors file ``name`` of an artifact into ``module``.
 
     Raises:
         IntegrityError: Tensors are missing, left over, or of another shape.
     """
     try:
-        module.load_state_dict(artifact.tensors(name))
-    except RuntimeError as error:
+        tensors = artifact.tensors(name)
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        module.load_state_dict(own)
+    except (RuntimeError, TypeError) as error:
         first = str(error).splitlines()[-1].strip()
         raise IntegrityError(str(artifact.path / name), first, "rebuild it") from None

@@ -80,14 +80,9 @@ def student_of(artifact: Artifact) -> Student:
 def snapshot_of(artifact: Artifact, file: str) -> Student:
     """Return the student as it was at a snapshot of its distillation, in eval mode."""
     student = _shape_of(artifact)
-    tensors = artifact.tensors(file)
-    modules = {"student/": student.backbone, "compensation/": student.compensation}
-    for prefix, module in modules.items():
-        if module is not None:
-            start = len(prefix)
-            module.load_state_dict(
-                {k[start:]: v for k, v in tensors.items() if k.startswith(prefix)}
-            )
+    load_weights(student.backbone, artifact, file, prefix="student/")
+    if student.compensation is not None:
+        load_weights(student.compensation, artifact, file, prefix="compensation/")
     return student.eval()
 
 

@@ -29,7 +29,9 @@ class Progress:
         self.metrics = metrics
         self._num_lines = len(metrics)
         self._began = time.monotonic()
-        self._bar = tqdm(total=total or None, desc=label, leave=False) if sys.stderr.isatty() else None
+        self._bar = (
+            tqdm(total=total or None, desc=label, leave=False) if sys.stderr.isatty() else None
+        )
 
     def __enter__(self) -> Self:
         return self

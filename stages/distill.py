@@ -83,6 +83,8 @@ def _distill(session: Session, *, with_dictionary: bool) -> None:
         steps(), total=distiller.num_steps, state=distiller.state_dict, label="distilling"
     )
     require_finite(student, session.identity.name)
+    if compensation is not None:
+        require_finite(compensation, session.identity.name)
     _write(session, distiller, marks)
 
 

@@ -16,7 +16,14 @@ from kdci.pretrained import MODEL_FILE, build_network, load_teacher, load_weight
 
 SPEC = DATASETS["digits"]
 BACKBONE = "wrn-10-1"
-FACTS = {"backbone": BACKBONE, "num_classes": 10, "channels": 1, "image_size": 16}
+FACTS = {
+    "backbone": BACKBONE,
+    "num_classes": 10,
+    "channels": 1,
+    "image_size": 16,
+    "mean": [0.25],
+    "std": [0.5],
+}
 Change = Callable[[dict[str, Tensor]], None]
 
 
@@ -68,7 +75,7 @@ class TestLoadTeacher:
         assert not any(module.training for module in teacher.modules())
         assert not any(weight.requires_grad for weight in teacher.parameters())
 
-    @pytest.mark.parametrize(("fact", "value"), [("num_classes", 100), ("channels", 3)])
+    @pytest.mark.parametrize(("fact", "value"), [("num_classes", 100), ("channels", 3), ("image_size", 32)])
     def test_a_teacher_of_another_dataset_is_a_user_error(
         self, tmp_path: Path, fact: str, value: int
     ) -> None:

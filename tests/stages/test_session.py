@@ -405,9 +405,7 @@ def test_read_only_place_fails_before_the_work(fresh, call, capsys, monkeypatch)
         ("evaluate", "fast", 0),
     ],
 )
-def test_one_line_an_epoch_where_there_is_no_terminal(
-    built, call, capfd, stage, method, num_lines
-):
+def test_one_line_an_epoch_where_there_is_no_terminal(built, call, capfd, stage, method, num_lines):
     this = call(stage, method)
     assert built.run(this) == 0
     out, err = capfd.readouterr()

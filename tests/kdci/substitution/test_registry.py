@@ -83,7 +83,7 @@ def test_every_value_reaches_the_source(tmp_path: Path) -> None:
         assert getattr(source, name) == getattr(block, name)
     assert source.weights == {"bn": 7.0, "one_hot": 8.0, "adversarial": 9.0}
     assert (source.meta.update, source.meta.reptile_scale) == ("reptile", 11.0)
-    assert source.num_preparations == 1
+    assert source.num_preparations == 1  # the warm-up call
 
 
 def test_dfnd_takes_the_pool_from_the_context(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from stages.distill import snapshot_steps
+
+
+@pytest.fixture(params=["fast", "dfnd"])
+def method(request):
+    return request.param
+
+
+def test_last_snapshot_is_the_student(smoke_project, call):
+    folder = smoke_project.artifact(call("distill_kdci"))
+    snapshots = smoke_project.card(call("distill_kdci"))["facts"]["snapshots"]
+    assert list(snapshots) == ["2", "4"]
+    last = load_file(folder / snapshots["4"])
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert last[f"student/{name}"].equal(tensor)
+    for name, tensor in load_file(folder / "compensation.safetensors").items():
+        assert last[f"compensation/{name}"].equal(tensor)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [((2, 2, 2), [2, 4]), ((10, 3, 1), [30]), ((4, 5, 8), [5, 10, 15, 20]), ((7, 1, 2), [4, 7])],
+)
+def test_snapshot_steps_are_ends_of_epochs_the_last_one_in(arguments, steps):
+    assert snapshot_steps(*arguments) == steps
+
+
+def test_one_metrics_line_an_epoch_for_both_arms(smoke_project, call, method):
+    for variant in ("vanilla", "kdci"):
+        folder = smoke_project.artifact(call(f"distill_{variant}", method))
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [(row["epoch"], row["step"]) for row in rows] == [(1, 2), (2, 4)]
+        assert ("lambda_max" in rows[0]) == (variant == "kdci")
+        assert (folder / "compensation.safetensors").exists() == (variant == "kdci")
+
+
+def test_both_arms_start_alike_and_train_apart(smoke_project, call, method):
+    vanilla = smoke_project.card(call("distill_vanilla", method))
+    kdci = smoke_project.card(call("distill_kdci", method))
+    assert vanilla["seeds"] == kdci["seeds"]
+    assert vanilla["parents"]["pool"] == kdci["parents"]["pool"]
+    assert vanilla["files"]["model.safetensors"] != kdci["files"]["model.safetensors"]
+
+
+def test_bank_grows_only_where_the_method_makes_images(smoke_project, call, method):
+    path = smoke_project.layout.pool("wrn-10-1", method, 0) / "images.npy"
+    made = {"fast": 2 * 16, "dfnd": 0}[method]  # a call an epoch
+    facts = smoke_project.card(call("distill_kdci", method))["facts"]
+    assert facts["num_images"] == len(np.load(path)) + made
+
+
+def test_vanilla_needs_no_dictionary(built, call, method):
+    shutil.rmtree(built.layout.artifacts / "dictionaries")
+    expected = built.content(call("distill_vanilla", method))
+    built.build(call("distill_vanilla", method))
+    assert built.content(call("distill_vanilla", method)) == expected
+    assert built.run(call("distill_kdci", method)) == 2
+
+
+@pytest.mark.parametrize("variant", ["vanilla", "kdci"])
+def test_same_seed_same_bytes_another_seed_other_bytes(built, call, method, variant):
+    this = call(f"distill_{variant}", method)
+    expected = built.content(this)
+    built.build(this)
+    assert built.content(this) == expected
+    other = call(f"distill_{variant}", method, seed=1)
+    built.edit(grid__seeds=[0, 1]).build(other)
+    files = [built.card(c)["files"]["model.safetensors"]["sha256"] for c in (this, other)]
+    assert files[0] != files[1]
+    assert built.content(this) == expected

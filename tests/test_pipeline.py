@@ -1,0 +1,440 @@
+"""dvc.yaml and the stages say the same, and DVC runs again what a change reaches, no more."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[1]
+DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
+MODULES = ("teacher", "substitute", "dictionary", "distill", "evaluate", "report")
+STAGES = {
+    stage.name: stage
+    for module in MODULES
+    for stage in importlib.import_module(f"stages.{module}").STAGES
+}
+PLACES = {"preset": "digits-smoke"}
+
+
+# -- what dvc.yaml says --------------------------------------------------------------------------
+
+
+def test_stages_are_those_of_the_code():
+    assert list(DVC) == ["teacher", "substitute", "dictionary", "distill_vanilla", "distill_kdci",
+                         "evaluate", "report"]  # fmt: skip
+    assert set(DVC) == set(STAGES)
+
+
+@pytest.mark.parametrize("name", DVC)
+def test_params_are_the_blocks_of_the_stage(name):
+    stated = [re.sub(r"\$\{item\.(\w+)\}", r"{\1}", key) for key in DVC[name]["params"]]
+    assert sorted(stated) == sorted(STAGES[name].blocks)
+
+
+@pytest.mark.parametrize("name", DVC)
+def test_matrix_is_the_axes_in_their_order(name):
+    assert tuple(DVC[name].get("matrix", {})) == STAGES[name].axes
+    for axis, values in DVC[name].get("matrix", {}).items():
+        assert values == f"${{grid.{axis}s}}"
+
+
+def filled(text, cell):
+    """Return ``text`` with DVC's templates filled in."""
+    values = {**PLACES, **{f"item.{axis}": value for axis, value in cell.items()}}
+    return re.sub(r"\$\{([\w.]+)\}", lambda match: str(values[match[1]]), text)
+
+
+def grid_cells(name):
+    axes = STAGES[name].axes
+    values = {
+        "teacher": ["wrn-10-1", "wrn-16-1"],
+        "student": ["wrn-10-1", "vgg-11"],
+        "method": ["fast", "dfnd"],
+        "pool_seed": [0, 3],
+        "seed": [0, 12],
+    }
+    for point in product(*(values[axis] for axis in axes)):
+        yield dict(zip(axes, point, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in DVC if name != "report"])
+def test_outs_and_command_are_those_of_the_layout(name):
+    from kdci.layout import Layout
+
+    layout = Layout(Path("/project"), PLACES["preset"])
+    for cell in grid_cells(name):
+        artifact = STAGES[name].artifact(layout, cell)
+        places = [artifact, layout.timing(artifact)]
+        outs = [filled(out, cell) for out in DVC[name]["outs"]]
+        assert outs == [str(place.relative_to(layout.root)) for place in places]
+        module, *arguments = filled(DVC[name]["cmd"], cell).split()[2:]
+        assert module == f"stages.{name.split('_')[0]}"
+        flags = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        variant = {"--variant": name.split("_")[1]} if "_" in name else {}
+        axes = {f"--{axis.replace('_', '-')}": str(value) for axis, value in cell.items()}
+        assert flags == {**variant, **axes}
+
+
+def parents_of(name, cell, layout):
+    """Return the artifacts that a stage's code opens, by the layout."""
+    at = {axis: value for axis, value in cell.items() if axis in ("teacher", "method")}
+    if name == "report":
+        return {layout.artifacts / kind for kind in
+                ("teachers", "pools", "dictionaries", "evaluations")}  # fmt: skip
+    found = set() if name == "teacher" else {layout.teacher(at["teacher"])}
+    if name in ("dictionary", "distill_vanilla", "distill_kdci"):
+        found.add(layout.pool(**at, pool_seed=cell["pool_seed"]))
+    if name == "distill_kdci":
+        found.add(layout.dictionary(**at, pool_seed=cell["pool_seed"]))
+    if name == "evaluate":
+        found.add(layout.pool(**at, pool_seed=0).parent)
+        found.add(layout.students(at["teacher"], cell["student"], at["method"]))
+    return found
+
+
+@pytest.mark.parametrize("name", DVC)
+def test_artifact_deps_are_the_parents_by_the_layout(name):
+    from kdci.layout import Layout
+
+    layout = Layout(Path("/project"), PLACES["preset"])
+    for cell in grid_cells(name):
+        deps = {filled(dep, cell) for dep in DVC[name]["deps"] if dep.startswith("artifacts/")}
+        parents = {str(p.relative_to(layout.root)) for p in parents_of(name, cell, layout)}
+        assert deps == parents
+
+
+def test_stage_names_are_those_of_dvc(smoke_project, dvc):
+    from stages._session import StageIdentity
+
+    names = [
+        StageIdentity(call.stage, dict(call.cell), {}, Path()).name
+        for call in smoke_project.calls()
+    ]
+    assert sorted(names) == sorted(dvc.names())
+    assert sorted(names) == sorted(call.name for call in smoke_project.calls())
+
+
+# -- code dependencies ---------------------------------------------------------------------------
+
+GLUE = {
+    "kdci": "names that load on first use",
+    "kdci.artifacts": "writes and verifies bytes; the bytes are the callers'",
+    "kdci.checkpoints": "saves and restores states without a change",
+    "kdci.config": "params reach a stage by value, and those are tracked",
+    "kdci.errors": "wording",
+    "kdci.layout": "places, which dvc.yaml spells itself",
+    "kdci.metrics": "writes numbers that others computed",
+    "kdci.params_file": "params reach a stage by value, and those are tracked",
+    "kdci.substitution": "a docstring",
+    "kdci.substitution.registry": "picks the method's own file, which is tracked",
+    "stages": "empty",
+    "stages._main": "arguments and exit codes",
+    "stages._progress": "output on a terminal",
+    "stages._provenance": "names the code on a card",
+    "stages._session": "lock, checkpoints, card",
+    "stages._signals": "stopping",
+}
+REACHED_BUT_UNUSED = {
+    # image_bank re-exports ShuffledRows; a dictionary goes over the pool in its own order.
+    "dictionary": {"kdci.data.shuffled_rows", "kdci.data"},
+    # The report takes class names of it, and draws nothing else from it.
+    "report": {"kdci.catalog"},
+}
+
+
+def source_of(module):
+    path = ROOT / module.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return file if file.exists() else None
+
+
+def imports_in(node: ast.AST) -> Iterator[str]:
+    """Yield the project's modules that code imports, those for type checkers left out."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.ImportFrom) and child.module:
+            for alias in child.names:
+                inner = f"{child.module}.{alias.name}"
+                ours = child.module.split(".")[0] in ("kdci", "stages")
+                if ours:
+                    yield inner if source_of(inner) else child.module
+        yield from imports_in(child)
+
+
+def pool_helpers(stage_tree: ast.AST) -> Iterator[str]:
+    """Yield what the functions import that a stage takes from stages/_pool.py, no others."""
+    used = {
+        alias.name
+        for node in ast.walk(stage_tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "stages._pool"
+        for alias in node.names
+    }
+    for node in ast.parse(source_of("stages._pool").read_text()).body:
+        if not isinstance(node, ast.FunctionDef) or node.name in used:
+            yield from imports_in(ast.Module([node], []))
+
+
+def reached(name, method):
+    """Return the modules that a stage's result may depend on."""
+    stage_module = f"stages.{name.split('_')[0]}"
+    found, waiting = set(), [stage_module]
+    while waiting:
+        module = waiting.pop()
+        if module in found or (module in GLUE and not module.endswith(".registry")):
+            continue
+        found.add(module)
+        tree = ast.parse(source_of(module).read_text())
+        if module == "stages._pool":
+            tree_of_stage = ast.parse(source_of(stage_module).read_text())
+            waiting += pool_helpers(tree_of_stage)
+        elif module.endswith(".registry"):
+            waiting += ["kdci.substitution.base", f"kdci.substitution.{method}"]
+        else:
+            waiting += imports_in(tree)
+        package = module.rsplit(".", 1)[0]
+        if package.count("."):
+            waiting.append(package)
+    return found - set(GLUE)
+
+
+def without_compensation(name, modules):
+    """Vanilla never calls the one function of distill.py that imports the compensation."""
+    return modules - {"kdci.compensation"} if name == "distill_vanilla" else modules
+
+
+@pytest.mark.parametrize("method", ["fast", "dfnd"])
+@pytest.mark.parametrize("name", DVC)
+def test_code_deps_are_what_the_stage_imports(name, method):
+    deps = {filled(dep, {"teacher": "t", "student": "s", "method": method, "pool_seed": 0})
+            for dep in DVC[name]["deps"] if not dep.startswith("artifacts/")}  # fmt: skip
+    assert all((ROOT / dep).exists() for dep in deps)
+    modules = without_compensation(name, reached(name, method))
+    modules -= REACHED_BUT_UNUSED.get(name, set())
+    files = {str(source_of(module).relative_to(ROOT)) for module in modules}
+
+    undeclared = {f for f in files if not any(f == d or f.startswith(f"{d}/") for d in deps)}
+    superfluous = {d for d in deps if not any(f == d or f.startswith(f"{d}/") for f in files)}
+
+    assert undeclared == set()
+    assert superfluous == set()
+
+
+# -- what DVC makes of it --------------------------------------------------------------------------
+
+
+class Dvc:
+    """A project that DVC has recorded; asked with changed params, never run."""
+
+    def __init__(self, root, environment):
+        self.root, self.environment = root, environment
+
+    def __call__(self, *arguments):
+        command = ["dvc", *arguments]
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def repo(self):
+        from dvc.repo import Repo
+
+        return Repo(str(self.root))
+
+    def names(self):
+        with self.repo() as repo:
+            return [stage.addressing for stage in repo.index.stages]
+
+    def stale(self, project, **values):
+        """Return the stages that are stale themselves, and those with all that follow them."""
+        from networkx import ancestors
+
+        params = self.root / "params.yaml"
+        original = params.read_text()
+        try:
+            project.edit(**values)
+            with self.repo() as repo:
+                changed = set(repo.status())
+                graph = repo.index.graph  # from a stage to what it depends on
+                by_name = {stage.addressing: stage for stage in graph}
+                downstream = {
+                    later.addressing
+                    for name in changed
+                    for later in ancestors(graph.reverse(), by_name[name])
+                }
+                followers = {
+                    stage.addressing
+                    for stage in graph
+                    if changed & {s.addressing for s in _upstream(graph, stage)}
+                }
+        finally:
+            params.write_text(original)
+        assert downstream is not None
+        return changed, changed | followers
+
+
+def _upstream(graph, stage):
+    from networkx import descendants
+
+    return descendants(graph, stage)
+
+
+@pytest.fixture(scope="module")
+def recorded(smoke_project, environment, tmp_path_factory):
+    """The built project, with its state recorded in dvc.lock."""
+    root = tmp_path_factory.mktemp("recorded") / "project"
+    shutil.copytree(smoke_project.root, root)
+    project = type(smoke_project)(root)
+    dvc = Dvc(root, environment)
+    dvc("commit", "--force", "--quiet")
+    return project, dvc
+
+
+@pytest.fixture(scope="module")
+def dvc(recorded):
+    return recorded[1]
+
+
+def expected(method=None, stages=(), seeds=(0,)):
+    """Return stage names of one method's cells."""
+    names = set()
+    for stage in stages:
+        if stage in ("substitute", "dictionary"):
+            names.add(f"{stage}@wrn-10-1-{method}-0")
+        elif stage.startswith("distill"):
+            names |= {f"{stage}@wrn-10-1-wrn-10-1-{method}-0-{seed}" for seed in seeds}
+        elif stage == "evaluate":
+            names.add(f"evaluate@wrn-10-1-wrn-10-1-{method}")
+        else:
+            names.add({"teacher": "teacher@wrn-10-1", "report": "report"}[stage])
+    return names
+
+
+DISTILL = ("distill_vanilla", "distill_kdci")
+AFTER = ("evaluate", "report")
+
+
+def test_nothing_is_stale_after_a_build(recorded):
+    project, dvc = recorded
+    assert json.loads(dvc("status", "--json")) == {}
+    assert dvc.stale(project) == (set(), set())
+    said = dvc("repro", "--dry")
+    assert said.count("didn't change, skipping") == len(dvc.names())
+
+
+@pytest.mark.parametrize(
+    ("values", "changed", "followers"),
+    [
+        pytest.param(
+            {"methods__dfnd__num_selected": 60},
+            expected("dfnd", ("substitute", *DISTILL)),
+            expected("dfnd", ("substitute", "dictionary", *DISTILL, *AFTER)),
+            id="a method's block",
+        ),
+        pytest.param(
+            {"methods__dfnd__open_world": {"source": "photographs", "num_images": 100}},
+            expected("dfnd", ("substitute", *DISTILL)),
+            expected("dfnd", ("substitute", "dictionary", *DISTILL, *AFTER)),
+            id="a method's open world",
+        ),
+        pytest.param(
+            {"recipes__fast__learning_rate": 0.05},
+            expected("fast", DISTILL),
+            expected("fast", (*DISTILL, *AFTER)),
+            id="a method's recipe",
+        ),
+        pytest.param(
+            {"compensation__fusion": "linear"},
+            expected("fast", ("distill_kdci",)) | expected("dfnd", ("distill_kdci",)),
+            expected("fast", ("distill_kdci", *AFTER)) | expected("dfnd", ("distill_kdci", *AFTER)),
+            id="the compensation",
+        ),
+        pytest.param(
+            {"dictionary__num_prototypes": 5},
+            expected("fast", ("dictionary",)) | expected("dfnd", ("dictionary",)),
+            expected("fast", ("dictionary", "distill_kdci", *AFTER))
+            | expected("dfnd", ("dictionary", "distill_kdci", *AFTER)),
+            id="the dictionary",
+        ),
+        pytest.param(
+            {"grid__seeds": [0, 1]},
+            expected("fast", ("evaluate",))
+            | expected("dfnd", AFTER)
+            | expected("fast", DISTILL, seeds=(1,))
+            | expected("dfnd", DISTILL, seeds=(1,)),
+            expected("fast", ("evaluate",))
+            | expected("dfnd", AFTER)
+            | expected("fast", DISTILL, seeds=(1,))
+            | expected("dfnd", DISTILL, seeds=(1,)),
+            id="one more seed",
+        ),
+        pytest.param(
+            {"grid__methods": ["fast"]},
+            {"report"},
+            {"report"},
+            id="one method less",
+        ),
+        pytest.param(
+            {"evaluate__deploy": "compensated"},
+            expected("fast", ("evaluate",)) | expected("dfnd", ("evaluate",)),
+            expected("fast", AFTER) | expected("dfnd", AFTER),
+            id="how students are scored",
+        ),
+    ],
+)
+def test_change_reaches_what_depends_on_it_and_nothing_else(recorded, values, changed, followers):
+    project, dvc = recorded
+    assert dvc.stale(project, **values) == (changed, followers)
+
+
+def test_change_of_one_methods_code_reaches_that_method_alone(recorded):
+    project, dvc = recorded
+    file = dvc.root / "kdci/substitution/dfnd.py"
+    original = file.read_bytes()
+    try:
+        file.write_bytes(original + b"\n# changed\n")
+        changed, _ = dvc.stale(project)
+    finally:
+        file.write_bytes(original)
+    assert changed == expected("dfnd", ("substitute", *DISTILL))
+
+
+@pytest.mark.slow
+def test_repro_runs_the_stale_stages_and_gives_the_bytes_of_a_build(
+    recorded, smoke_project, environment, tmp_path
+):
+    """One real `dvc repro` from nothing, then one after a change."""
+    root = tmp_path / "project"
+    skip = shutil.ignore_patterns("artifacts", "report", ".kdci")
+    shutil.copytree(smoke_project.root, root, ignore=lambda d, names: (
+        skip(d, names) if Path(d) == smoke_project.root else []))  # fmt: skip
+    project, dvc = type(smoke_project)(root), Dvc(root, environment)
+
+    dvc("repro")
+    for call in project.calls()[:-1]:
+        assert project.content(call) == smoke_project.content(call), call.name
+    assert json.loads(dvc("status", "--json")) == {}
+
+    project.edit(compensation__fusion="linear")
+    said = dvc("repro")
+    ran = set(re.findall(r"Running stage '(\S+)'", said))
+    followers = expected("fast", ("distill_kdci", *AFTER)) | expected(
+        "dfnd", ("distill_kdci", *AFTER)
+    )
+    assert ran == followers
