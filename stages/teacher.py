@@ -50,6 +50,7 @@ def train_teacher(session: Session) -> None:
     session.run_loop(
         trainer.run(), total=trainer.num_steps, state=trainer.state_dict, label="training"
     )
+    model.eval()  # else scoring would go on moving the BatchNorm statistics, by test images too
     require_finite(model, session.identity.name)
     facts = {
         "backbone": backbone,

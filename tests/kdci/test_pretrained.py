@@ -21,8 +21,8 @@ FACTS = {
     "num_classes": 10,
     "channels": 1,
     "image_size": 16,
-    "mean": [0.25],
-    "std": [0.5],
+    "mean": list(SPEC.mean),
+    "std": list(SPEC.std),
 }
 Change = Callable[[dict[str, Tensor]], None]
 
@@ -74,6 +74,12 @@ class TestLoadTeacher:
         assert torch.equal(teacher(make_images()).logits, trained(make_images()).logits)
         assert not any(module.training for module in teacher.modules())
         assert not any(weight.requires_grad for weight in teacher.parameters())
+
+    def test_keeps_the_normalisation_it_was_trained_with(self, tmp_path: Path) -> None:
+        tensors = trained_model().state_dict()
+        teacher = load_teacher(write_teacher(tmp_path / "t", tensors, mean=[0.1], std=[0.7]), SPEC)
+        assert teacher.mean.item() == pytest.approx(0.1)
+        assert teacher.std.item() == pytest.approx(0.7)
 
     @pytest.mark.parametrize(("fact", "value"), [("num_classes", 100), ("channels", 3), ("image_size", 32)])
     def test_a_teacher_of_another_dataset_is_a_user_error(
