@@ -81,7 +81,9 @@ class TestLoadTeacher:
         assert teacher.mean.item() == pytest.approx(0.1)
         assert teacher.std.item() == pytest.approx(0.7)
 
-    @pytest.mark.parametrize(("fact", "value"), [("num_classes", 100), ("channels", 3), ("image_size", 32)])
+    @pytest.mark.parametrize(
+        ("fact", "value"), [("num_classes", 100), ("channels", 3), ("image_size", 32)]
+    )
     def test_a_teacher_of_another_dataset_is_a_user_error(
         self, tmp_path: Path, fact: str, value: int
     ) -> None:
