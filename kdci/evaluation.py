@@ -20,12 +20,20 @@ def image_batches(
 
 
 @torch.no_grad()
+def predict_logits(
+    logits_of: Logits, images: Tensor, *, batch_size: int, device: torch.device | None = None
+) -> Tensor:
+    """Return the logits of each uint8 image; (M, K), on the CPU."""
+    batches = image_batches(images, batch_size=batch_size, device=device)
+    return torch.cat([logits_of(batch).cpu() for batch in batches])
+
+
 def predict_classes(
     logits_of: Logits, images: Tensor, *, batch_size: int, device: torch.device | None = None
 ) -> Tensor:
     """Return the predicted class of each uint8 image; (M,), on the CPU."""
-    batches = image_batches(images, batch_size=batch_size, device=device)
-    return torch.cat([logits_of(batch).argmax(dim=1).cpu() for batch in batches])
+    logits_MK = predict_logits(logits_of, images, batch_size=batch_size, device=device)
+    return logits_MK.argmax(dim=1)
 
 
 def match_percentage(predicted_M: Tensor, expected_M: Tensor) -> float:

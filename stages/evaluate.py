@@ -125,15 +125,21 @@ def _classes(session: Session, logits_of: Any, images: Tensor) -> Tensor:
 
 
 def _scores(session: Session, student: Student, on: ScoredSet) -> Scores:
-    """Predict with f_S and with phi(f_S, F(z)), in one pass each."""
-    student = student.to(session.runtime.device)
+    """Predict with f_S and with phi(f_S, F(z)), in one pass over the images."""
+    import torch
+
+    from kdci.evaluation import predict_logits
+
+    device, size = session.runtime.device, session.params.evaluate.batch_size
+    student = student.to(device)
     student.backbone.autocast_dtype = session.runtime.autocast_dtype
     student.deploy = "backbone"
-    backbone = _classes(session, student, on.images)
-    if student.compensation is None:
-        return Scores(backbone, None)
-    student.deploy = "compensated"
-    return Scores(backbone, _classes(session, student, on.images))
+    logits = predict_logits(student, on.images, batch_size=size, device=device)
+    compensated = None
+    if student.compensation is not None:
+        with torch.no_grad():
+            compensated = student.compensated(logits.to(device)).argmax(dim=1).cpu()
+    return Scores(logits.argmax(dim=1), compensated)
 
 
 def _curve(

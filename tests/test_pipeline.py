@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -145,7 +146,13 @@ GLUE = {
     "stages._session": "lock, checkpoints, card",
     "stages._signals": "stopping",
 }
+OPEN_WORLD = {
+    f"kdci.data.{name}" for name in ("decoding", "labelled", "open_world", "parquet", "photographs")
+}
 REACHED_BUT_UNUSED = {
+    # Only a substitute stage asks its context for the open world.
+    "distill_vanilla": OPEN_WORLD | {"kdci.compensation"},
+    "distill_kdci": OPEN_WORLD,
     # image_bank re-exports ShuffledRows; these go over the images in their own order.
     "dictionary": {"kdci.data.shuffled_rows"},
     "evaluate": {"kdci.data.shuffled_rows"},
@@ -210,26 +217,56 @@ def reached(name, method):
     return found - set(GLUE)
 
 
-def without_compensation(name, modules):
-    """Vanilla never calls the one function of distill.py that imports the compensation."""
-    return modules - {"kdci.compensation"} if name == "distill_vanilla" else modules
+def code_deps(name, method):
+    cell = {"teacher": "t", "student": "s", "method": method, "pool_seed": 0}
+    deps = {filled(dep, cell) for dep in DVC[name]["deps"] if not dep.startswith("artifacts/")}
+    assert all((ROOT / dep).exists() for dep in deps)
+    return deps
+
+
+def covered(file, deps):
+    return any(file == dep or file.startswith(f"{dep}/") for dep in deps)
+
+
+@pytest.mark.parametrize("name", DVC)
+def test_code_deps_are_what_the_stage_imports(name):
+    unused = REACHED_BUT_UNUSED.get(name, set())
+    needed_by_some = set()
+    for method in ("fast", "dfnd"):
+        modules = reached(name, method)
+        assert unused <= modules  # an exemption that is not needed
+        files = {str(source_of(module).relative_to(ROOT)) for module in modules - unused}
+        assert {file for file in files if not covered(file, code_deps(name, method))} == set()
+        needed_by_some |= files
+    for method in ("fast", "dfnd"):
+        deps = code_deps(name, method)
+        assert {d for d in deps if not any(covered(f, {d}) for f in needed_by_some)} == set()
 
 
 @pytest.mark.parametrize("method", ["fast", "dfnd"])
-@pytest.mark.parametrize("name", DVC)
-def test_code_deps_are_what_the_stage_imports(name, method):
-    deps = {filled(dep, {"teacher": "t", "student": "s", "method": method, "pool_seed": 0})
-            for dep in DVC[name]["deps"] if not dep.startswith("artifacts/")}  # fmt: skip
-    assert all((ROOT / dep).exists() for dep in deps)
-    modules = without_compensation(name, reached(name, method))
-    modules -= REACHED_BUT_UNUSED.get(name, set())
-    files = {str(source_of(module).relative_to(ROOT)) for module in modules}
+@pytest.mark.parametrize("name", [name for name in DVC if name != "report"])
+def test_all_code_that_runs_is_a_dep_or_glue(built, call, name, method):
+    """Without regard to imports: what is left out above runs no code."""
+    ran = set()
 
-    undeclared = {f for f in files if not any(f == d or f.startswith(f"{d}/") for d in deps)}
-    superfluous = {d for d in deps if not any(f == d or f.startswith(f"{d}/") for f in files)}
+    def note(frame, event, argument):
+        if event == "call":
+            ran.add(frame.f_code.co_filename)
 
-    assert undeclared == set()
-    assert superfluous == set()
+    sys.setprofile(note)
+    try:
+        code = built.run(call(name, method))
+    finally:
+        sys.setprofile(None)
+    assert code == 0
+    glue = {str(source_of(module)) for module in GLUE}
+    ours = {
+        str(Path(file).relative_to(ROOT))
+        for file in ran - glue
+        if file.startswith((f"{ROOT}/kdci/", f"{ROOT}/stages/"))
+    }
+    assert f"stages/{name.split('_')[0]}.py" in ours
+    assert {file for file in ours if not covered(file, code_deps(name, method))} == set()
 
 
 # -- what DVC makes of it --------------------------------------------------------------------------

@@ -21,15 +21,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import kdci.checkpoints
-import kdci.distillation
-import kdci.students
-import kdci.substitution.registry
-import kdci.training
 from stages import _main, _session
 
 MODULES = ("teacher", "substitute", "dictionary", "distill", "evaluate", "report")
+PRELOADED = ("checkpoints", "distillation", "students", "substitution.registry", "training")
 STAGES = {name: importlib.import_module(f"stages.{name}").STAGES for name in MODULES}
+
+
+for name in PRELOADED:
+    importlib.import_module(f"kdci.{name}")
 
 
 def resolve(target: str) -> tuple[Any, str]:

@@ -78,7 +78,8 @@ def matrix():
 
 def cases():
     for stage, method, point, settings in matrix():
-        always = (stage, method) in (("distill_kdci", "fast"), ("substitute", "fast"))
+        first = point == "before the first checkpoint"
+        always = (stage, method) == ("distill_kdci", "fast") or (first and stage == "substitute")
         marks = [] if always else [pytest.mark.slow]
         yield pytest.param(
             stage, method, settings, id=f"{stage}-{method}-{point.replace(' ', '_')}", marks=marks
@@ -332,12 +333,12 @@ def test_stage_stops_with_its_parent_and_the_rerun_waits_for_it(
 @pytest.mark.parametrize(
     ("stage", "limit"),
     [
-        ("teacher", 20_000),
+        pytest.param("teacher", 20_000, marks=pytest.mark.slow),
         ("substitute", 6_000),
         ("dictionary", 1_200),
         ("distill_kdci", 20_000),
         ("evaluate", 2_000),
-        ("report", 10_000),
+        pytest.param("report", 10_000, marks=pytest.mark.slow),
     ],
 )
 def test_full_disk_leaves_the_old_artifact_and_the_rerun_makes_the_same_one(
