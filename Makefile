@@ -25,10 +25,10 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 test: setup  ## the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup  ## the tests that take minutes or need data
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -113,9 +113,11 @@ def remove_leftovers(path: Path) -> None:
     """Remove what a killed writer of ``path`` left beside it; call while holding its lock."""
     if not path.parent.is_dir():
         return
-    for folder in path.parent.iterdir():
-        if folder.name.startswith(f".{path.name}.") and folder.name.endswith(".tmp"):
-            shutil.rmtree(folder, ignore_errors=True)
+    for place in path.parent.glob(f".{path.name}.*.tmp"):
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+PREDICTION_BATCH = 512
+"""Images a forward pass where a stage's result holds predictions: fixed, for it can change bits."""
+
 Logits = Callable[[Tensor], Tensor]
 """From images, float32 in [0, 1], (B, C, H, W), to logits (B, K)."""
 

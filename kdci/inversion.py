@@ -108,8 +108,7 @@ def require_batch_norm(model: nn.Module, method: str, backbone: str) -> None:
             subject=f"methods.{method}",
             what="needs a teacher with BatchNorm layers that track running statistics, "
             f"found none in {backbone}",
-            fix="use a teacher with BatchNorm, or a method that reads no such statistics: "
-            "dafl, mosaick or dfnd",
+            fix="use a teacher with BatchNorm, or a method that samples instead of inverting",
         )
 
 

@@ -106,5 +106,7 @@ class Layout:
 
     def timing(self, artifact: Path) -> Path:
         """Return the file of an artifact's wall times, which no hash may depend on."""
+        if not artifact.is_relative_to(self.artifacts):  # the report
+            return self.artifacts / "timings" / f"{artifact.name}.json"
         relative = artifact.relative_to(self.artifacts)
         return self.artifacts / "timings" / relative.with_name(relative.name + ".json")

@@ -96,7 +96,7 @@ class SupervisedTrainer:
         if not bool(torch.isfinite(loss)):
             raise NumericError(
                 f"teacher step {self.step + 1}",
-                f"the loss is {float(loss)}",
+                f"the loss is {float(loss.detach())}",
                 "lower teacher.learning_rate",
             )
         self.optimizer.zero_grad(set_to_none=True)

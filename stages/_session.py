@@ -83,6 +83,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self._parents: dict[str, artifacts.Artifact] = {}
+        self._timing = self.layout.timing(self.identity.artifact)
         self._lock = FileLock(self.layout.work / "locks" / f"{self.identity.name}.lock")
         self._started = time.time()
         self._clock = time.monotonic()
@@ -114,7 +115,8 @@ class Session:
         try:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._started))
             artifacts.replace_file(holder, f"{os.getpid()} since {since}\n".encode())
-            artifacts.remove_leftovers(self.identity.artifact)
+            for place in (holder, self.identity.artifact, self._timing):
+                artifacts.remove_leftovers(place)
             yield
         finally:
             self._lock.release()
@@ -292,8 +294,7 @@ class Session:
             "seconds": self.seconds,
             "loop_seconds": self._loop_seconds,
         }
-        place = self.layout.timing(self.identity.artifact)
-        artifacts.replace_file(place, json.dumps(timing, indent=1).encode())
+        artifacts.replace_file(self._timing, json.dumps(timing, indent=1).encode())
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def record_failure(self, *, exit_code: int, message: str) -> None:

@@ -39,15 +39,14 @@ def _build_own(session: Session) -> None:
 
     from kdci.confounder import build_dictionary, predict
     from kdci.data.image_bank import open_npy
-    from kdci.evaluation import image_batches
+    from kdci.evaluation import PREDICTION_BATCH, image_batches
     from kdci.runtime import derive_seed
 
     cell, block = session.identity.cell, session.params.dictionary
     runtime = session.start_runtime(Path(__file__))
     teacher = open_teacher(session, session.artifact("teacher"), runtime)
     images = torch.from_numpy(open_npy(session.artifact("pool").file("images.npy")).copy())
-    size = session.params.evaluate.batch_size
-    batches = image_batches(images, batch_size=size, device=runtime.device)
+    batches = image_batches(images, batch_size=PREDICTION_BATCH, device=runtime.device)
     predictions, classes = predict(teacher, batches, space=block.space)
     seed = derive_seed(int(cell["pool_seed"]), "dictionary")
     dictionary = build_dictionary(predictions, num_prototypes=block.num_prototypes, seed=seed)

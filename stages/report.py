@@ -34,6 +34,8 @@ def report(params: Params, layout: Layout) -> None:
         IntegrityError: An artifact is damaged or was changed.
         StorageError: The report can not be written.
     """
+    for leftover in layout.report.rglob(".*.tmp"):  # of a report that was killed
+        leftover.unlink(missing_ok=True)
     evidence = gather(layout, list(cells(params.grid)), spec=params.data.spec)
     figures = draw_figures(evidence)
     metrics = metrics_tree(compare(evidence.rows, evidence.keys))

@@ -53,7 +53,7 @@ def substitute(session: Session) -> None:
         label="substituting",
     )
     images, holdout = _split(bank.rows, len(bank), session, generator(seed, "holdout"))
-    logits = _teacher_logits(session, teacher, images)
+    logits = _teacher_logits(teacher, images)
     with session.new_artifact("pool", seeds={"pool_seed": pool_seed}) as draft:
         save_npy(images, draft.folder / "images.npy")
         save_npy(holdout, draft.folder / "holdout.npy")
@@ -81,15 +81,14 @@ def _split(rows: Any, size: int, session: Session, random: Any) -> tuple[Tensor,
     return rows(kept.nonzero().flatten()), rows(held)
 
 
-def _teacher_logits(session: Session, teacher: Any, images: Tensor) -> Tensor:
+def _teacher_logits(teacher: Any, images: Tensor) -> Tensor:
     import torch
 
-    from kdci.evaluation import image_batches
+    from kdci.evaluation import PREDICTION_BATCH, image_batches
 
     device = next(teacher.parameters()).device
-    size = session.params.evaluate.batch_size
     with torch.no_grad():
-        batches = image_batches(images, batch_size=size, device=device)
+        batches = image_batches(images, batch_size=PREDICTION_BATCH, device=device)
         return torch.cat([teacher(batch).logits.cpu() for batch in batches])
 
 

