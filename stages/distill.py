@@ -175,7 +175,7 @@ def _write(session: Session, distiller: Distiller, marks: list[int]) -> None:
         "num_steps": distiller.num_steps,
         "batch_size": distiller.batch_size,
         "num_images": len(distiller.source.bank),
-        "snapshots": {str(step): _snapshot_name(step) for step in marks},
+        "snapshots": [[step, _snapshot_name(step)] for step in marks],
         "compensation": compensation.shape() if compensation is not None else None,
     }
     seeds = {"seed": int(cell["seed"]), "pool_seed": int(cell["pool_seed"])}

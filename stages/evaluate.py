@@ -70,13 +70,15 @@ def evaluate(session: Session) -> None:
     shown: dict[tuple[int, int], dict[str, Scores]] = {}
     for cell in own:
         artifact = session.artifact(cell.name)
-        curve = _curve(session, artifact, test, holdouts[cell.pool_seed])
-        curves.append({**cell.asdict(), "points": curve})
+        holdout = holdouts[cell.pool_seed]
+        points = _curve(session, artifact, test, holdout)
+        curves.append({**cell.asdict(), "points": points})
         student = student_of(artifact)
-        main_set = test if test is not None else holdouts[cell.pool_seed]
+        main_set = test if test is not None else holdout
         scores = _scores(session, student, main_set)
         shown.setdefault((cell.pool_seed, cell.seed), {})[cell.variant] = scores
-        rows.append(_row(session, cell, artifact, curve[-1], scores))
+        measures = _measures(session, student, test, holdout)
+        rows.append(_row(session, cell, artifact, measures, scores))
         session.raise_if_stopped()
     first_pool, _ = first = next(iter(shown))
     images, examples = _examples(
@@ -149,20 +151,23 @@ def _curve(
     from kdci.students import snapshot_of
 
     points = []
-    for step, name in artifact.facts["snapshots"].items():
-        student = snapshot_of(artifact, name)
-        on_test = _percentages(session, student, test)
-        on_holdout = _percentages(session, student, holdout)
-        points.append(
-            {
-                "step": int(step),
-                "accuracy_backbone": on_test[0],
-                "accuracy_compensated": on_test[1],
-                "agreement_backbone": on_holdout[0],
-                "agreement_compensated": on_holdout[1],
-            }
-        )
+    for step, name in artifact.facts["snapshots"]:
+        values = _measures(session, snapshot_of(artifact, name), test, holdout)
+        points.append({"step": step, **values})
     return points
+
+
+def _measures(
+    session: Session, student: Student, test: ScoredSet | None, holdout: ScoredSet
+) -> dict[str, float | None]:
+    on_test = _percentages(session, student, test)
+    on_holdout = _percentages(session, student, holdout)
+    return {
+        "accuracy_backbone": on_test[0],
+        "accuracy_compensated": on_test[1],
+        "agreement_backbone": on_holdout[0],
+        "agreement_compensated": on_holdout[1],
+    }
 
 
 def _percentages(
@@ -184,22 +189,21 @@ def _row(
     session: Session,
     cell: Cell,
     artifact: Artifact,
-    last: dict[str, float | None],
+    measures: dict[str, float | None],
     scores: Scores,
 ) -> dict[str, Any]:
     from kdci.evaluation import class_proportions
 
     params = session.params
     deploy = params.evaluate.deploy if cell.variant == "kdci" else "backbone"
-    values = {name: value for name, value in last.items() if name != "step"}
     proportions = class_proportions(scores.backbone, params.data.spec.num_classes)
     return {
         **cell.asdict(),
         "preset": params.preset,
         "dataset": params.data.name,
         "deploy": deploy,
-        "accuracy": last[f"accuracy_{deploy}"],
-        **values,
+        "accuracy": measures[f"accuracy_{deploy}"],
+        **measures,
         "teacher_accuracy": session.artifact("teacher").facts["accuracy"],
         "num_steps": artifact.facts["num_steps"],
         "batch_size": artifact.facts["batch_size"],

@@ -100,7 +100,7 @@ def write_student(
         "image_size": 16,
         "mean": list(SPEC.mean),
         "std": list(SPEC.std),
-        "snapshots": {"1": SNAPSHOT},
+        "snapshots": [[1, SNAPSHOT]],
         "compensation": compensation.shape() if compensation is not None else None,
     }
     with new_artifact(folder, kind="student", card={"facts": facts}) as draft:

@@ -190,7 +190,7 @@ def test_summary_counts_cells_and_what_is_in_place(tree: dict[str, Any], tmp_pat
     made = "1 teacher, 2 pools, 2 dictionaries, 12 students, 2 evaluations"
     assert made in second
     assert "0 of 19 artifacts are in place" in second
-    assert third.endswith("fast 4, dfnd 4")
+    assert third.endswith("fast 12, dfnd 12")
     stage = planned_stages(params, layout)[0]
     for blocks, count in ((stage.params, 1), ({**stage.params, "runtime": {}}, 0)):
         with artifacts.new_artifact(stage.artifact, kind="teacher", card={"params": blocks}):
