@@ -28,7 +28,7 @@ test: setup  ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup  ## the tests that take minutes or need data
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 1800 --numprocesses 2 --dist load
 
 lint: setup
 	$(BIN)/ruff check .
