@@ -25,7 +25,7 @@ def test_the_loop_of_the_library_page_trains_a_student() -> None:
         "teacher": teacher,
         "student": student,
         "substitutes": substitutes,
-        "batches": substitutes.split(20) * 10,
+        "batches": substitutes.split(20) * 100,
     }
     with torch.no_grad():
         before = (student(substitutes).argmax(1) == teacher(substitutes).argmax(1)).float().mean()
