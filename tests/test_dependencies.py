@@ -33,6 +33,8 @@ def test_a_prefect_flow_runs_with_the_installed_fastapi(tmp_path: Path) -> None:
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "true",
+        # Its own 20 seconds are short where two test processes share two cores.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     }
     environment.pop("PREFECT_API_URL", None)
     done = subprocess.run(
