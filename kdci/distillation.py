@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdci.errors import NumericError
 from kdci.metrics import MetricSink, RunningMeans
 from kdci.models import PixelModel
+from kdci.optimizers import SGD, Adam
 from kdci.schedules import Schedule, learning_rate_factor, scale_learning_rates
 from kdci.substitution.base import StudentCriterion, SubstitutionSource
 
@@ -86,9 +87,7 @@ class Distiller:
                 learning_rate if compensation_learning_rate is None else compensation_learning_rate
             )
             groups.append({"params": list(compensation.parameters()), "lr": rate})
-        self.optimizer = torch.optim.SGD(
-            groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay
-        )
+        self.optimizer = SGD(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
         self.criterion_optimizer = _criterion_optimizer(self.criterion)
 
     def run(self) -> Iterator[int]:
@@ -201,4 +200,4 @@ def _criterion_optimizer(criterion: StudentCriterion) -> torch.optim.Optimizer |
     parameters = list(criterion.parameters())
     if not parameters:
         return None
-    return torch.optim.Adam(parameters, lr=criterion.learning_rate)
+    return Adam(parameters, lr=criterion.learning_rate)

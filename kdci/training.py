@@ -16,6 +16,7 @@ from kdci.data.shuffled_rows import ShuffledRows
 from kdci.errors import NumericError
 from kdci.metrics import MetricSink, RunningMeans
 from kdci.models import PixelModel
+from kdci.optimizers import SGD
 from kdci.runtime import derive_seed, generator
 from kdci.schedules import learning_rate_factor, scale_learning_rates
 
@@ -63,7 +64,7 @@ class SupervisedTrainer:
         self.means = RunningMeans()
         self.rows = ShuffledRows(derive_seed(seed, "teacher", "rows"))
         self.augmentation = generator(seed, "teacher", "augmentation")
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = SGD(
             model.parameters(),
             lr=learning_rate,
             momentum=momentum,

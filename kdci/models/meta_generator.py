@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdci.models.generators import Generator, reset_parameters_
+from kdci.optimizers import Adam
 
 MetaUpdate = Literal["fomaml", "reptile", "none"]
 ADAM_BETAS = (0.5, 0.999)
@@ -44,9 +45,7 @@ class MetaGenerator:
         self.generator = generator
         self.update = update
         self.reptile_scale = reptile_scale
-        self._optimizer = torch.optim.Adam(
-            generator.parameters(), lr=learning_rate, betas=ADAM_BETAS
-        )
+        self._optimizer = Adam(generator.parameters(), lr=learning_rate, betas=ADAM_BETAS)
 
     def start(self) -> Generator:
         """Return the generator that one call adapts."""

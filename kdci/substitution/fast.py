@@ -28,6 +28,7 @@ from kdci.losses import blend, bn_statistics_loss, disagreement
 from kdci.models import PixelModel
 from kdci.models.generators import Generator
 from kdci.models.meta_generator import ADAM_BETAS, MetaGenerator, MetaUpdate
+from kdci.optimizers import Adam
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
 
 
@@ -211,7 +212,7 @@ class FastSource:
         adapted = self.meta.start()
         weights = list(adapted.parameters())
         leaves = [*weights, latents]
-        optimizer = torch.optim.Adam(
+        optimizer = Adam(
             [
                 {"params": weights, "lr": self.generator_learning_rate},
                 {"params": [latents], "lr": self.latent_learning_rate},

@@ -35,7 +35,6 @@ PRELOADED = (
     "safetensors.torch",
     "sklearn.cluster",
     "sklearn.datasets",
-    "torch._dynamo",  # the first optimiser imports it, in seconds
 )
 STAGES = {name: importlib.import_module(f"stages.{name}").STAGES for name in MODULES}
 for name in PRELOADED:
