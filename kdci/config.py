@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     Strict,
     StringConstraints,
@@ -24,16 +22,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from kdci.catalog import BACKBONE_NAMES, DATASETS, DatasetSpec
-
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-Folder = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00]+$")]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
+from kdci.config_block import Block, Count, Folder, Name, NonNegative, Positive, Seed
+from kdci.method_config import Dfnd, Fast
 
 
 def _one_of(names: Callable[[], Iterable[str]], what: str) -> AfterValidator:
@@ -60,17 +50,7 @@ DatasetName = Annotated[str, _one_of(lambda: DATASETS, "dataset")]
 MethodName = Annotated[str, _one_of(lambda: Methods.model_fields, "method")]
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-
-class Runtime(_Block):
+class Runtime(Block):
     """Where and how precisely the numbers are computed; part of what makes bits repeat."""
 
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -81,7 +61,7 @@ class Runtime(_Block):
     """`bf16` is autocast; `auto` takes it where the device computes it natively."""
 
 
-class Data(_Block):
+class Data(Block):
     """The original dataset: opened by the teacher stage and by evaluate, by nothing else."""
 
     name: DatasetName
@@ -110,35 +90,7 @@ class Data(_Block):
         return self
 
 
-class OpenWorld(_Block):
-    """The unlabelled images that sampling-based methods choose from."""
-
-    source: Literal["photographs", "parquet", "folder"] = "photographs"
-    """`photographs`: crops of the two photographs that come with scikit-learn."""
-    path: Folder | None = None
-    """Folder of Parquet or image files; photographs need none."""
-    num_images: Annotated[int, Field(ge=0)] = 20_000
-    """Number of images taken; 0: all there are, of Parquet and folders."""
-
-    @model_validator(mode="after")
-    def _path_fits(self) -> Self:
-        if (self.source == "photographs") != (self.path is None):
-            wants = "takes no path" if self.source == "photographs" else "needs a path"
-            raise PydanticCustomError(
-                "cross_field",
-                "{source} {wants}",
-                {"key": "path", "source": self.source, "wants": wants},
-            )
-        if self.source == "photographs" and self.num_images == 0:
-            raise PydanticCustomError(
-                "cross_field",
-                "photographs have crops without end: say how many",
-                {"key": "num_images"},
-            )
-        return self
-
-
-class Grid(_Block):
+class Grid(Block):
     """The axes of the experiment; ``dvc.yaml`` is their product."""
 
     teachers: Annotated[
@@ -163,7 +115,7 @@ class Grid(_Block):
     """Student seeds: initial weights and order of batches."""
 
 
-class TeacherRecipe(_Block):
+class TeacherRecipe(Block):
     """Supervised training of the teacher: SGD with momentum, cosine schedule, crop and flip."""
 
     num_epochs: Count
@@ -174,7 +126,7 @@ class TeacherRecipe(_Block):
     seed: Seed = 0
 
 
-class StudentRecipe(_Block):
+class StudentRecipe(Block):
     """The student's share of a method's recipe (SGD); the budget is epochs x steps x batch."""
 
     num_epochs: Count
@@ -194,50 +146,7 @@ class StudentRecipe(_Block):
         return self.num_epochs * self.steps_per_epoch
 
 
-class Fast(_Block):
-    """FastDFKD (AAAI 2022): a meta-generator that needs a few steps a batch."""
-
-    latent_dim: Count = 256
-    generator_width: Count = 64
-    """Channels of the generator's last block (ngf)."""
-    batch_size: Annotated[int, Field(ge=2)] = 256
-    """Images synthesised a call."""
-    num_steps: Count = 10
-    """Inner steps a call (K)."""
-    generator_learning_rate: Positive = 2e-3
-    latent_learning_rate: Positive = 0.01
-    bn_weight: NonNegative = 10.0
-    one_hot_weight: NonNegative = 0.4
-    adversarial_weight: NonNegative = 1.1
-    bn_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Share of earlier calls in the compared BN statistics."""
-    warmup_calls: Count = 20
-    """Calls before the student starts: the pool of the substitute stage."""
-    meta_update: Literal["fomaml", "reptile", "none"] = "fomaml"
-    reptile_scale: Positive = 67.0
-    """Factor on the reptile meta-gradient."""
-    reset_after_calls: Count | None = 120
-    """Re-initialise the generator's first layers this many calls after warm-up; null: never."""
-    temperature: Positive = 20.0
-    """T of the student's soft-label loss."""
-
-
-class Dfnd(_Block):
-    """DFND (CVPR 2021): the open-world images that the teacher is surest of."""
-
-    num_selected: Count
-    """Images kept of the open-world pool."""
-    teacher_accuracy: Fraction | Literal["auto"] = "auto"
-    """Diagonal a of the noise matrix; `auto`: as the teacher's card says."""
-    temperature: Positive = 4.0
-    noise_learning_rate: Positive = 1e-3
-    """Adam's rate for the noise matrix."""
-    score_batch_size: Count = 512
-    open_world: OpenWorld = OpenWorld()
-    """The unlabelled images to choose from."""
-
-
-class Methods(_Block):
+class Methods(Block):
     """What makes or chooses substitution images, a block a method.
 
     A method that the grid does not use may be left out, here and in recipes.
@@ -247,21 +156,21 @@ class Methods(_Block):
     dfnd: Dfnd | None = None
 
 
-class Recipes(_Block):
+class Recipes(Block):
     """How each method's student is trained: apart from Methods, so that pools outlive it."""
 
     fast: StudentRecipe | None = None
     dfnd: StudentRecipe | None = None
 
 
-class Pool(_Block):
+class Pool(Block):
     """What holds for every substitution pool."""
 
     holdout: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     """Share of the pool kept from the student, to measure agreement with the teacher."""
 
 
-class Dictionary(_Block):
+class Dictionary(Block):
     """The confounder dictionary Z: prototypes z_i and proportions P(z_i)."""
 
     space: Literal["logits", "probabilities", "features"] = "logits"
@@ -272,7 +181,7 @@ class Dictionary(_Block):
     """Folder of another teacher's dictionary to use instead (Table 5)."""
 
 
-class CompensationBlock(_Block):
+class CompensationBlock(Block):
     """Bias compensation: lambda_i, F(z) and phi, with the ablations of Table 4 as values."""
 
     fusion: Literal["identity", "residual", "linear"] = "identity"
@@ -288,14 +197,14 @@ class CompensationBlock(_Block):
     """Rate of the module's parameter group; null: the student's."""
 
 
-class Distill(_Block):
+class Distill(Block):
     """What holds for every student."""
 
     num_snapshots: Annotated[int, Field(ge=1, le=100)] = 8
     """Student snapshots left for the learning curves, the last one included."""
 
 
-class Evaluate(_Block):
+class Evaluate(Block):
     """How students are scored."""
 
     deploy: Literal["backbone", "compensated"] = "backbone"
@@ -303,7 +212,7 @@ class Evaluate(_Block):
     batch_size: Count = 512
 
 
-class Params(_Block):
+class Params(Block):
     """The whole tree of params.yaml."""
 
     preset: Name

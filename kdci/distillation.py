@@ -37,7 +37,8 @@ class Distiller:
         compensation: phi, applied to the student's logits in every term of the loss; None is
             the plain method.
         sink: Receives the means of each epoch, at the step it ended.
-        num_epochs: Epochs; ``source.refresh`` is called at the start of each.
+        num_epochs: Epochs; ``source.refresh`` is called at the start of each, or as often as
+            ``source.refresh_period`` says.
         steps_per_epoch: Steps an epoch.
         batch_size: Images a step.
         learning_rate: SGD's initial rate for the student.
@@ -79,7 +80,8 @@ class Distiller:
         self.final_factor = final_learning_rate / learning_rate
         self.step = 0
         self.means = RunningMeans()
-        self.refreshed: dict[str, float] = {}
+        self.refreshed = RunningMeans()
+        self.refresh_period = source.refresh_period or steps_per_epoch
         self.criterion = source.criterion().to(device_of(student))
         groups: list[dict[str, Any]] = [{"params": list(student.parameters())}]
         if compensation is not None:
@@ -100,8 +102,8 @@ class Distiller:
         """
         self._train_mode()
         while self.step < self.num_steps:
-            if self.step % self.steps_per_epoch == 0:
-                self.refreshed = self.source.refresh(self.student)
+            if self.step % self.refresh_period == 0:
+                self.refreshed.add(self.source.refresh(self.student))
             student_logits = self._train_step()
             self.step += 1
             if self.step % self.steps_per_epoch == 0:
@@ -153,7 +155,7 @@ class Distiller:
                 )
 
     def _log_epoch(self, student_logits: Tensor) -> None:
-        values = {**self.means.take(), **self.refreshed}
+        values = {**self.means.take(), **self.refreshed.take()}
         values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         values["bank"] = len(self.source.bank)
         if self.compensation is not None:
@@ -173,7 +175,7 @@ class Distiller:
             ),
             "source": self.source.state_dict(),
             "means": self.means.state_dict(),
-            "refreshed": self.refreshed,
+            "refreshed": self.refreshed.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -188,7 +190,7 @@ class Distiller:
             self.criterion_optimizer.load_state_dict(state["criterion_optimizer"])
         self.source.load_state_dict(state["source"])
         self.means.load_state_dict(state["means"])
-        self.refreshed = dict(state["refreshed"])
+        self.refreshed.load_state_dict(state["refreshed"])
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -141,27 +141,37 @@ class BestBatch:
 
     def __init__(self, method: str) -> None:
         self._method = method
-        self._images = torch.empty(0)
+        self._kept: dict[str, Tensor] = {}
         self._readings: list[dict[str, Tensor]] = []
         self._lowest = torch.tensor(torch.inf)
 
-    def offer(self, images_BCHW: Tensor, readings: dict[str, Tensor]) -> None:
-        """Keep a copy of the images if their ``inversion_loss`` is the lowest so far.
+    def offer(self, readings: Mapping[str, Tensor], **tensors: Tensor) -> None:
+        """Keep copies of the tensors if ``inversion_loss`` is the lowest so far.
 
         Decided on the device: asking the host at each step would stall a GPU.
-        """
-        images = images_BCHW.detach()
-        readings = {name: value.detach() for name, value in readings.items()}
-        if self._readings:
-            better = readings["inversion_loss"] < self._lowest
-            self._images = torch.where(better, images, self._images)
-            self._lowest = torch.where(better, readings["inversion_loss"], self._lowest)
-        else:
-            self._images, self._lowest = images.clone(), readings["inversion_loss"]
-        self._readings.append(readings)
 
-    def result(self) -> tuple[Tensor, dict[str, float]]:
-        """Return the kept images (B, C, H, W) and their readings.
+        Args:
+            readings: Terms of the loss and their sum, ``inversion_loss``; scalars.
+            tensors: What belongs to this step by name: the images as the loss saw them, and
+                whatever the method keeps beside them.
+        """
+        detached = {name: value.detach() for name, value in readings.items()}
+        loss = detached["inversion_loss"]
+        if self._readings:
+            better = loss < self._lowest
+            self._kept = {
+                name: torch.where(better, tensor.detach(), self._kept[name])
+                for name, tensor in tensors.items()
+            }
+            self._lowest = torch.where(better, loss, self._lowest)
+        else:
+            # Clones: an optimiser that works in place may own what was offered.
+            self._kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            self._lowest = loss
+        self._readings.append(detached)
+
+    def result(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Return the kept tensors by name, and their readings.
 
         Raises:
             NumericError: The loss was not finite at one of the steps.
@@ -174,4 +184,4 @@ class BestBatch:
                 "lower its learning rates",
             )
         kept = self._readings[int(losses.argmin())]
-        return self._images, {name: float(value) for name, value in kept.items()}
+        return self._kept, {name: float(value) for name, value in kept.items()}

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from kdci.artifacts import read_card, storage_errors
-from kdci.config import Dfnd, Fast, Params
+from kdci.config import Params
 from kdci.errors import KdciError, UserError
 from kdci.layout import VARIANTS, Layout, cells
+from kdci.method_config import Dfnd, Fast
 from pipelines.plan import planned_stages
 
 NEEDS_BATCH_NORM = ("fast",)

@@ -52,33 +52,35 @@ def substitute(session: Session) -> None:
         state=lambda: {"source": source.state_dict(), "done": done},
         label="substituting",
     )
-    images, holdout = _split(bank.rows, len(bank), session, generator(seed, "holdout"))
+    kept, held = _split(len(bank), session.params.pool.holdout, generator(seed, "holdout"))
+    images = bank.rows(kept)
     logits = _teacher_logits(teacher, images)
     with session.new_artifact("pool", seeds={"pool_seed": pool_seed}) as draft:
         save_npy(images, draft.folder / "images.npy")
-        save_npy(holdout, draft.folder / "holdout.npy")
+        save_npy(bank.rows(held), draft.folder / "holdout.npy")
         draft.save_tensors("predictions.safetensors", {"logits": logits})
-        source.bank = pool_bank(session, base=draft.folder / "images.npy", tail="kept.bin")
+        stored = pool_bank(session, base=draft.folder / "images.npy", tail="kept.bin")
+        source.adopt(stored, kept)
         save_state(draft.folder / "source", source.state_dict())
         draft.card["facts"] = {
             "method": method,
             "teacher": str(cell["teacher"]),
             "num_images": len(images),
-            "num_holdout": len(holdout),
+            "num_holdout": len(held),
             "skipped": skipped,
             **_facts(logits),
         }
 
 
-def _split(rows: Any, size: int, session: Session, random: Any) -> tuple[Tensor, Tensor]:
-    """Return the pool the student may see, in order, and the part that is held out."""
+def _split(size: int, share: float, random: Any) -> tuple[Tensor, Tensor]:
+    """Return the rows that the student may see, in order, and those that are held out."""
     import torch
 
-    num_holdout = max(1, round(session.params.pool.holdout * size))
+    num_holdout = max(1, round(share * size))
     held = torch.randperm(size, generator=random)[:num_holdout].sort().values
     kept = torch.ones(size, dtype=torch.bool)
     kept[held] = False
-    return rows(kept.nonzero().flatten()), rows(held)
+    return kept.nonzero().flatten(), held
 
 
 def _teacher_logits(teacher: Any, images: Tensor) -> Tensor:

@@ -88,6 +88,8 @@ class SubstitutionSource(Protocol):
     """Substitution images for distillation, made or chosen with the teacher's help alone."""
 
     bank: ImageBank
+    refresh_period: int | None
+    """Distillation steps between two calls of ``refresh``; None: once an epoch."""
 
     @property
     def num_preparations(self) -> int:
@@ -103,8 +105,18 @@ class SubstitutionSource(Protocol):
     def refresh(self, student: PixelModel) -> dict[str, float]:
         """Synthesise more, possibly adversarially to ``student``; a no-op for samplers.
 
-        Called at the start of each distillation epoch. Leaves the student's weights,
-        statistics and mode as they were. Returns metrics.
+        Called at the start of each distillation epoch, or every ``refresh_period`` steps.
+        Leaves the student's weights, statistics and mode as they were. Returns metrics.
+        """
+
+    def adopt(self, bank: ImageBank, kept: Tensor) -> None:
+        """Go on with another bank that holds some rows of the one so far.
+
+        The pool is stored without its held-out part; this tells the method.
+
+        Args:
+            bank: The bank from now on.
+            kept: Where its rows lay in the bank so far, ascending, (M,).
         """
 
     def reseed(self, seed: int) -> None:

@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdci.data.augmentation import random_crop_flip
-from kdci.data.shuffled_rows import ShuffledRows
 from kdci.errors import NumericError, UserError
 from kdci.losses import one_hot_costs, soft_label_kl
 from kdci.models import PixelModel
+from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SourceContext, State, StudentCriterion
 
 _CHUNKS_PER_REPORT = 10
@@ -90,7 +89,7 @@ class NoisyStudentCriterion(StudentCriterion):
         }
 
 
-class DfndSource:
+class DfndSource(BankSource):
     """Substitution images by DFND; see the module's docstring and ``SubstitutionSource``.
 
     Args:
@@ -122,8 +121,7 @@ class DfndSource:
                 "num_selected and score_batch_size must be at least 1, "
                 f"got {num_selected} and {score_batch_size}"
             )
-        self.context = context
-        self.bank = context.bank
+        super().__init__(context)
         self.num_selected = num_selected
         self.teacher_accuracy = (
             context.teacher_accuracy if isinstance(teacher_accuracy, str) else teacher_accuracy
@@ -132,8 +130,6 @@ class DfndSource:
         self.noise_learning_rate = noise_learning_rate
         self.score_batch_size = score_batch_size
         self.criterion()  # refuses a bad accuracy now, not after hours of scoring
-        self._random = torch.Generator().manual_seed(context.seed)
-        self._rows = ShuffledRows(context.seed)
         self._scores_M = torch.empty(0)
         self._is_selected = False
 
@@ -174,20 +170,6 @@ class DfndSource:
         """Do nothing: the choice does not depend on the student."""
         return {}
 
-    def reseed(self, seed: int) -> None:
-        """Start the random streams anew; see the protocol."""
-        self._random.manual_seed(seed)
-        self._rows = ShuffledRows(seed)
-
-    def batch(self, size: int) -> Tensor:
-        """Return augmented images of the bank; see the protocol."""
-        spec = self.context.spec
-        images = self.bank.rows(self._rows.next(size, len(self.bank))).to(self.context.device)
-        views = random_crop_flip(
-            images, crop_padding=spec.crop_padding, flip=spec.flip, generator=self._random
-        )
-        return views.float() / 255
-
     def criterion(self) -> StudentCriterion:
         """Return the student loss with an even noise matrix, on the teacher's device."""
         return NoisyStudentCriterion(
@@ -200,18 +182,14 @@ class DfndSource:
     def state_dict(self) -> State:
         """Return the scores so far, the random streams and the bank's length."""
         return {
-            "num_rows": len(self.bank),
-            "random": self._random.get_state(),
-            "rows": self._rows.state_dict(),
+            **super().state_dict(),
             "scores": self._scores_M.clone(),
             "is_selected": self._is_selected,
         }
 
     def load_state_dict(self, state: State) -> None:
         """Continue from ``state``; the bank is cut back to the length it had then."""
-        self.bank.truncate(state["num_rows"])
-        self._random.set_state(state["random"])
-        self._rows.load_state_dict(state["rows"])
+        super().load_state_dict(state)
         self._scores_M = state["scores"].clone()
         self._is_selected = bool(state["is_selected"])
 

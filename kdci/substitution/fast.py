@@ -21,35 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdci.data.augmentation import random_crop_flip
-from kdci.data.shuffled_rows import ShuffledRows
 from kdci.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
 from kdci.losses import blend, bn_statistics_loss, disagreement
 from kdci.models import PixelModel
 from kdci.models.generators import Generator
 from kdci.models.meta_generator import ADAM_BETAS, MetaGenerator, MetaUpdate
+from kdci.models.seeded import build_seeded
 from kdci.optimizers import Adam
+from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
 
 
-def _build_generator(
-    context: SourceContext, latent_dim: int, width: int, random: torch.Generator
-) -> Generator:
-    """Return a generator of the dataset's images whose weights come from ``random``."""
-    seed = int(torch.randint(2**62, (), generator=random))
-    # Modules draw from the global CPU stream: seeded here, and put back afterwards.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        generator = Generator(
-            latent_dim=latent_dim,
-            image_size=context.spec.image_size,
-            channels=context.spec.channels,
-            width=width,
-        )
-    return generator.to(context.device)
-
-
-class FastSource:
+class FastSource(BankSource):
     """Substitution images by Fast; see the module's docstring and ``SubstitutionSource``.
 
     The defaults are the authors' for CIFAR, WRN-40-2 teacher and K = 10.
@@ -104,8 +87,7 @@ class FastSource:
                 f"need num_steps >= 1 and batch_size >= 2, got {num_steps} and {batch_size}"
             )
         require_batch_norm(context.teacher, "fast", type(context.teacher.backbone).__name__)
-        self.context = context
-        self.bank = context.bank
+        super().__init__(context)
         self.batch_size = batch_size
         self.num_steps = num_steps
         self.generator_learning_rate = generator_learning_rate
@@ -121,11 +103,18 @@ class FastSource:
         self._reset_at = None if reset_after_calls is None else warmup_calls + reset_after_calls
         self.temperature = temperature
         self.calls = 0
-        self._random = torch.Generator().manual_seed(context.seed)
-        self._rows = ShuffledRows(context.seed)
         self._remembered: dict[str, list[Tensor]] = {}
+        generator = build_seeded(
+            lambda: Generator(
+                latent_dim=latent_dim,
+                image_size=context.spec.image_size,
+                channels=context.spec.channels,
+                width=generator_width,
+            ),
+            self.random,
+        )
         self.meta = MetaGenerator(
-            _build_generator(context, latent_dim, generator_width, self._random),
+            generator.to(context.device),
             learning_rate=generator_learning_rate * num_steps,
             update=meta_update,
             reptile_scale=reptile_scale,
@@ -145,16 +134,6 @@ class FastSource:
         """Make one call, adversarial to ``student`` except at the first; see the protocol."""
         return self._synthesise(student if self.calls > self.warmup_calls else None)
 
-    def reseed(self, seed: int) -> None:
-        """Start the random streams anew; see the protocol."""
-        self._random.manual_seed(seed)
-        self._rows = ShuffledRows(seed)
-
-    def batch(self, size: int) -> Tensor:
-        """Return augmented images of the bank; see the protocol."""
-        rows = self._rows.next(size, len(self.bank))
-        return self._augment(self.bank.rows(rows).to(self.context.device)).float() / 255
-
     def criterion(self) -> StudentCriterion:
         """Return the soft-label loss at the method's temperature."""
         return SoftLabelCriterion(self.temperature)
@@ -162,20 +141,16 @@ class FastSource:
     def state_dict(self) -> State:
         """Return generator, moments, remembered statistics and random streams."""
         return {
+            **super().state_dict(),
             "calls": self.calls,
-            "num_rows": len(self.bank),
-            "random": self._random.get_state(),
-            "rows": self._rows.state_dict(),
             "meta": self.meta.state_dict(),
             "remembered": {name: list(values) for name, values in self._remembered.items()},
         }
 
     def load_state_dict(self, state: State) -> None:
         """Continue from ``state``; the bank is cut back to the length it had then."""
-        self.bank.truncate(state["num_rows"])
+        super().load_state_dict(state)
         self.calls = state["calls"]
-        self._random.set_state(state["random"])
-        self._rows.load_state_dict(state["rows"])
         self.meta.load_state_dict(state["meta"])
         self._remembered = {
             name: [value.to(self.context.device) for value in values]
@@ -190,7 +165,7 @@ class FastSource:
             and the bank's new length.
         """
         if self.calls == self._reset_at:
-            self.meta.reset_first_layer(self._random)
+            self.meta.reset_first_layer(self.random)
         teacher = self.context.teacher
         models = [teacher] if student is None else [teacher, student]
         with frozen(*models), BatchNormStatistics(teacher) as statistics:
@@ -205,10 +180,10 @@ class FastSource:
     ) -> tuple[Tensor, dict[str, float]]:
         """Adapt generator and latents for K steps; return the best batch with its readings."""
         device, size = self.context.device, (self.batch_size,)
-        latents = torch.randn(*size, self.latent_dim, generator=self._random).to(device)
+        latents = torch.randn(*size, self.latent_dim, generator=self.random).to(device)
         latents.requires_grad_()
         num_classes = self.context.spec.num_classes
-        targets = torch.randint(num_classes, size, generator=self._random).to(device)
+        targets = torch.randint(num_classes, size, generator=self.random).to(device)
         adapted = self.meta.start()
         weights = list(adapted.parameters())
         leaves = [*weights, latents]
@@ -224,7 +199,7 @@ class FastSource:
         for _ in range(self.num_steps):
             images = adapted(latents)
             readings = self._readings(images, targets, student, statistics)
-            best.offer(images, readings)
+            best.offer(readings, images=images)
             gradients = torch.autograd.grad(readings["inversion_loss"], leaves)
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 leaf.grad = gradient
@@ -232,9 +207,9 @@ class FastSource:
                 total.add_(gradient)
             optimizer.step()
         optimizer.zero_grad()
-        result = best.result()
+        kept, metrics = best.result()
         self.meta.learn(adapted, summed)
-        return result
+        return kept["images"], metrics
 
     def _readings(
         self,
@@ -244,7 +219,7 @@ class FastSource:
         statistics: BatchNormStatistics,
     ) -> dict[str, Tensor]:
         """Return the terms for images seen through a fresh augmentation, and their sum."""
-        views = self._augment(images)
+        views = self.augment(images)
         logits = self.context.teacher(views).logits
         momentum, remembered = self.bn_momentum, self._remembered
         terms = {
@@ -267,9 +242,3 @@ class FastSource:
         for name, current in (("means", statistics.means), ("variances", statistics.variances)):
             values = [tensor.detach() for tensor in current]
             self._remembered[name] = blend(values, self._remembered.get(name), self.bn_momentum)
-
-    def _augment(self, images_BCHW: Tensor) -> Tensor:
-        spec = self.context.spec
-        return random_crop_flip(
-            images_BCHW, crop_padding=spec.crop_padding, flip=spec.flip, generator=self._random
-        )

@@ -45,6 +45,8 @@ class Sink:
 class StubSource:
     """Fixed random batches; notes every refresh."""
 
+    refresh_period: int | None = None
+
     def __init__(self, criterion: StudentCriterion | None = None) -> None:
         self.bank: Any = range(77)
         self._criterion = criterion or SoftLabelCriterion(4.0)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from kdci.catalog import DatasetSpec
 from kdci.data.image_bank import ImageBank
 from kdci.errors import NumericError, UserError
-from kdci.inversion import BestBatch
 from kdci.losses import soft_label_kl
 from kdci.models import PixelModel, Prediction
 from kdci.models.generators import Generator
@@ -221,22 +220,6 @@ def test_without_meta_update_the_shared_generator_is_adapted(tmp_path: Path) -> 
     kept = source.bank.rows(torch.arange(6)).float() / 255
     best = naive.all_losses[0].index(min(naive.all_losses[0]))
     torch.testing.assert_close(kept, naive.all_images[0][best], atol=0.6 / 255, rtol=0)
-
-
-def test_best_batch_is_a_copy_of_the_lowest() -> None:
-    best = BestBatch("fast")
-    images = torch.full((2, 1, 1, 1), 0.5)
-    for loss, value in [(2.0, 0.5), (1.0, 0.25), (3.0, 0.75)]:
-        images.fill_(value)
-        best.offer(images, {"inversion_loss": torch.tensor(loss), "bn": torch.tensor(value)})
-    images.fill_(9.0)
-    kept, metrics = best.result()
-    assert kept.flatten().tolist() == [0.25, 0.25]
-    assert metrics == {"inversion_loss": 1.0, "bn": 0.25}
-    first = BestBatch("fast")
-    first.offer(images, {"inversion_loss": torch.tensor(0.0)})
-    images.zero_()
-    assert first.result()[0].flatten().tolist() == [9.0, 9.0]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:

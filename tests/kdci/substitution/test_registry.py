@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kdci.catalog import DatasetSpec
-from kdci.config import Dfnd, Fast, Methods, OpenWorld
+from kdci.config import Methods
 from kdci.data.image_bank import ImageBank
 from kdci.errors import UserError
+from kdci.method_config import Dfnd, Fast, OpenWorld
 from kdci.models import PixelModel, Prediction
 from kdci.substitution.base import SourceContext
 from kdci.substitution.dfnd import DfndSource

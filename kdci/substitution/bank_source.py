@@ -1,0 +1,68 @@
+"""What methods that keep their images in a bank share: random streams, batches, their state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdci.data.augmentation import random_crop_flip
+from kdci.data.image_bank import ImageBank
+from kdci.data.shuffled_rows import ShuffledRows
+from kdci.substitution.base import SourceContext, State
+
+
+class BankSource:
+    """The part of ``SubstitutionSource`` that has nothing to do with how images are made.
+
+    Attributes:
+        context: Teacher, dataset, bank and seed.
+        bank: The pool's images.
+        random: CPU stream of everything the method draws.
+        refresh_period: See the protocol; None: once an epoch.
+
+    Args:
+        context: What every method is built from.
+    """
+
+    refresh_period: int | None = None
+
+    def __init__(self, context: SourceContext) -> None:
+        self.context = context
+        self.bank = context.bank
+        self.random = torch.Generator().manual_seed(context.seed)
+        self._rows = ShuffledRows(context.seed)
+
+    def adopt(self, bank: ImageBank, kept: Tensor) -> None:
+        """Go on with ``bank``, whose rows are the rows ``kept`` of the bank so far."""
+        self.bank = bank
+
+    def reseed(self, seed: int) -> None:
+        """Start the random streams anew; see the protocol."""
+        self.random.manual_seed(seed)
+        self._rows = ShuffledRows(seed)
+
+    def batch(self, size: int) -> Tensor:
+        """Return augmented images of the bank; see the protocol."""
+        rows = self._rows.next(size, len(self.bank))
+        return self.augment(self.bank.rows(rows).to(self.context.device)).float() / 255
+
+    def augment(self, images_BCHW: Tensor) -> Tensor:
+        """Crop and flip a batch, as far as the dataset allows; gradients pass through."""
+        spec = self.context.spec
+        return random_crop_flip(
+            images_BCHW, crop_padding=spec.crop_padding, flip=spec.flip, generator=self.random
+        )
+
+    def state_dict(self) -> State:
+        """Return the random streams and the bank's length; methods add their own."""
+        return {
+            "num_rows": len(self.bank),
+            "random": self.random.get_state(),
+            "rows": self._rows.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from ``state``; the bank is cut back to the length it had then."""
+        self.bank.truncate(state["num_rows"])
+        self.random.set_state(state["random"])
+        self._rows.load_state_dict(state["rows"])
