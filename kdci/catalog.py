@@ -83,3 +83,6 @@ BACKBONE_NAMES: tuple[str, ...] = (
     "wrn-40-1",
     "wrn-40-2",
 )
+
+CONTROL_NAMES: tuple[str, ...] = ("noise",)
+"""What methods are measured against; no methods themselves."""

@@ -21,9 +21,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from kdci.catalog import BACKBONE_NAMES, DATASETS, DatasetSpec
+from kdci.catalog import BACKBONE_NAMES, CONTROL_NAMES, DATASETS, DatasetSpec
 from kdci.config_block import Block, Count, Folder, Name, NonNegative, Positive, Seed
-from kdci.method_config import Dfnd, Fast
+from kdci.method_config import Cmi, Dafl, DeepInv, Dfnd, Fast, MethodBlock, Mosaick, Noise
 
 
 def _one_of(names: Callable[[], Iterable[str]], what: str) -> AfterValidator:
@@ -47,7 +47,8 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 BackboneName = Annotated[str, _one_of(lambda: BACKBONE_NAMES, "backbone")]
 DatasetName = Annotated[str, _one_of(lambda: DATASETS, "dataset")]
-MethodName = Annotated[str, _one_of(lambda: Methods.model_fields, "method")]
+MethodName = Annotated[str, _one_of(lambda: METHOD_NAMES, "method")]
+ControlName = Annotated[str, _one_of(lambda: CONTROL_NAMES, "control")]
 
 
 class Runtime(Block):
@@ -105,6 +106,8 @@ class Grid(Block):
         tuple[MethodName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
     ]
     """Data-free distillation methods."""
+    controls: Annotated[tuple[ControlName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """What methods are measured against: one vanilla student each, of the first seeds."""
     pool_seeds: Annotated[
         tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
     ] = (0,)
@@ -113,6 +116,11 @@ class Grid(Block):
         tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
     ]
     """Student seeds: initial weights and order of batches."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Everything that makes substitution images: the methods, then the controls."""
+        return (*self.methods, *self.controls)
 
 
 class TeacherRecipe(Block):
@@ -152,15 +160,30 @@ class Methods(Block):
     A method that the grid does not use may be left out, here and in recipes.
     """
 
+    dafl: Dafl | None = None
     fast: Fast | None = None
+    cmi: Cmi | None = None
+    deepinv: DeepInv | None = None
+    mosaick: Mosaick | None = None
     dfnd: Dfnd | None = None
+    noise: Noise | None = None
 
 
 class Recipes(Block):
     """How each method's student is trained: apart from Methods, so that pools outlive it."""
 
+    dafl: StudentRecipe | None = None
     fast: StudentRecipe | None = None
+    cmi: StudentRecipe | None = None
+    deepinv: StudentRecipe | None = None
+    mosaick: StudentRecipe | None = None
     dfnd: StudentRecipe | None = None
+    noise: StudentRecipe | None = None
+
+
+METHOD_NAMES: tuple[str, ...] = tuple(
+    name for name in Methods.model_fields if name not in CONTROL_NAMES
+)
 
 
 class Pool(Block):
@@ -231,7 +254,7 @@ class Params(Block):
 
     @model_validator(mode="after")
     def _methods_have_their_blocks(self) -> Self:
-        for method in self.grid.methods:
+        for method in self.grid.sources:
             for block in ("methods", "recipes"):
                 if getattr(getattr(self, block), method) is None:
                     raise PydanticCustomError(
@@ -251,9 +274,9 @@ class Params(Block):
             )
         return self
 
-    def method(self, name: str) -> Fast | Dfnd:
+    def method(self, name: str) -> MethodBlock:
         """Return the block of method ``name``."""
-        block: Fast | Dfnd = getattr(self.methods, name)
+        block: MethodBlock = getattr(self.methods, name)
         return block
 
     def recipe(self, name: str) -> StudentRecipe:

@@ -44,12 +44,25 @@ class Cell:
 
 
 def cells(grid: Grid) -> Iterator[Cell]:
-    """Yield every cell of ``grid``, vanilla before kdci, in the order of its lists."""
+    """Yield every method's cells, vanilla before kdci, in the order of its lists."""
     axes = product(
         grid.teachers, grid.students, grid.methods, VARIANTS, grid.pool_seeds, grid.seeds
     )
     for teacher, student, method, variant, pool_seed, seed in axes:
         yield Cell(teacher, student, method, variant, pool_seed, seed)
+
+
+def control_cells(grid: Grid) -> Iterator[Cell]:
+    """Yield the controls' cells: one vanilla student a pair, of the first seeds."""
+    pool_seed, seed = grid.pool_seeds[0], grid.seeds[0]
+    for teacher, student, control in product(grid.teachers, grid.students, grid.controls):
+        yield Cell(teacher, student, control, "vanilla", pool_seed, seed)
+
+
+def all_cells(grid: Grid) -> Iterator[Cell]:
+    """Yield the cells of the methods, then those of the controls."""
+    yield from cells(grid)
+    yield from control_cells(grid)
 
 
 @dataclass(frozen=True)

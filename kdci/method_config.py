@@ -1,11 +1,12 @@
 """The methods' params blocks: what makes or chooses substitution images, a class a method.
 
 The fields of a block are the keyword arguments of the method's source, except `open_world`.
+Defaults are the values behind the field's published CIFAR rows.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -41,13 +42,77 @@ class OpenWorld(Block):
         return self
 
 
-class Fast(Block):
+class MethodBlock(Block):
+    """What the pipeline wants to know of any method's block, before anything runs."""
+
+    needs_batch_norm: ClassVar[bool] = False
+    """Whether the method inverts the statistics of the teacher's BatchNorm layers."""
+
+    @property
+    def num_pool_images(self) -> int:
+        """Images that the substitute stage leaves, the hold-out included."""
+        raise NotImplementedError
+
+    @property
+    def num_first_images(self) -> int:
+        """Images that join before the student's first step."""
+        return 0
+
+
+BatchSize = Annotated[int, Field(ge=2)]
+
+
+class Dafl(MethodBlock):
+    """DAFL (ICCV 2019): a generator that the frozen teacher judges, trained to the end first."""
+
+    generator: Literal["small", "original"] = "small"
+    """`small`: that of the published comparisons; `original`: the authors' own (latent 1000)."""
+    latent_dim: Count = 512
+    generator_width: Count = 64
+    batch_size: BatchSize = 256
+    num_steps: Count = 16_000
+    """Generator steps."""
+    sample_every: Count = 80
+    """A batch of fresh images joins the pool each time so many steps were taken."""
+    skip_steps: Annotated[int, Field(ge=0)] = 0
+    """First steps that leave no images."""
+    learning_rate: Positive = 1e-3
+    one_hot_weight: NonNegative = 1.0
+    activation_weight: NonNegative = 1e-3
+    entropy_weight: NonNegative = 20.0
+    """Of the information entropy in nats; a weight meant for log10 is 2.303 times smaller here."""
+    augment_pool: bool = False
+    """Whether the student meets crops and flips."""
+    temperature: Positive = 1.0
+    """T of the student's soft-label loss: 1 is what the published rows ran."""
+
+    @property
+    def num_pool_images(self) -> int:
+        """A batch for every part of the training that is not skipped."""
+        ends = [*range(self.sample_every, self.num_steps, self.sample_every), self.num_steps]
+        num_batches = len([end for end in ends if end > self.skip_steps])
+        return int(self.batch_size) * num_batches
+
+    @model_validator(mode="after")
+    def _some_steps_are_kept(self) -> Self:
+        if self.skip_steps >= self.num_steps:
+            raise PydanticCustomError(
+                "cross_field",
+                "skips all {steps} steps: no image would be left",
+                {"key": "skip_steps", "steps": self.num_steps},
+            )
+        return self
+
+
+class Fast(MethodBlock):
     """FastDFKD (AAAI 2022): a meta-generator that needs a few steps a batch."""
+
+    needs_batch_norm: ClassVar[bool] = True
 
     latent_dim: Count = 256
     generator_width: Count = 64
     """Channels of the generator's last block (ngf)."""
-    batch_size: Annotated[int, Field(ge=2)] = 256
+    batch_size: BatchSize = 256
     """Images synthesised a call."""
     num_steps: Count = 10
     """Inner steps a call (K)."""
@@ -68,8 +133,160 @@ class Fast(Block):
     temperature: Positive = 20.0
     """T of the student's soft-label loss."""
 
+    @property
+    def num_pool_images(self) -> int:
+        """A batch for every call of the warm-up."""
+        return self.warmup_calls * self.batch_size
 
-class Dfnd(Block):
+    @property
+    def num_first_images(self) -> int:
+        """The first epoch begins with a call."""
+        return self.batch_size
+
+
+class Cmi(MethodBlock):
+    """CMI (IJCAI 2021): inversion through a fresh generator a call, and contrast for diversity."""
+
+    needs_batch_norm: ClassVar[bool] = True
+
+    latent_dim: Count = 256
+    generator_width: Count = 64
+    batch_size: BatchSize = 256
+    """Images synthesised a call."""
+    num_steps: Count = 200
+    """Steps a call (K)."""
+    learning_rate: Positive = 1e-3
+    """Of generator, latents and projection head."""
+    bn_weight: NonNegative = 1.0
+    one_hot_weight: NonNegative = 1.0
+    adversarial_weight: NonNegative = 0.5
+    contrastive_weight: NonNegative = 0.8
+    contrastive_temperature: Positive = 0.2
+    projection_dim: Count = 256
+    memory_size: Count = 40_960
+    """Earlier images whose features are remembered."""
+    num_negatives: Count = 4096
+    """Of these, drawn for each step."""
+    warmup_calls: Count = 200
+    """Calls without a student: the pool of the substitute stage."""
+    temperature: Positive = 20.0
+    """T of the student's soft-label loss."""
+
+    @property
+    def num_pool_images(self) -> int:
+        """A batch for every call without a student."""
+        return self.warmup_calls * self.batch_size
+
+    @property
+    def num_first_images(self) -> int:
+        """The first epoch begins with a call."""
+        return self.batch_size
+
+    @model_validator(mode="after")
+    def _memory_holds_a_batch(self) -> Self:
+        if self.memory_size < self.batch_size:
+            raise PydanticCustomError(
+                "cross_field",
+                "has to hold a batch of {batch_size}",
+                {"key": "memory_size", "batch_size": self.batch_size},
+            )
+        return self
+
+
+class DeepInv(MethodBlock):
+    """DeepInversion, adaptive (CVPR 2020): pixels optimised straight from noise."""
+
+    needs_batch_norm: ClassVar[bool] = True
+
+    batch_size: BatchSize = 256
+    """Images synthesised a call."""
+    num_steps: Count = 1000
+    """Steps a call at full resolution (K)."""
+    low_resolution_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps before these through a 2 x 2 average pool."""
+    learning_rate: Positive = 0.1
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Linear warm-up of the learning rate."""
+    bn_weight: NonNegative = 10.0
+    first_bn_factor: Positive = 1.0
+    """On the first BatchNorm layer's share of R_bn."""
+    one_hot_weight: NonNegative = 1.0
+    adversarial_weight: NonNegative = 1.0
+    """Of the competition with the student."""
+    js_temperature: Positive = 3.0
+    js_floor: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Clamp of the competition's probabilities; 0.01 in the public code."""
+    tv_l1_weight: NonNegative = 0.0
+    tv_l2_weight: NonNegative = 0.0
+    l2_weight: NonNegative = 0.0
+    jitter_fraction: Annotated[float, Field(ge=0, lt=0.5)] = 0.125
+    """Largest roll, as a share of the image's side."""
+    warmup_calls: Count = 200
+    """Calls without a student: the pool of the substitute stage."""
+    temperature: Positive = 20.0
+    """T of the student's soft-label loss."""
+
+    @property
+    def num_pool_images(self) -> int:
+        """A batch for every call without a student."""
+        return self.warmup_calls * self.batch_size
+
+    @property
+    def num_first_images(self) -> int:
+        """The first epoch begins with a call."""
+        return self.batch_size
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Self:
+        if self.lr_warmup_steps >= self.num_steps:
+            raise PydanticCustomError(
+                "cross_field",
+                "has to be shorter than the {num_steps} steps",
+                {"key": "lr_warmup_steps", "num_steps": self.num_steps},
+            )
+        return self
+
+
+class Mosaick(MethodBlock):
+    """MosaicKD (NeurIPS 2021): a generator that makes foreign patches into the teacher's world."""
+
+    num_selected: Count
+    """Open-world images kept, those the teacher is least sure of."""
+    latent_dim: Count = 100
+    generator_width: Count = 64
+    discriminator_width: Count = 128
+    batch_size: BatchSize = 256
+    """Images of a step of generator and discriminator."""
+    learning_rate: Positive = 1e-3
+    """Of generator and discriminator."""
+    adversarial_weight: NonNegative = 1.0
+    align_weight: NonNegative = 1.0
+    local_weight: NonNegative = 1.0
+    balance_weight: NonNegative = 10.0
+    warmup_steps: Count = 2000
+    """Steps without a student, in the substitute stage."""
+    num_samples: Count = 25_000
+    """Images of the warmed-up generator that join the pool."""
+    distillation_steps_per_game_step: Count = 5
+    """The student's steps for each step of generator and discriminator."""
+    cosine_steps: Count | None = None
+    """Length of their cosine schedule in steps after the warm-up; null: constant rates."""
+    temperature: Positive = 1.0
+    """T of the student's soft-label loss; the authors' default."""
+    score_batch_size: Count = 512
+    open_world: OpenWorld = OpenWorld()
+    """The unlabelled images to choose from."""
+
+    @property
+    def num_pool_images(self) -> int:
+        """The chosen images and the generator's."""
+        return self.num_selected + self.num_samples
+
+
+class Dfnd(MethodBlock):
     """DFND (CVPR 2021): the open-world images that the teacher is surest of."""
 
     num_selected: Count
@@ -82,3 +299,21 @@ class Dfnd(Block):
     score_batch_size: Count = 512
     open_world: OpenWorld = OpenWorld()
     """The unlabelled images to choose from."""
+
+    @property
+    def num_pool_images(self) -> int:
+        """The chosen images."""
+        return self.num_selected
+
+
+class Noise(MethodBlock):
+    """A control and no method: images of uniform noise, what any method has to beat."""
+
+    num_images: BatchSize = 5000
+    temperature: Positive = 4.0
+    """T of the student's soft-label loss."""
+
+    @property
+    def num_pool_images(self) -> int:
+        """All of them."""
+        return self.num_images

@@ -8,7 +8,9 @@ The arithmetic is torch's own.
 
 from __future__ import annotations
 
+import copy
 import inspect
+from typing import Any
 
 import torch
 
@@ -33,3 +35,16 @@ class Adam(torch.optim.Adam):
     """``torch.optim.Adam``."""
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
+    """Return a copy of what an optimiser remembers of its parameters, by their number."""
+    moments: dict[int, Any] = copy.deepcopy(optimizer.state_dict()["state"])
+    return moments
+
+
+def load_moments(optimizer: torch.optim.Optimizer, moments: dict[int, Any]) -> None:
+    """Restore what ``moments_of`` returned; rates and other options stay as they are."""
+    # The optimiser works in place on what it loads, and the caller's state is not ours to change.
+    state = copy.deepcopy(moments)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

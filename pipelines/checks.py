@@ -15,18 +15,17 @@ from typing import Any
 from kdci.artifacts import read_card, storage_errors
 from kdci.config import Params
 from kdci.errors import KdciError, UserError
-from kdci.layout import VARIANTS, Layout, cells
-from kdci.method_config import Dfnd, Fast
+from kdci.layout import VARIANTS, Layout, cells, control_cells
+from kdci.method_config import MethodBlock, OpenWorld
 from pipelines.plan import planned_stages
-
-NEEDS_BATCH_NORM = ("fast",)
-"""Methods that invert the statistics of the teacher's BatchNorm layers."""
 
 
 def find_problems(params: Params, layout: Layout) -> list[KdciError]:
-    """Return everything that would stop the pipeline, as far as a quick look can tell."""
+    """Return everything that would stop the pipeline, as far as a quick look can tell, once."""
     checks = (_device, _dataset, _open_worlds, _sizes, _teachers, _batch_norm, _dictionary)
-    return [problem for check in checks for problem in check(params, layout)]
+    problems = [problem for check in checks for problem in check(params, layout)]
+    # Two methods may choose from one open world.
+    return list({tuple(problem.lines()): problem for problem in problems}.values())
 
 
 def _raised(
@@ -66,25 +65,27 @@ def _dataset(params: Params, layout: Layout) -> Iterator[KdciError]:
 def _open_worlds(params: Params, layout: Layout) -> Iterator[KdciError]:
     from kdci.data.open_world import check_open_world
 
-    for method in params.grid.methods:
-        block = params.method(method)
-        if isinstance(block, Dfnd):
-            path = _open_world_path(block, layout)
-            source = block.open_world.source
-            yield from _raised(path or layout.root, check_open_world, source, path=path)
+    for method in params.grid.sources:
+        open_world = _open_world(params.method(method))
+        if open_world is not None:
+            path = _open_world_path(open_world, layout)
+            yield from _raised(path or layout.root, check_open_world, open_world.source, path=path)
 
 
-def _open_world_path(block: Dfnd, layout: Layout) -> Path | None:
-    return layout.root / block.open_world.path if block.open_world.path else None
+def _open_world(block: MethodBlock) -> OpenWorld | None:
+    return getattr(block, "open_world", None)
+
+
+def _open_world_path(open_world: OpenWorld, layout: Layout) -> Path | None:
+    return layout.root / open_world.path if open_world.path else None
 
 
 def _sizes(params: Params, layout: Layout) -> Iterator[KdciError]:
     """Compare batches and clusters with how many images there will be."""
     yield from _teacher_batch(params)
-    for method in params.grid.methods:
+    for method in params.grid.sources:
         block = params.method(method)
-        if isinstance(block, Dfnd):
-            yield from _selection(method, block, layout)
+        yield from _selection(method, block, layout)
         yield from _pool_size(params, method, block)
 
 
@@ -98,21 +99,24 @@ def _teacher_batch(params: Params) -> Iterator[KdciError]:
             yield UserError("teacher.batch_size", what, f"at most {count}")
 
 
-def _selection(method: str, block: Dfnd, layout: Layout) -> Iterator[KdciError]:
-    available = _num_open_world(block, layout)
-    if available is not None and block.num_selected > available:
-        what = f"is {block.num_selected}, but the open world has {available} images"
+def _selection(method: str, block: MethodBlock, layout: Layout) -> Iterator[KdciError]:
+    open_world, wanted = _open_world(block), getattr(block, "num_selected", None)
+    if open_world is None or wanted is None:
+        return
+    available = _num_open_world(open_world, layout)
+    if available is not None and wanted > available:
+        what = f"is {wanted}, but the open world has {available} images"
         yield UserError(
             f"methods.{method}.num_selected", what, f"at most {available}, or enlarge the pool"
         )
 
 
-def _num_open_world(block: Dfnd, layout: Layout) -> int | None:
+def _num_open_world(open_world: OpenWorld, layout: Layout) -> int | None:
     """Return how many images there are to choose from at most, if that is quickly known."""
     from kdci.data.parquet import count_rows
 
-    asked, path = block.open_world.num_images or None, _open_world_path(block, layout)
-    if block.open_world.source != "parquet" or path is None:
+    asked, path = open_world.num_images or None, _open_world_path(open_world, layout)
+    if open_world.source != "parquet" or path is None:
         return asked
     try:
         rows = count_rows([file for file in path.rglob("*.parquet") if file.is_file()])
@@ -121,18 +125,16 @@ def _num_open_world(block: Dfnd, layout: Layout) -> int | None:
     return min(rows, asked) if asked and rows else asked or rows or None
 
 
-def _pool_size(params: Params, method: str, block: Fast | Dfnd) -> Iterator[KdciError]:
-    if isinstance(block, Fast):
-        made, at_first_step = block.warmup_calls * block.batch_size, block.batch_size
-    else:
-        made, at_first_step = block.num_selected, 0
+def _pool_size(params: Params, method: str, block: MethodBlock) -> Iterator[KdciError]:
+    made, at_first_step = block.num_pool_images, block.num_first_images
     kept = made - max(1, round(params.pool.holdout * made))
     if kept < 1:
         what = f"makes a pool of {made}, of which the hold-out leaves none"
         yield UserError(f"methods.{method}", what, "enlarge the pool")
         return
     wanted = params.dictionary.num_prototypes
-    if params.dictionary.artifact is None and wanted > kept:
+    has_dictionary = method in params.grid.methods and params.dictionary.artifact is None
+    if has_dictionary and wanted > kept:
         what = f"asks for {wanted} clusters, but {method} leaves {kept} predictions"
         yield UserError("dictionary.num_prototypes", what, f"at most {kept}, or a larger pool")
     batch, images = params.recipe(method).batch_size, kept + at_first_step
@@ -170,7 +172,7 @@ def _batch_norm(params: Params, layout: Layout) -> Iterator[KdciError]:
     from kdci.inversion import require_batch_norm
     from kdci.models import build_backbone
 
-    methods = [method for method in params.grid.methods if method in NEEDS_BATCH_NORM]
+    methods = [name for name in params.grid.methods if params.method(name).needs_batch_norm]
     spec = params.data.spec
     for method, teacher in product(methods, params.grid.teachers):
         with torch.device("meta"):  # layers without memory for their weights
@@ -217,8 +219,11 @@ def summary(params: Params, layout: Layout) -> list[str]:
     made = [_counted(number, kind) for kind, number in counts.items()]
     in_place = sum(stage.is_in_place() for stage in stages)
     steps = [f"{method} {params.recipe(method).num_steps:,}" for method in grid.methods]
+    controls = [cell.method for cell in control_cells(grid)]
+    beside = f" and {_counted(len(controls), 'control')}" if controls else ""
+    made_of = " x ".join([*factors, ", ".join(VARIANTS)])
     return [
-        f"ok: {len(list(cells(grid)))} cells ({' x '.join(factors)} x {', '.join(VARIANTS)})",
+        f"ok: {len(list(cells(grid)))} cells ({made_of}){beside}",
         f"`dvc repro` makes {', '.join(made)} and the report of {params.preset}; "
         f"{in_place} of {len(stages)} artifacts are in place with these params",
         f"distillation steps a student: {', '.join(steps)}",

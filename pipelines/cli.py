@@ -158,11 +158,11 @@ def check(context: typer.Context) -> None:
 def list_names(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
     """List names that params.yaml and `kdci preset` take, one a line."""
     from kdci.catalog import BACKBONE_NAMES, DATASETS
-    from kdci.config import Methods
+    from kdci.config import METHOD_NAMES
     from pipelines.presets import preset_names
 
     names = {
-        Listing.methods: Methods.model_fields,
+        Listing.methods: METHOD_NAMES,
         Listing.backbones: BACKBONE_NAMES,
         Listing.datasets: DATASETS,
         Listing.presets: preset_names(),

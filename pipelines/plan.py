@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from kdci.artifacts import read_card
-from kdci.config import Params
+from kdci.config import Grid, Params
 from kdci.errors import KdciError
-from kdci.layout import Layout
+from kdci.layout import Layout, control_cells
 
 KINDS = {
     "teacher": "teacher",
@@ -21,6 +22,8 @@ KINDS = {
     "evaluate": "evaluation",
 }
 """The kind of artifact each stage makes."""
+CONTROLLED = ("substitute", "distill_vanilla", "evaluate")
+"""Stages that also run for each control, as `<stage>_control` in ``dvc.yaml``."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,7 @@ def planned_stages(params: Params, layout: Layout) -> list[PlannedStage]:
     planned = []
     for module in (teacher, substitute, dictionary, distill, evaluate):
         for stage in module.STAGES:
-            for values in product(*(getattr(params.grid, f"{axis}s") for axis in stage.axes)):
-                cell = dict(zip(stage.axes, values, strict=True))
+            for cell in _points(params.grid, stage.name, stage.axes):
                 blocks = params.blocks(*stage.keys(cell))
                 identity = StageIdentity(stage.name, cell, blocks, stage.artifact(layout, cell))
                 kind, source = KINDS[stage.name], Path(str(module.__file__))
@@ -69,3 +71,12 @@ def planned_stages(params: Params, layout: Layout) -> list[PlannedStage]:
                     PlannedStage(identity.name, kind, cell, blocks, identity.artifact, source)
                 )
     return planned
+
+
+def _points(grid: Grid, stage: str, axes: Sequence[str]) -> Iterator[dict[str, str | int]]:
+    """Yield the values of a stage's axes: the product over the methods, then the controls."""
+    for values in product(*(getattr(grid, f"{axis}s") for axis in axes)):
+        yield dict(zip(axes, values, strict=True))
+    if stage in CONTROLLED:
+        points = [{axis: cell.asdict()[axis] for axis in axes} for cell in control_cells(grid)]
+        yield from (point for i, point in enumerate(points) if point not in points[:i])

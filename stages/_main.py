@@ -94,7 +94,9 @@ def _session(stage: Stage, arguments: argparse.Namespace, stop: StopFlag) -> Ses
     layout = Layout(arguments.params.resolve().parent, params.preset)
     cell = {axis: getattr(arguments, axis) for axis in stage.axes}
     for axis, value in cell.items():
-        require_choice(f"grid.{_GRID[axis]}", value, getattr(params.grid, _GRID[axis]))
+        # Controls are made by the methods' stages.
+        values = params.grid.sources if axis == "method" else getattr(params.grid, _GRID[axis])
+        require_choice(f"grid.{_GRID[axis]}", value, values)
     artifact = stage.artifact(layout, cell)
     require_writable(artifact.parent)
     require_writable(layout.work)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 10.0
 """A loop's state is saved when this long has passed since the last time."""
+CHECKPOINT_SHARE = 0.05
+"""And when saving costs no more than this share of the time, large states being slow to save."""
 LOCK_SECONDS = 20.0
 """How long to wait for an orphan of a killed run to save its state and leave."""
 
@@ -90,6 +92,7 @@ class Session:
         self._elapsed_before = 0.0
         self._loop_seconds = 0.0
         self._last_save = time.monotonic()
+        self._checkpoint_interval = CHECKPOINT_SECONDS
         self._runtime_card: dict[str, Any] = {}
         self.reproducible = True
 
@@ -233,7 +236,7 @@ class Session:
             for step in steps:
                 self._loop_seconds = before + time.monotonic() - began
                 progress.update(step)
-                due = time.monotonic() - self._last_save >= CHECKPOINT_SECONDS
+                due = time.monotonic() - self._last_save >= self._checkpoint_interval
                 if due or self.stop.signal_number is not None:
                     self.save(step, state())
                 self.raise_if_stopped()
@@ -249,8 +252,11 @@ class Session:
             "seconds": self.seconds,
             "loop_seconds": self._loop_seconds,
         }
+        began = time.monotonic()
         self.checkpoints.save(step, record)
         self._last_save = time.monotonic()
+        cost = self._last_save - began
+        self._checkpoint_interval = max(CHECKPOINT_SECONDS, cost / CHECKPOINT_SHARE)
 
     def raise_if_stopped(self) -> None:
         """Leave if a signal came.

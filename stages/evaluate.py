@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdci.layout import Cell, cells
+from kdci.layout import Cell, all_cells
 from stages._main import Stage, main
 from stages._pool import open_teacher
 from stages._session import Session
@@ -57,7 +57,7 @@ def evaluate(session: Session) -> None:
     teacher_artifact = session.parent("teacher", layout.teacher(str(axes["teacher"])))
     own = [
         cell
-        for cell in cells(params.grid)
+        for cell in all_cells(params.grid)
         if (cell.teacher, cell.student, cell.method) == tuple(axes.values())
     ]
     runtime = _open_students(session, own)
@@ -214,11 +214,15 @@ def _row(
 def _examples(
     on: ScoredSet, shown: dict[str, Scores], *, labelled: bool
 ) -> tuple[Tensor, list[dict[str, int | None]]]:
-    """Choose images for the figure: first where the two students differ, then from the start."""
+    """Choose images for the figure: first where the two students differ, then from the start.
+
+    Where there is one student alone, first those where it and the teacher differ.
+    """
     import torch
 
-    vanilla_M, kdci_M = shown["vanilla"].backbone, shown["kdci"].backbone
-    differ = vanilla_M != kdci_M
+    vanilla_M = shown["vanilla"].backbone
+    kdci_M = shown["kdci"].backbone if "kdci" in shown else None  # a control has none
+    differ = vanilla_M != (on.teacher if kdci_M is None else kdci_M)
     order = torch.cat([differ.nonzero().flatten(), (~differ).nonzero().flatten()])
     chosen = order[:NUM_EXAMPLES]
     examples = [
@@ -226,7 +230,7 @@ def _examples(
             "label": int(on.expected[i]) if labelled else None,
             "teacher": int(on.teacher[i]),
             "vanilla": int(vanilla_M[i]),
-            "kdci": int(kdci_M[i]),
+            "kdci": None if kdci_M is None else int(kdci_M[i]),
         }
         for i in chosen.tolist()
     ]

@@ -17,7 +17,7 @@ from typing import Any
 
 from kdci.artifacts import replace_file, storage_errors
 from kdci.config import Params
-from kdci.layout import Layout, cells
+from kdci.layout import Layout, all_cells
 from kdci.reporting.comparison import compare, metrics_tree
 from kdci.reporting.evidence import CurvePoint
 from kdci.reporting.figures import DrawnFigure, draw_figures
@@ -36,7 +36,7 @@ def report(params: Params, layout: Layout) -> None:
     """
     for leftover in layout.report.rglob(".*.tmp"):  # of a report that was killed
         leftover.unlink(missing_ok=True)
-    evidence = gather(layout, list(cells(params.grid)), spec=params.data.spec)
+    evidence = gather(layout, list(all_cells(params.grid)), spec=params.data.spec)
     figures = draw_figures(evidence)
     metrics = metrics_tree(compare(evidence.rows, evidence.keys))
     accuracies = {name: facts["accuracy"] for name, facts in evidence.teachers.items()}

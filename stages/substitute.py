@@ -67,6 +67,7 @@ def substitute(session: Session) -> None:
             "teacher": str(cell["teacher"]),
             "num_images": len(images),
             "num_holdout": len(held),
+            "num_open_world": source.num_open_world,
             "skipped": skipped,
             **_facts(logits),
         }

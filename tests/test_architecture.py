@@ -210,9 +210,9 @@ class TestNames:
         assert [spec.name for spec in DATASETS.values()] == list(DATASETS)
 
     def test_methods_are_those_of_the_params(self) -> None:
-        from kdci.substitution.registry import METHODS
+        from kdci.substitution.registry import CONTROLS, METHODS
 
-        assert set(METHODS) == set(Methods.model_fields) == set(Recipes.model_fields)
+        assert {*METHODS, *CONTROLS} == set(Methods.model_fields) == set(Recipes.model_fields)
 
     def test_specs_are_whole(self) -> None:
         for spec in DATASETS.values():

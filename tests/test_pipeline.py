@@ -16,8 +16,17 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from kdci.config import METHOD_NAMES
+
 ROOT = Path(__file__).resolve().parents[1]
-DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
+ALL = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
+CONTROLS = {
+    "substitute_control": "substitute",
+    "distill_control": "distill_vanilla",
+    "evaluate_control": "evaluate",
+}
+"""Entries for controls, each the twin of a method's."""
+DVC = {name: entry for name, entry in ALL.items() if name not in CONTROLS}
 MODULES = ("teacher", "substitute", "dictionary", "distill", "evaluate", "report")
 STAGES = {
     stage.name: stage
@@ -34,6 +43,26 @@ def test_stages_are_those_of_the_code():
     assert list(DVC) == ["teacher", "substitute", "dictionary", "distill_vanilla", "distill_kdci",
                          "evaluate", "report"]  # fmt: skip
     assert set(DVC) == set(STAGES)
+    assert set(ALL) - set(DVC) == set(CONTROLS)
+
+
+@pytest.mark.parametrize(("control", "twin"), CONTROLS.items())
+def test_a_control_is_run_as_a_method_is_on_the_first_seeds(control, twin):
+    """The same command, dependencies and places; `grid.controls` in the place of the methods."""
+    fixed = {
+        "${item.pool_seed}": "${grid.pool_seeds[0]}",
+        "${item.seed}": "${grid.seeds[0]}",
+        "${item.method}": "${item.control}",
+    }
+    text = json.dumps({key: value for key, value in DVC[twin].items() if key != "matrix"})
+    for of_method, of_control in fixed.items():
+        text = text.replace(of_method, of_control)
+    found = {key: value for key, value in ALL[control].items() if key != "matrix"}
+    assert found == json.loads(text)
+    matrix = {"teacher": "${grid.teachers}", "control": "${grid.controls}"}
+    if twin != "substitute":
+        matrix["student"] = "${grid.students}"
+    assert ALL[control]["matrix"] == matrix
 
 
 @pytest.mark.parametrize("name", DVC)
@@ -158,8 +187,6 @@ REACHED_BUT_UNUSED = {
     # image_bank re-exports ShuffledRows; these go over the images in their own order.
     "dictionary": {"kdci.data.shuffled_rows"},
     "evaluate": {"kdci.data.shuffled_rows"},
-    # The report takes class names of it, and draws nothing else from it.
-    "report": {"kdci.catalog"},
 }
 
 
@@ -234,13 +261,13 @@ def covered(file, deps):
 def test_code_deps_are_what_the_stage_imports(name):
     unused = REACHED_BUT_UNUSED.get(name, set())
     needed_by_some = set()
-    for method in ("fast", "dfnd"):
+    for method in METHOD_NAMES:
         modules = reached(name, method)
         assert unused <= modules  # an exemption that is not needed
         files = {str(source_of(module).relative_to(ROOT)) for module in modules - unused}
         assert {file for file in files if not covered(file, code_deps(name, method))} == set()
         needed_by_some |= files
-    for method in ("fast", "dfnd"):
+    for method in METHOD_NAMES:
         deps = code_deps(name, method)
         assert {d for d in deps if not any(covered(f, {d}) for f in needed_by_some)} == set()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdci.models.generators import Generator, reset_parameters_
-from kdci.optimizers import Adam
+from kdci.optimizers import Adam, load_moments, moments_of
 
 MetaUpdate = Literal["fomaml", "reptile", "none"]
 ADAM_BETAS = (0.5, 0.999)
@@ -80,12 +80,10 @@ class MetaGenerator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the weights and of Adam's moments."""
-        moments = self._optimizer.state_dict()["state"]
-        return copy.deepcopy({"generator": dict(self.generator.state_dict()), "moments": moments})
+        weights = {name: value.clone() for name, value in self.generator.state_dict().items()}
+        return {"generator": weights, "moments": moments_of(self._optimizer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
         self.generator.load_state_dict(state["generator"])
-        # Adam works in place on what it loads, and the caller's state is not ours to change.
-        moments = copy.deepcopy(state["moments"])
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+        load_moments(self._optimizer, state["moments"])

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdci.catalog import CONTROL_NAMES
 from kdci.reporting.results import Key, Measure, Part, Row, measure_of
 
 CONFIDENCE = 0.95
@@ -66,6 +67,11 @@ class Comparison:
     compensated_difference: Estimate | None
     vanilla_seconds: float | None
     kdci_seconds: float | None
+
+    @property
+    def is_control(self) -> bool:
+        """Whether this is no method, but what methods are measured against."""
+        return self.method in CONTROL_NAMES
 
     @property
     def kdci(self) -> Estimate | None:

@@ -25,7 +25,8 @@ class PoolView:
         images: uint8 (M, C, H, W), memory-mapped.
         top_class: The teacher's class of each image, (M,).
         confidence: The teacher's probability of that class, (M,).
-        facts: Of the card: proportions [K], confidence, missing_classes, num_images.
+        facts: Of the card: proportions [K], confidence, missing_classes, num_images,
+            num_open_world (images at the start that were chosen and not made).
     """
 
     teacher: str
@@ -40,6 +41,11 @@ class PoolView:
     def proportions(self) -> NDArray[np.float64]:
         """Share of each class by the teacher's argmax, (K,)."""
         return np.asarray(self.facts["proportions"], dtype=np.float64)
+
+    @property
+    def num_made(self) -> int:
+        """How many images, the last ones, were synthesised; in the order they were."""
+        return len(self.images) - int(self.facts["num_open_world"])
 
     @property
     def total_variation(self) -> float:

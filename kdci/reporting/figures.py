@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kdci.catalog import CONTROL_NAMES
 from kdci.reporting.comparison import compare
 from kdci.reporting.evidence import Evidence
 from kdci.reporting.results import measure_of
@@ -39,7 +40,7 @@ def draw_figures(evidence: Evidence) -> list[DrawnFigure]:
     with drawing():
         return [
             DrawnFigure(name + ".png", section, caption, png(figure))
-            for draw in (_overviews, _pools, _dictionaries, _curves, _predictions)
+            for draw in (_overviews, _galleries, _pools, _dictionaries, _curves, _predictions)
             for name, section, caption, figure in draw(evidence)
         ]
 
@@ -50,7 +51,7 @@ _Drawn = Iterator[tuple[str, str, str, "Figure"]]
 def _overviews(evidence: Evidence) -> _Drawn:
     from kdci.reporting.overview import overview
 
-    comparisons = compare(evidence.rows, evidence.keys)
+    comparisons = [one for one in compare(evidence.rows, evidence.keys) if not one.is_control]
     pairs = list(dict.fromkeys((one.teacher, one.student) for one in comparisons))
     for number, (teacher, student) in enumerate(pairs):
         pools = {pool.method: pool for pool in reversed(evidence.pools) if pool.teacher == teacher}
@@ -65,6 +66,27 @@ def _overviews(evidence: Evidence) -> _Drawn:
             "ticks: single replicates."
         )
         yield name, "Overview", caption, figure
+
+
+def _galleries(evidence: Evidence) -> _Drawn:
+    from kdci.reporting.gallery_figures import by_class, over_time
+
+    names = evidence.spec.class_names
+    for teacher in dict.fromkeys(pool.teacher for pool in evidence.pools):
+        first = {pool.method: pool for pool in reversed(evidence.pools) if pool.teacher == teacher}
+        pools = [first[method] for method in dict.fromkeys(pool.method for pool in evidence.pools)]
+        caption = (
+            f"The pools side by side: a random image of each class as {teacher} sees it, a row per "
+            "method."
+        )
+        yield f"gallery-{teacher}", "Substitution pools", caption, by_class(pools, names)
+        made = [pool for pool in pools if pool.num_made and pool.method not in CONTROL_NAMES]
+        if made:
+            caption = (
+                "What the methods that synthesise made over time, from the first images of the "
+                "pool to the last."
+            )
+            yield f"gallery-time-{teacher}", "Substitution pools", caption, over_time(made)
 
 
 def _pools(evidence: Evidence) -> _Drawn:

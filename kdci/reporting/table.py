@@ -99,24 +99,25 @@ def _cells(comparisons: Sequence[Comparison], plus_minus: str) -> list[list[str]
         ]
     ]
     for one in comparisons:
-        values = [mean_text(known, plus_minus) for known in (one.vanilla, one.backbone)]
-        compensated = mean_text(one.compensated, plus_minus)
-        paired = one.difference
+        vanilla = mean_text(one.vanilla, plus_minus)
         lines.append(
-            [
-                method_title(one.method),
-                *values,
-                compensated,
-                difference_text(paired),
-                str(paired.n) if paired else UNKNOWN,
-                _seconds(one),
-            ]
+            [method_title(one.method), vanilla, *_kdci_cells(one, plus_minus), _seconds(one)]
         )
     return lines
 
 
+def _kdci_cells(one: Comparison, plus_minus: str) -> list[str]:
+    """Return the cells about KDCI, which a control has nothing to say on."""
+    if one.is_control:
+        return [UNKNOWN] * 4
+    values = [mean_text(known, plus_minus) for known in (one.backbone, one.compensated)]
+    paired = one.difference
+    return [*values, difference_text(paired), str(paired.n) if paired else UNKNOWN]
+
+
 def _seconds(one: Comparison) -> str:
-    return f"{number(one.vanilla_seconds)} / {number(one.kdci_seconds)}"
+    vanilla = number(one.vanilla_seconds)
+    return vanilla if one.is_control else f"{vanilla} / {number(one.kdci_seconds)}"
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:

@@ -11,6 +11,7 @@ METHOD_TITLES = {
     "deepinv": "DeepInv",
     "mosaick": "Mosaick",
     "dfnd": "DFND",
+    "noise": "Noise",
 }
 NOT_RUN = "not run"
 UNKNOWN = "-"
@@ -86,6 +87,8 @@ def headline(comparison: Comparison) -> str:
     Example: "Fast: KDCI +0.3 points (95 % interval -0.5 to 1.1, n = 3): no difference shown."
     """
     title, paired = method_title(comparison.method), comparison.difference
+    if comparison.is_control:
+        return f"{title}, a control: {mean_text(comparison.vanilla)}, what a method has to beat."
     if paired is None:
         missing = [
             name

@@ -32,6 +32,11 @@ class BankSource:
         self.random = torch.Generator().manual_seed(context.seed)
         self._rows = ShuffledRows(context.seed)
 
+    @property
+    def num_open_world(self) -> int:
+        """Images at the start of the bank that were chosen and not made."""
+        return 0
+
     def adopt(self, bank: ImageBank, kept: Tensor) -> None:
         """Go on with ``bank``, whose rows are the rows ``kept`` of the bank so far."""
         self.bank = bank
@@ -43,8 +48,12 @@ class BankSource:
 
     def batch(self, size: int) -> Tensor:
         """Return augmented images of the bank; see the protocol."""
+        return self.augment(self.draw(size)).float() / 255
+
+    def draw(self, size: int) -> Tensor:
+        """Return the next images of the bank in shuffled order, uint8 (size, C, H, W)."""
         rows = self._rows.next(size, len(self.bank))
-        return self.augment(self.bank.rows(rows).to(self.context.device)).float() / 255
+        return self.bank.rows(rows).to(self.context.device)
 
     def augment(self, images_BCHW: Tensor) -> Tensor:
         """Crop and flip a batch, as far as the dataset allows; gradients pass through."""

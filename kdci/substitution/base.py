@@ -92,6 +92,10 @@ class SubstitutionSource(Protocol):
     """Distillation steps between two calls of ``refresh``; None: once an epoch."""
 
     @property
+    def num_open_world(self) -> int:
+        """Images at the start of the bank that were chosen from the open world, not made."""
+
+    @property
     def num_preparations(self) -> int:
         """How many parts ``prepare`` has, for the progress display; 0: not known before."""
 

@@ -19,13 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdci.errors import NumericError, UserError
 from kdci.losses import one_hot_costs, soft_label_kl
 from kdci.models import PixelModel
+from kdci.open_world_scores import OpenWorldScores
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SourceContext, State, StudentCriterion
-
-_CHUNKS_PER_REPORT = 10
 
 
 class NoisyStudentCriterion(StudentCriterion):
@@ -116,27 +114,31 @@ class DfndSource(BankSource):
         noise_learning_rate: float = 1e-3,
         score_batch_size: int = 512,
     ) -> None:
-        if num_selected < 1 or score_batch_size < 1:
-            raise ValueError(
-                "num_selected and score_batch_size must be at least 1, "
-                f"got {num_selected} and {score_batch_size}"
-            )
         super().__init__(context)
-        self.num_selected = num_selected
+        self._scores = OpenWorldScores(
+            "dfnd",
+            name="score",
+            score=one_hot_costs,
+            keep="lowest",
+            num_selected=num_selected,
+            batch_size=score_batch_size,
+        )
         self.teacher_accuracy = (
             context.teacher_accuracy if isinstance(teacher_accuracy, str) else teacher_accuracy
         )
         self.temperature = temperature
         self.noise_learning_rate = noise_learning_rate
-        self.score_batch_size = score_batch_size
         self.criterion()  # refuses a bad accuracy now, not after hours of scoring
-        self._scores_M = torch.empty(0)
-        self._is_selected = False
 
     @property
     def num_preparations(self) -> int:
         """Not known: the pool's size is, once it is loaded."""
         return 0
+
+    @property
+    def num_open_world(self) -> int:
+        """All of the bank."""
+        return len(self.bank)
 
     def prepare(self) -> Iterator[dict[str, float]]:
         """Score the pool, then keep the images with the lowest scores; see the protocol.
@@ -149,22 +151,7 @@ class DfndSource(BankSource):
             UserError: The pool has fewer images than are to be selected.
             NumericError: The teacher's prediction is not finite.
         """
-        if self._is_selected:
-            return
-        pool_MCHW = self.context.open_world()
-        if len(pool_MCHW) < self.num_selected:
-            raise UserError(
-                "methods.dfnd.num_selected",
-                f"is {self.num_selected}, but the open-world pool has {len(pool_MCHW)} images",
-                f"set it to {len(pool_MCHW)} at most, or enlarge the pool",
-            )
-        while len(self._scores_M) < len(pool_MCHW):
-            self._score_more(pool_MCHW)
-            yield {
-                "scored": float(len(self._scores_M)),
-                "score": float(self._scores_M.mean()),
-            }
-        yield self._select(pool_MCHW)
+        return self._scores.choose(self.context.open_world, self.context.teacher, self.bank)
 
     def refresh(self, student: PixelModel) -> dict[str, float]:
         """Do nothing: the choice does not depend on the student."""
@@ -181,43 +168,9 @@ class DfndSource(BankSource):
 
     def state_dict(self) -> State:
         """Return the scores so far, the random streams and the bank's length."""
-        return {
-            **super().state_dict(),
-            "scores": self._scores_M.clone(),
-            "is_selected": self._is_selected,
-        }
+        return {**super().state_dict(), "scores": self._scores.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         """Continue from ``state``; the bank is cut back to the length it had then."""
         super().load_state_dict(state)
-        self._scores_M = state["scores"].clone()
-        self._is_selected = bool(state["is_selected"])
-
-    @torch.no_grad()
-    def _score_more(self, pool_MCHW: Tensor) -> None:
-        """Score the next few chunks of the pool."""
-        start = len(self._scores_M)
-        part = pool_MCHW[start : start + _CHUNKS_PER_REPORT * self.score_batch_size]
-        scores = [self._scores_M]
-        for chunk in torch.split(part, self.score_batch_size):
-            images = chunk.to(self.context.device).float() / 255
-            scores.append(one_hot_costs(self.context.teacher(images).logits).cpu())
-        self._scores_M = torch.cat(scores)
-        if not bool(self._scores_M.isfinite().all()):
-            raise NumericError(
-                "teacher",
-                "its prediction on the open-world pool is not finite",
-                "check its weights",
-            )
-
-    def _select(self, pool_MCHW: Tensor) -> dict[str, float]:
-        """Put the images with the lowest scores into the bank, in the pool's order."""
-        # Stable, so that of equal scores the earlier image wins on every machine.
-        order_M = self._scores_M.argsort(stable=True)
-        chosen = order_M[: self.num_selected].sort().values
-        for rows in torch.split(chosen, self.score_batch_size):
-            self.bank.append(pool_MCHW[rows].float() / 255)
-        mean_score = float(self._scores_M[chosen].mean())
-        self._is_selected = True
-        self._scores_M = torch.empty(0)  # they would only swell every later checkpoint
-        return {"bank": float(len(self.bank)), "selected_score": mean_score}
+        self._scores.load_state_dict(state["scores"])

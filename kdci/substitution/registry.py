@@ -8,14 +8,26 @@ from typing import Any
 from pydantic import BaseModel
 
 from kdci.substitution.base import SourceContext, SubstitutionSource
+from kdci.substitution.cmi import CmiSource
+from kdci.substitution.dafl import DaflSource
+from kdci.substitution.deepinv import DeepInvSource
 from kdci.substitution.dfnd import DfndSource
 from kdci.substitution.fast import FastSource
+from kdci.substitution.mosaick import MosaickSource
+from kdci.substitution.noise import NoiseSource
 
 Builder = Callable[..., SubstitutionSource]
 
 METHODS: dict[str, Builder] = {
+    "dafl": DaflSource,
     "fast": FastSource,
+    "cmi": CmiSource,
+    "deepinv": DeepInvSource,
+    "mosaick": MosaickSource,
     "dfnd": DfndSource,
+}
+CONTROLS: dict[str, Builder] = {
+    "noise": NoiseSource,
 }
 
 
@@ -23,7 +35,7 @@ def build_source(method: str, block: BaseModel, context: SourceContext) -> Subst
     """Build a method's source from its params block.
 
     Args:
-        method: Key of ``METHODS``.
+        method: Key of ``METHODS`` or of ``CONTROLS``.
         block: The method's block; its fields are the source's keyword arguments, except
             `open_world`, which the context loads.
         context: Teacher, dataset, bank and seed.
@@ -32,9 +44,10 @@ def build_source(method: str, block: BaseModel, context: SourceContext) -> Subst
         ValueError: There is no such method.
         UserError: The method does not fit the teacher.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}, one of {sorted(METHODS)}")
+    builders = METHODS | CONTROLS
+    if method not in builders:
+        raise ValueError(f"unknown method {method!r}, one of {sorted(builders)}")
     arguments: dict[str, Any] = {
         name: getattr(block, name) for name in type(block).model_fields if name != "open_world"
     }
-    return METHODS[method](context, **arguments)
+    return builders[method](context, **arguments)

@@ -13,7 +13,7 @@ from typing import Any
 from kdci.artifacts import CARD, hash_file, open_artifact, read_card, storage_errors
 from kdci.config import Grid, hash_json
 from kdci.errors import IntegrityError
-from kdci.layout import Cell, Layout, cells
+from kdci.layout import Cell, Layout, cells, control_cells
 from pipelines.tracking.readings import RERUN, Timing, metric_rows, read_timing
 
 
@@ -45,28 +45,37 @@ class Slot:
 
 def slots(layout: Layout, grid: Grid) -> list[Slot]:
     """Return all artifacts of ``grid``, each after those it is made from."""
-    all_cells = list(cells(grid))
     found = [
         _slot(layout, "teacher", "teacher", layout.teacher(t), teacher=t) for t in grid.teachers
     ]
-    pools = dict.fromkeys((cell.teacher, cell.method, cell.pool_seed) for cell in all_cells)
-    for stage, kind, place in (
-        ("substitute", "pool", layout.pool),
-        ("dictionary", "dictionary", layout.dictionary),
+    of_methods, of_controls = list(cells(grid)), list(control_cells(grid))
+    pools = dict.fromkeys((cell.teacher, cell.method, cell.pool_seed) for cell in of_methods)
+    controls = dict.fromkeys((cell.teacher, cell.method, cell.pool_seed) for cell in of_controls)
+    for stage, kind, place, keys in (
+        ("substitute", "pool", layout.pool, pools),
+        ("substitute_control", "pool", layout.pool, controls),
+        ("dictionary", "dictionary", layout.dictionary, pools),
     ):
-        for teacher, method, seed in pools:
+        for teacher, method, seed in keys:
             axes = {"teacher": teacher, "method": method, "pool_seed": str(seed)}
             found.append(_slot(layout, stage, kind, place(teacher, method, seed), **axes))
-    for cell in all_cells:
-        axes = {name: str(value) for name, value in cell.asdict().items() if name != "variant"}
-        slot = _slot(layout, f"distill_{cell.variant}", "student", layout.student(cell), **axes)
-        found.append(replace(slot, fields={**axes, "variant": cell.variant}, cell=cell))
-    groups = dict.fromkeys((cell.teacher, cell.student, cell.method) for cell in all_cells)
-    for teacher, student, method in groups:
-        axes = {"teacher": teacher, "student": student, "method": method}
-        folder = layout.evaluation(teacher, student, method)
-        found.append(_slot(layout, "evaluate", "evaluation", folder, **axes))
+    for cell in of_methods:
+        found.append(_student_slot(layout, f"distill_{cell.variant}", cell))
+    for cell in of_controls:
+        found.append(_student_slot(layout, "distill_control", cell))
+    for stage, of_stage in (("evaluate", of_methods), ("evaluate_control", of_controls)):
+        groups = dict.fromkeys((cell.teacher, cell.student, cell.method) for cell in of_stage)
+        for teacher, student, method in groups:
+            axes = {"teacher": teacher, "student": student, "method": method}
+            folder = layout.evaluation(teacher, student, method)
+            found.append(_slot(layout, stage, "evaluation", folder, **axes))
     return found
+
+
+def _student_slot(layout: Layout, stage: str, cell: Cell) -> Slot:
+    axes = {name: str(value) for name, value in cell.asdict().items() if name != "variant"}
+    slot = _slot(layout, stage, "student", layout.student(cell), **axes)
+    return replace(slot, fields={**axes, "variant": cell.variant}, cell=cell)
 
 
 def _slot(layout: Layout, stage: str, kind: str, path: Path, **axes: str) -> Slot:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdci.config import Grid
-from kdci.layout import VARIANTS, Cell, Layout, cells
+from kdci.layout import VARIANTS, Cell, Layout, all_cells, cells, control_cells
 
 GRID = Grid(
     teachers=("wrn-40-2", "vgg-11"),
@@ -37,6 +37,17 @@ def test_cells_come_in_the_order_of_the_lists_vanilla_first() -> None:
     assert [cell.seed for cell in found[:6]] == [1, 2, 3, 1, 2, 3]
     assert [cell.variant for cell in found[:12]] == ["vanilla"] * 6 + ["kdci"] * 6
     assert found[-1] == Cell("vgg-11", "wrn-16-1", "dfnd", "kdci", 4, 3)
+
+
+def test_controls_have_one_vanilla_student_a_pair_of_the_first_seeds() -> None:
+    assert list(control_cells(GRID)) == []
+    controlled = GRID.model_copy(update={"controls": ("noise",)})
+    expected = [
+        Cell(teacher, "wrn-16-1", "noise", "vanilla", 0, 1) for teacher in ("wrn-40-2", "vgg-11")
+    ]
+    assert list(control_cells(controlled)) == expected
+    assert list(cells(controlled)) == list(cells(GRID))
+    assert list(all_cells(controlled)) == [*cells(GRID), *expected]
 
 
 def test_a_cell_says_its_name_and_fields() -> None:

@@ -37,7 +37,7 @@ ONE_PROBLEM = {
     "unknown key": (("num_snapshots:", "num_snapshot:"), "distill.num_snapshot", "num_snapshots"),
     "unknown nested key": (
         ("num_images:", "num_image:"),
-        "methods.dfnd.open_world.num_image",
+        "methods.mosaick.open_world.num_image",
         "did you mean 'num_images'?",
     ),
     "unknown top-level key": (("preset:", "foo: 1\npreset:"), "foo", "one of compensation, data"),
@@ -71,7 +71,7 @@ ONE_PROBLEM = {
         "params.yaml",
         "found duplicate",
     ),
-    "tab": (("  device: auto", "\tdevice: auto"), "params.yaml", "line 13: found character '\\t'"),
+    "tab": (("  device: auto", "\tdevice: auto"), "params.yaml", "line 14: found character '\\t'"),
     "alias": (("seeds: [0] ", "seeds: &s [0]\n  x: *s"), "params.yaml", "alias"),
     "tag": (("preset: ", "preset: !!python/object/apply:os.system "), "params.yaml", "line 3: "),
 }
@@ -161,8 +161,8 @@ def test_tells_all_problems_in_one_go(tmp_path: Path) -> None:
     assert subjects == {
         "preset",
         "runtime.threads",
-        "methods.dfnd.num_selected",
-        "methods.dfnd.num_selectd",
+        "methods.mosaick.num_selected",
+        "methods.mosaick.num_selectd",
         "evaluate.deploy",
     }
     assert len(lines) == len(subjects)

@@ -159,6 +159,8 @@ def test_plan_names_stages_and_places_as_dvc_does(tree: dict[str, Any]) -> None:
     layout = Layout(ROOT, params.preset)
     stages = {stage.name: stage for stage in planned_stages(params, layout)}
     dvc_stages = set(read_yaml(ROOT / "dvc.yaml")["stages"]) - {"report"}
+    # A control goes through the stages of a method.
+    dvc_stages = {name for name in dvc_stages if not name.endswith("_control")}
     assert {name.partition("@")[0] for name in stages} == dvc_stages
     assert len(stages) == 1 + 2 + 2 + 2 * 2 * 2 * 2 + 2 * 2
     assert {layout.student(cell) for cell in cells(params.grid)} == {
@@ -168,6 +170,22 @@ def test_plan_names_stages_and_places_as_dvc_does(tree: dict[str, Any]) -> None:
     assert one.artifact == layout.students("wrn-10-1", "wrn-16-1", "dfnd") / "kdci/pool3-seed1"
     assert one.params["recipes.dfnd"]["batch_size"] == 8
     assert "recipes.fast" not in one.params
+
+
+def test_a_control_is_planned_once_a_pair_on_the_first_seeds(tree: dict[str, Any]) -> None:
+    tree["grid"].update(seeds=[4, 1], pool_seeds=[3, 0], students=["wrn-10-1", "wrn-16-1"])
+    layout = Layout(ROOT, "digits-smoke")
+    without = {s.name for s in planned_stages(Params.model_validate(tree), layout)}
+    tree["grid"]["controls"] = ["noise"]
+    planned = [s.name for s in planned_stages(Params.model_validate(tree), layout)]
+    assert sorted(set(planned) - without) == [
+        "distill_vanilla@wrn-10-1-wrn-10-1-noise-3-4",
+        "distill_vanilla@wrn-10-1-wrn-16-1-noise-3-4",
+        "evaluate@wrn-10-1-wrn-10-1-noise",
+        "evaluate@wrn-10-1-wrn-16-1-noise",
+        "substitute@wrn-10-1-noise-3",
+    ]
+    assert len(planned) == len(set(planned))
 
 
 def test_plan_depends_on_the_params_that_dvc_tracks(tree: dict[str, Any]) -> None:

@@ -65,6 +65,7 @@ def _write_pool(layout, method, classes):
         teacher=TEACHER,
         num_images=len(classes),
         num_holdout=1,
+        num_open_world=0,
         proportions=(counts / counts.sum()).tolist(),
         confidence=0.9,
         missing_classes=np.flatnonzero(counts == 0).tolist(),

@@ -57,6 +57,7 @@ def pool() -> PoolView:
         confidence=random.uniform(0.3, 1, 40),
         facts={
             "num_images": 40,
+            "num_open_world": 0,
             "proportions": proportions,
             "confidence": 0.6543,
             "missing_classes": list(range(2, K)),

@@ -32,6 +32,8 @@ def test_every_kind_of_evidence_has_its_figure(evidence):
     figures = draw_figures(evidence)
     assert [figure.name for figure in figures] == [
         "overview.png",
+        "gallery-wrn-16-1.png",
+        "gallery-time-wrn-16-1.png",
         "proportions-wrn-16-1.png",
         "substitutes-wrn-16-1-fast-pool0.png",
         "dictionary-wrn-16-1-fast-pool0.png",
@@ -61,7 +63,7 @@ def test_many_classes_are_drawn_too(evidence, pool):
     facts = {**pool.facts, "proportions": [0.75, 0.25] + [0.0] * 98}
     facts["missing_classes"] = list(range(2, 100))
     many = replace(evidence, spec=spec, pools=[replace(pool, facts=facts)], dictionaries=[])
-    assert len(draw_figures(many)) == 5
+    assert len(draw_figures(many)) == 7
 
 
 def test_picks_are_members_of_the_class_surest_first_and_always_the_same(pool):

@@ -36,6 +36,14 @@ def test_terminal_table_is_aligned_ascii_with_a_line_a_method(row):
     assert any(line.startswith("DFND: no comparison") for line in lines)
 
 
+def test_a_control_has_nothing_to_say_about_kdci(row):
+    text = terminal_table([*_rows(row), row("vanilla", 0, method="noise", accuracy_backbone=11.0)])
+    (line,) = [line for line in text.splitlines() if line.startswith("Noise ")]
+    assert line.split() == ["Noise", "11.0", "(n", "=", "1)", "-", "-", "-", "-", "10.0"]
+    assert "Noise, a control: 11.0 (n = 1), what a method has to beat." in text
+    assert "not run" not in line
+
+
 def test_terminal_table_has_a_block_a_pair(row):
     text = terminal_table([row("vanilla"), row("vanilla", student="wrn-40-1")])
     assert "wrn-16-1 -> wrn-10-1" in text

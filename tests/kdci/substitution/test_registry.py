@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdci.catalog import DatasetSpec
-from kdci.config import Methods
+from kdci.config import CONTROL_NAMES, METHOD_NAMES, Methods, Recipes
 from kdci.data.image_bank import ImageBank
 from kdci.errors import UserError
 from kdci.method_config import Dfnd, Fast, OpenWorld
@@ -16,7 +16,7 @@ from kdci.models import PixelModel, Prediction
 from kdci.substitution.base import SourceContext
 from kdci.substitution.dfnd import DfndSource
 from kdci.substitution.fast import FastSource
-from kdci.substitution.registry import METHODS, build_source
+from kdci.substitution.registry import CONTROLS, METHODS, build_source
 
 SPEC = DatasetSpec("tiny", 3, 8, 1, (0.5,), (0.5,), 0, False, ("a", "b", "c"))
 
@@ -38,17 +38,31 @@ def make_context(folder: Path, norm: nn.Module | None = None) -> SourceContext:
     return SourceContext(teacher, SPEC, bank, 0, 0.9, lambda: pool)
 
 
-@pytest.mark.parametrize("method", METHODS)
+BUILDERS = METHODS | CONTROLS
+
+
+def test_the_registry_has_the_names_that_params_may_use() -> None:
+    assert tuple(METHODS) == METHOD_NAMES
+    assert tuple(CONTROLS) == CONTROL_NAMES
+    assert set(Methods.model_fields) == set(Recipes.model_fields) == set(BUILDERS)
+
+
+@pytest.mark.parametrize("method", BUILDERS)
 def test_a_block_holds_what_its_source_takes(method: str) -> None:
-    """All of it, and no more; what the context loads is no argument."""
+    """All of it, and no more, with the same defaults; what the context loads is no argument."""
     block = Methods.model_fields[method].annotation
     (kind,) = [k for k in block.__args__ if k is not type(None)]  # type: ignore[union-attr]
     taken = {
-        name
-        for name, parameter in inspect.signature(METHODS[method]).parameters.items()
+        name: parameter.default
+        for name, parameter in inspect.signature(BUILDERS[method]).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    assert set(kind.model_fields) - {"open_world"} == taken
+    fields = {name: field for name, field in kind.model_fields.items() if name != "open_world"}
+    assert set(fields) == set(taken)
+    for name, field in fields.items():
+        # A required field may have no default on either side.
+        assert field.is_required() == (taken[name] is inspect.Parameter.empty), name
+        assert field.is_required() or field.default == taken[name], name
 
 
 def test_every_value_reaches_the_source(tmp_path: Path) -> None:
@@ -101,7 +115,8 @@ def test_auto_accuracy_is_the_contexts(tmp_path: Path) -> None:
 
 
 def test_unknown_methods_are_misuse(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"unknown method 'magic', one of \['dfnd', 'fast'\]"):
+    names = r"unknown method 'magic', one of \['cmi', 'dafl', .*'noise'\]"
+    with pytest.raises(ValueError, match=names):
         build_source("magic", Fast(), make_context(tmp_path))
 
 

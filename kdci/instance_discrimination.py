@@ -1,0 +1,95 @@
+"""CMI's memory of earlier images and the learned space in which new ones must differ from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdci.feature_memory import FeatureMemory
+from kdci.losses import contrastive_loss
+from kdci.models.projection_head import ProjectionHead
+from kdci.optimizers import Adam, load_moments, moments_of
+
+
+class InstanceDiscrimination:
+    """The contrastive term of CMI with all that outlives a batch: head, moments and memory.
+
+    Fang et al., "Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021.
+
+    Attributes:
+        head: Projects features; it learns with the images.
+        memory: Features of earlier images, (local view, global view) of each.
+
+    Args:
+        head: Its device is where ``loss`` computes.
+        memory: Of as many features as the head takes.
+        learning_rate: Adam rate of the head.
+        temperature: Of the contrastive loss, above 0.
+        num_negatives: Images of the memory that each loss compares with.
+
+    Raises:
+        ValueError: The temperature or the number of negatives is out of range.
+    """
+
+    def __init__(
+        self,
+        head: ProjectionHead,
+        memory: FeatureMemory,
+        *,
+        learning_rate: float,
+        temperature: float,
+        num_negatives: int,
+    ) -> None:
+        if temperature <= 0 or num_negatives < 0:
+            raise ValueError(
+                "need temperature > 0 and num_negatives >= 0, "
+                f"got {temperature} and {num_negatives}"
+            )
+        self.head = head
+        self.memory = memory
+        self.temperature = temperature
+        self.num_negatives = num_negatives
+        self._optimizer = Adam(head.parameters(), lr=learning_rate)
+
+    def loss(self, local_Bd: Tensor, global_Bd: Tensor, random: torch.Generator) -> Tensor:
+        """Return the contrastive loss of a batch against itself and a part of the memory.
+
+        Gradient flows to the local view and, from the local side only, to the head.
+
+        Args:
+            local_Bd: Features of each image's local view, (B, d).
+            global_Bd: Features of its global view, (B, d).
+            random: CPU stream to draw the negatives from.
+        """
+        negatives = self.memory.draw(self.num_negatives, random).to(local_Bd.device)
+        queries = self.head(torch.cat([local_Bd, negatives[:, 0]]))
+        with torch.no_grad():
+            keys = self.head(torch.cat([global_Bd, negatives[:, 1]]))
+        return contrastive_loss(
+            queries, keys, temperature=self.temperature, num_current=len(local_Bd)
+        )
+
+    def learn(self) -> None:
+        """Move the head along the gradients its parameters hold, and drop them."""
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def remember(self, local_Bd: Tensor, global_Bd: Tensor) -> None:
+        """Let a batch's features into the memory, as they are: heads to come project them."""
+        self.memory.add(torch.stack([local_Bd, global_Bd], dim=1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of the head's weights, of Adam's moments and of the memory."""
+        return {
+            "head": {name: value.clone() for name, value in self.head.state_dict().items()},
+            "moments": moments_of(self._optimizer),
+            "memory": self.memory.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.head.load_state_dict(state["head"])
+        load_moments(self._optimizer, state["moments"])
+        self.memory.load_state_dict(state["memory"])

@@ -1,0 +1,156 @@
+"""The game of MosaicKD: a generator against a discriminator of patches, judged by a teacher.
+
+Fang et al., "Mosaicking to Distill: Knowledge Distillation from Out-of-Domain Data", NeurIPS
+2021, equations 3, 4 and 7 and the appendix's class balance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdci.errors import NumericError
+from kdci.inversion import frozen
+from kdci.losses import class_balance, divergence, patch_loss, prediction_entropies
+from kdci.models import PixelModel
+from kdci.models.generators import Generator
+from kdci.models.meta_generator import ADAM_BETAS
+from kdci.models.patch_discriminator import PatchDiscriminator
+from kdci.optimizers import Adam, load_moments, moments_of
+from kdci.schedules import scale_learning_rates
+
+
+class PatchGame:
+    """Trains a generator and a discriminator against each other, a step at a time.
+
+    Attributes:
+        steps: Steps taken so far.
+
+    Args:
+        teacher: Frozen, in eval mode; the discriminator's images get its normalisation.
+        generator: Maps latents to images in [0, 1]; stays in train mode.
+        discriminator: Tells real patches from made ones; stays in train mode.
+        learning_rate: Adam's rate of both.
+        weights: Of the generator's terms `local`, `align`, `balance` and `adversarial`; that
+            of `local` is the discriminator's, too.
+    """
+
+    def __init__(
+        self,
+        teacher: PixelModel,
+        generator: Generator,
+        discriminator: PatchDiscriminator,
+        *,
+        learning_rate: float,
+        weights: Mapping[str, float],
+    ) -> None:
+        self.teacher = teacher
+        self.generator = generator
+        self.discriminator = discriminator
+        self.weights = dict(weights)
+        self.steps = 0
+        self._nets = {"generator": generator, "discriminator": discriminator}
+        self._optimizers = {
+            name: Adam(net.parameters(), lr=learning_rate, betas=ADAM_BETAS)
+            for name, net in self._nets.items()
+        }
+
+    def step(
+        self,
+        latents_BZ: Tensor,
+        real_BCHW: Tensor,
+        student: PixelModel | None,
+        *,
+        rate_factor: float = 1.0,
+    ) -> dict[str, float]:
+        """Take one step of the discriminator, then one of the generator on the same images.
+
+        Args:
+            latents_BZ: Of the images to make.
+            real_BCHW: As many real images in [0, 1], not augmented.
+            student: The adversarial term is off without one; left as it was.
+            rate_factor: On both initial learning rates.
+
+        Returns:
+            The unweighted terms ``discriminator``, ``local``, ``align``, ``balance`` and
+            ``adversarial``, and the generator's weighted sum ``generator_loss``.
+
+        Raises:
+            NumericError: One of them is not finite.
+        """
+        for optimizer in self._optimizers.values():
+            scale_learning_rates(optimizer, rate_factor)
+        made = self.generator(latents_BZ)
+        # Two passes: together, the two kinds would share BatchNorm's statistics.
+        of_made = patch_loss(self._judge(made.detach()), real=False)
+        discriminator = (of_made + patch_loss(self._judge(real_BCHW), real=True)) / 2
+        _descend(self._optimizers["discriminator"], self.weights["local"] * discriminator)
+        with frozen(*([self.teacher] if student is None else [self.teacher, student])):
+            terms = self._generator_terms(made, student)
+            total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+            _descend(self._optimizers["generator"], total)
+        self.steps += 1
+        return self._readings(generator_loss=total, discriminator=discriminator, **terms)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of both nets' weights and of Adam's moments, and the steps taken."""
+        return {
+            "steps": self.steps,
+            "nets": {
+                name: {key: value.clone() for key, value in net.state_dict().items()}
+                for name, net in self._nets.items()
+            },
+            "moments": {name: moments_of(each) for name, each in self._optimizers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.steps = state["steps"]
+        for name, net in self._nets.items():
+            net.load_state_dict(state["nets"][name])
+            load_moments(self._optimizers[name], state["moments"][name])
+
+    def _generator_terms(self, made: Tensor, student: PixelModel | None) -> dict[str, Tensor]:
+        """Return the generator's unweighted terms; teacher and student are frozen."""
+        logits = self.teacher(made).logits
+        return {
+            "local": patch_loss(self._judge(made), real=True),
+            "align": prediction_entropies(logits).mean(),
+            "balance": class_balance(logits, base=2),
+            "adversarial": logits.new_zeros(())
+            if student is None
+            else -divergence(student(made).logits, logits),
+        }
+
+    def _judge(self, images_BCHW: Tensor) -> Tensor:
+        """Return the discriminator's logits for images in [0, 1], (B, 1, h, w)."""
+        normalised = (images_BCHW - self.teacher.mean) / self.teacher.std
+        logits_B1hw: Tensor = self.discriminator(normalised)
+        return logits_B1hw
+
+    def _readings(self, **losses: Tensor) -> dict[str, float]:
+        # One transfer for all of them: each one on its own would stall a GPU.
+        values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
+        readings = dict(zip(losses, values, strict=True))
+        for name, value in readings.items():
+            if not math.isfinite(value):
+                raise NumericError(
+                    f"methods.mosaick, game step {self.steps}",
+                    f"the term '{name}' is {value}",
+                    "lower methods.mosaick.learning_rate",
+                )
+        return readings
+
+
+def _descend(optimizer: Adam, loss: Tensor) -> None:
+    """Step down the gradient of the optimiser's own weights; no other net receives any."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    gradients = torch.autograd.grad(loss, weights)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad()

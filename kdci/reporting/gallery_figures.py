@@ -1,0 +1,110 @@
+"""Substitution images of all methods side by side: by class, and over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kdci.reporting.evidence import PoolView
+from kdci.reporting.image_figures import pick, shown_classes
+from kdci.reporting.style import (
+    HEADING,
+    MARGIN,
+    MUTED,
+    SMALL,
+    WIDTH,
+    WRONG,
+    canvas,
+    empty_tile,
+    heading,
+    show_image,
+)
+from kdci.reporting.wording import method_title
+
+MAX_COLUMNS = 10
+ROWS_OVER_TIME = 2
+_LABELS = 1.1
+_GAP = 0.06
+_SEED = 0
+
+
+def by_class(pools: Sequence[PoolView], class_names: Sequence[str]) -> Figure:
+    """Draw a random image of each class from each pool: a row a pool, a column a class.
+
+    Args:
+        pools: Of one teacher, one a method.
+        class_names: Of the teacher's classes; evenly spaced ones where there are many.
+    """
+    classes = shown_classes(len(class_names), MAX_COLUMNS)
+    pitch, tile = _pitch(len(classes))
+    figure = Figure(figsize=(WIDTH, HEADING + 0.25 + len(pools) * pitch + 0.1))
+    heading(
+        figure,
+        "What each method puts in the place of the data",
+        f"A random image out of each pool of each class that the teacher {pools[0].teacher} sees",
+    )
+    sheet = canvas(figure)
+    for column, index in enumerate(classes):
+        x = MARGIN + _LABELS + column * pitch + tile / 2
+        sheet.text(x, HEADING + 0.12, class_names[index], size=SMALL, color=MUTED, ha="center")
+    for row, pool in enumerate(pools):
+        y = HEADING + 0.25 + row * pitch
+        _row_label(sheet, pool, y + tile / 2)
+        for column, index in enumerate(classes):
+            x = MARGIN + _LABELS + column * pitch
+            chosen = pick(pool, index, 1)
+            if len(chosen):
+                show_image(sheet, pool.images[chosen[0]], x, y, tile)
+            else:
+                empty_tile(sheet, x, y, tile)
+                middle = (x + tile / 2, y + tile / 2)
+                sheet.text(*middle, "none", size=6.5, color=WRONG, ha="center", va="center")
+    return figure
+
+
+def over_time(pools: Sequence[PoolView]) -> Figure:
+    """Draw what was synthesised, from the first images of each pool to the last.
+
+    Args:
+        pools: Of one teacher; each with images that were made and not chosen.
+    """
+    pitch, tile = _pitch(MAX_COLUMNS)
+    block = ROWS_OVER_TIME * pitch + 0.12
+    figure = Figure(figsize=(WIDTH, HEADING + 0.25 + len(pools) * block + 0.1))
+    heading(
+        figure,
+        "What was synthesised over time",
+        "Random images out of ten parts of each pool, from the first made to the last, "
+        "before any student",
+    )
+    sheet = canvas(figure)
+    for x, text, side in (
+        (MARGIN + _LABELS, "first", "left"),
+        (MARGIN + _LABELS + (MAX_COLUMNS - 1) * pitch + tile, "last", "right"),
+    ):
+        sheet.text(x, HEADING + 0.12, text, size=SMALL, color=MUTED, ha=side)
+    for number, pool in enumerate(pools):
+        top = HEADING + 0.25 + number * block
+        _row_label(sheet, pool, top + ROWS_OVER_TIME * pitch / 2)
+        start = len(pool.images) - pool.num_made
+        generator = np.random.default_rng((_SEED, pool.pool_seed))
+        for column, part in enumerate(np.array_split(np.arange(pool.num_made), MAX_COLUMNS)):
+            count = min(ROWS_OVER_TIME, len(part))
+            chosen = generator.choice(part, size=count, replace=False) if count else part
+            for row, index in enumerate(sorted(chosen)):
+                x = MARGIN + _LABELS + column * pitch
+                show_image(sheet, pool.images[start + index], x, top + row * pitch, tile)
+    return figure
+
+
+def _pitch(columns: int) -> tuple[float, float]:
+    """Return the distance of neighbouring tiles and their side, in inches."""
+    pitch = (WIDTH - _LABELS - 2 * MARGIN) / max(columns, MAX_COLUMNS)
+    return pitch, pitch - _GAP
+
+
+def _row_label(sheet: Axes, pool: PoolView, middle: float) -> None:
+    sheet.text(MARGIN, middle, method_title(pool.method), size=10, weight="bold", va="center")
