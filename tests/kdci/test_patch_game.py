@@ -203,8 +203,11 @@ def test_real_images_move_the_discriminator_alone() -> None:
     assert any(not torch.equal(first[name], second[name]) for name in first)
     # With the local weight at 0, nothing of the discriminator reaches the generator.
     games = [make_game(local=0.0), make_game(local=0.0)]
+    before = snapshot(games[0].discriminator)[0]
     games[0].step(latents, real, None)
     games[1].step(latents, 1 - real, None)
+    discriminator = games[0].discriminator
+    assert changed(before, discriminator).isdisjoint(parameters_of(discriminator))
     assert changed(snapshot(games[0].generator)[0], games[1].generator) == set()
 
 

@@ -294,8 +294,15 @@ class TestBatch:
 
     @pytest.mark.parametrize("size", [1, 2, 3])
     def test_tiny_batches(self, tmp_path: Path, size: int) -> None:
-        batch = make_ready(tmp_path).batch(size)
+        source = make_ready(tmp_path)
+        random = torch.Generator()
+        random.set_state(source.random.get_state())
+        batch = source.batch(size)
         assert batch.shape == (size, 1, 8, 8) and bool(batch.isfinite().all())
+        with torch.no_grad():
+            # A lone image would be normalised by itself.
+            two = source.game.generator(torch.randn(2, 7, generator=random))
+        assert torch.equal(batch[: size // 2], two[: size // 2])
 
 
 def test_adopted_bank_has_fewer_open_world_rows(tmp_path: Path) -> None:
