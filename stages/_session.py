@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 10.0
 """A loop's state is saved when this long has passed since the last time."""
-CHECKPOINT_SHARE = 0.05
-"""And when saving costs no more than this share of the time, large states being slow to save."""
+SAVING_SECONDS = 0.5
+"""A state that takes longer to save is saved more seldom in proportion: 5 % of the time at most."""
 LOCK_SECONDS = 20.0
 """How long to wait for an orphan of a killed run to save its state and leave."""
 
@@ -255,8 +255,8 @@ class Session:
         began = time.monotonic()
         self.checkpoints.save(step, record)
         self._last_save = time.monotonic()
-        cost = self._last_save - began
-        self._checkpoint_interval = max(CHECKPOINT_SECONDS, cost / CHECKPOINT_SHARE)
+        slowness = (self._last_save - began) / SAVING_SECONDS
+        self._checkpoint_interval = CHECKPOINT_SECONDS * max(1.0, slowness)
 
     def raise_if_stopped(self) -> None:
         """Leave if a signal came.

@@ -34,6 +34,8 @@ class NoSink:
 class RandomImages:
     """A source of noise."""
 
+    refresh_period: int | None = None
+
     bank: Any = range(1)
 
     def __init__(self) -> None:
