@@ -169,8 +169,8 @@ def _misfits(params: Params, path: Path, card: dict[str, Any]) -> Iterator[KdciE
 def _batch_norm(params: Params, layout: Layout) -> Iterator[KdciError]:
     import torch
 
-    from kdci.inversion import require_batch_norm
     from kdci.models import build_backbone
+    from kdci.synthesis.inversion import require_batch_norm
 
     methods = [name for name in params.grid.methods if params.method(name).needs_batch_norm]
     spec = params.data.spec

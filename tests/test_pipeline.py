@@ -169,6 +169,7 @@ GLUE = {
     "kdci.metrics": "writes numbers that others computed",
     "kdci.params_file": "params reach a stage by value, and those are tracked",
     "kdci.substitution": "a docstring",
+    "kdci.synthesis": "a docstring",
     "kdci.substitution.registry": "picks the method's own file, which is tracked",
     "stages": "empty",
     "stages._main": "arguments and exit codes",

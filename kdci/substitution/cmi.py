@@ -28,10 +28,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdci.data.resized_crop import random_resized_crop
-from kdci.feature_memory import FeatureMemory
-from kdci.instance_discrimination import InstanceDiscrimination
-from kdci.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
-from kdci.layer_features import LayerFeatures, feature_layers
 from kdci.losses import bn_statistics_loss, disagreement
 from kdci.models import PixelModel
 from kdci.models.generators import Generator, reset_parameters_
@@ -40,6 +36,10 @@ from kdci.models.seeded import build_seeded
 from kdci.optimizers import Adam
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.synthesis.feature_memory import FeatureMemory
+from kdci.synthesis.instance_discrimination import InstanceDiscrimination
+from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
+from kdci.synthesis.layer_features import LayerFeatures, feature_layers
 
 ADAM_BETAS = (0.5, 0.999)
 LOCAL_SCALE = (0.25, 1.0)

@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 
 from kdci.errors import NumericError
-from kdci.inversion import frozen
 from kdci.losses import activation_loss, class_balance, one_hot_costs
 from kdci.metrics import RunningMeans
 from kdci.models import PixelModel
@@ -39,6 +38,7 @@ from kdci.models.seeded import build_seeded
 from kdci.optimizers import Adam, load_moments, moments_of
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.synthesis.inversion import frozen
 
 GeneratorKind = Literal["small", "original"]
 

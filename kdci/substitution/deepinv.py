@@ -26,14 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdci.image_priors import jitter, mean_norm, total_variation
-from kdci.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
 from kdci.losses import bn_statistics_loss, competition
 from kdci.models import PixelModel
 from kdci.optimizers import Adam
 from kdci.schedules import learning_rate_factor, scale_learning_rates
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.synthesis.image_priors import jitter, mean_norm, total_variation
+from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
 
 # Side of the average pool of the low-resolution stage.
 _POOLING = 2

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdci.data.open_world_scores import OpenWorldScores
 from kdci.losses import one_hot_costs, soft_label_kl
 from kdci.models import PixelModel
-from kdci.open_world_scores import OpenWorldScores
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SourceContext, State, StudentCriterion
 

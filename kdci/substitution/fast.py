@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdci.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
 from kdci.losses import blend, bn_statistics_loss, disagreement
 from kdci.models import PixelModel
 from kdci.models.generators import Generator
@@ -30,6 +29,7 @@ from kdci.models.seeded import build_seeded
 from kdci.optimizers import Adam
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
 
 
 class FastSource(BankSource):

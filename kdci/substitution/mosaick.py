@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from kdci.data.image_bank import ImageBank
+from kdci.data.open_world_scores import OpenWorldScores
 from kdci.data.shuffled_rows import ShuffledRows
 from kdci.losses import prediction_entropies
 from kdci.metrics import RunningMeans
@@ -39,12 +40,11 @@ from kdci.models import PixelModel
 from kdci.models.generators import Generator
 from kdci.models.patch_discriminator import PatchDiscriminator
 from kdci.models.seeded import build_seeded
-from kdci.open_world_scores import OpenWorldScores
-from kdci.patch_game import PatchGame
 from kdci.runtime import derive_seed
 from kdci.schedules import learning_rate_factor
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.synthesis.patch_game import PatchGame
 
 _WARMUP_PARTS = 20
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from kdci.errors import UserError
-from kdci.inversion import BatchNormStatistics, frozen, require_batch_norm
 from kdci.losses import (
     blend,
     bn_statistics_loss,
@@ -15,6 +14,7 @@ from kdci.losses import (
     one_hot_costs,
     soft_label_kl,
 )
+from kdci.synthesis.inversion import BatchNormStatistics, frozen, require_batch_norm
 
 
 def softmax_rows(logits: Tensor) -> list[list[float]]:

@@ -200,7 +200,7 @@ def test_calls_equal_a_naive_implementation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With its usual eps Adam turns rounding into whole steps where a gradient is nearly 0.
-    for module in ("substitution.cmi", "instance_discrimination"):
+    for module in ("substitution.cmi", "synthesis.instance_discrimination"):
         monkeypatch.setattr(f"kdci.{module}.Adam", partial(Adam, eps=1e-3))
     source = make_source(tmp_path, learning_rate=0.02)
     assert source.num_preparations == 2

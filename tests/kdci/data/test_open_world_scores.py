@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kdci.data.image_bank import ImageBank
+from kdci.data.open_world_scores import OpenWorldScores
 from kdci.errors import NumericError, UserError
 from kdci.models import PixelModel, Prediction
-from kdci.open_world_scores import OpenWorldScores
 
 VALUES = [5, 9, 1, 9, 5, 0, 9, 1, 0, 5, 7, 7]
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from kdci.inversion import BestBatch
+from kdci.synthesis.inversion import BestBatch
 
 
 def test_best_batch_is_a_copy_of_the_lowest() -> None:

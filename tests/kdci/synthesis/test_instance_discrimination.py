@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdci.feature_memory import FeatureMemory
-from kdci.instance_discrimination import InstanceDiscrimination
 from kdci.models.projection_head import ProjectionHead
+from kdci.synthesis.feature_memory import FeatureMemory
+from kdci.synthesis.instance_discrimination import InstanceDiscrimination
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -12,7 +12,7 @@ from kdci.errors import NumericError
 from kdci.models import PixelModel, Prediction
 from kdci.models.generators import Generator
 from kdci.models.patch_discriminator import PatchDiscriminator
-from kdci.patch_game import PatchGame
+from kdci.synthesis.patch_game import PatchGame
 
 WEIGHTS = {"local": 0.5, "align": 2.0, "balance": 3.0, "adversarial": 7.0}
 MEAN, STD = (0.4,), (0.3,)

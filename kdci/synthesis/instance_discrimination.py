@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdci.feature_memory import FeatureMemory
 from kdci.losses import contrastive_loss
 from kdci.models.projection_head import ProjectionHead
 from kdci.optimizers import Adam, load_moments, moments_of
+from kdci.synthesis.feature_memory import FeatureMemory
 
 
 class InstanceDiscrimination:

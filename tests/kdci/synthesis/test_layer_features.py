@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdci.layer_features import LayerFeatures, feature_layers
 from kdci.models import BACKBONES, PixelModel, build_backbone
+from kdci.synthesis.layer_features import LayerFeatures, feature_layers
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdci.image_priors import (
+from kdci.synthesis.image_priors import (
     jitter,
     mean_norm,
     total_variation,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdci.feature_memory import FeatureMemory
+from kdci.synthesis.feature_memory import FeatureMemory
 
 
 def rows(*numbers: int, d: int = 3) -> Tensor:

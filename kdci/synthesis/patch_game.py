@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from kdci.errors import NumericError
-from kdci.inversion import frozen
 from kdci.losses import class_balance, divergence, patch_loss, prediction_entropies
 from kdci.models import PixelModel
 from kdci.models.generators import Generator
@@ -22,6 +21,7 @@ from kdci.models.meta_generator import ADAM_BETAS
 from kdci.models.patch_discriminator import PatchDiscriminator
 from kdci.optimizers import Adam, load_moments, moments_of
 from kdci.schedules import scale_learning_rates
+from kdci.synthesis.inversion import frozen
 
 
 class PatchGame:

@@ -1,0 +1,1 @@
+"""Tools of methods that make images: what they read of a teacher, remember and play."""
