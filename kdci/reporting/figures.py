@@ -150,7 +150,7 @@ def _predictions(evidence: Evidence) -> _Drawn:
     from kdci.reporting.image_figures import predictions
 
     for examples in evidence.examples:
-        if not examples.predictions:
+        if not examples.predictions or examples.method in CONTROL_NAMES:
             continue
         on_test = examples.evaluated_on == "test"
         pictures = "test images" if on_test else "held-out substitutes (there is no test data)"

@@ -44,7 +44,7 @@ def by_class(pools: Sequence[PoolView], class_names: Sequence[str]) -> Figure:
     heading(
         figure,
         "What each method puts in the place of the data",
-        f"A random image out of each pool of each class that the teacher {pools[0].teacher} sees",
+        f"A random image of each class out of each pool, as the teacher {pools[0].teacher} sees it",
     )
     sheet = canvas(figure)
     for column, index in enumerate(classes):

@@ -73,6 +73,9 @@ def test_the_pictures_show_all_of_them(everything):
     for name in ("gallery-wrn-10-1.png", "gallery-time-wrn-10-1.png", "overview.png"):
         assert (everything.layout.report / "figures" / name).stat().st_size > 10_000
         assert f"figures/{name}" in report
+    drawn = {file.name for file in (everything.layout.report / "figures").iterdir()}
+    assert "predictions-wrn-10-1-wrn-10-1-cmi.png" in drawn
+    assert "predictions-wrn-10-1-wrn-10-1-noise.png" not in drawn  # two students to compare
 
 
 LOOPS = [(stage, method) for method in OTHERS for stage in ("substitute", "distill_kdci")]
