@@ -56,6 +56,12 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
         ("methods.fast.batch_size", 1),
         ("methods.fast.bn_momentum", 1),
         ("methods.fast.meta_update", "adam"),
+        ("grid.methods", ["noise"]),  # a control is no method
+        ("grid.controls", ["fast"]),
+        ("grid.controls", ["noise", "noise"]),
+        ("methods.dafl.generator", "large"),
+        ("methods.deepinv.js_floor", 0.5),
+        ("methods.mosaick.num_selected", 0),
         ("methods.dfnd.teacher_accuracy", 1.0),
         ("methods.dfnd.open_world.num_images", -1),
         ("recipes.dfnd.batch_size", 1),

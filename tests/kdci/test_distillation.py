@@ -383,6 +383,16 @@ class TestLoop:
         assert [at for at, _ in source.refreshed_with] == [0, 3, 6]
         assert all(student is run.distiller.student for _, student in source.refreshed_with)
 
+    def test_refresh_every_so_many_steps_where_the_method_asks_for_it(
+        self, tmp_path: Path, tiny_model: MakeModel
+    ) -> None:
+        source = StubSource()
+        source.refresh_period = 2
+        run = make_run(tiny_model, tmp_path, source, None).advance()
+        assert [at for at, _ in source.refreshed_with] == [0, 2, 4, 6, 8]
+        # Refreshes 1 and 2 fall into the first epoch, 3 into the second, 4 and 5 into the last.
+        assert [row["inversion_loss"] for _, row in run.rows] == [1.5, 3.0, 4.5]
+
     def test_metrics_are_the_means_of_each_epoch(
         self, tmp_path: Path, tiny_model: MakeModel
     ) -> None:

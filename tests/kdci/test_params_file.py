@@ -65,6 +65,21 @@ ONE_PROBLEM = {
     "path for digits": (("path: null\n  test", "path: x\n  test"), "data.path", "takes no path"),
     "no path": (("name: digits", "name: cifar10"), "data.path", "cifar10 needs the folder"),
     "open world without path": (("photographs", "parquet"), "open_world.path", "needs a path"),
+    "all of the training skipped": (
+        ("skip_steps: 2", "skip_steps: 8"),
+        "methods.dafl.skip_steps",
+        "skips all 8 steps",
+    ),
+    "a memory below a batch": (
+        ("memory_size: 32", "memory_size: 15"),
+        "methods.cmi.memory_size",
+        "a batch of 16",
+    ),
+    "a warm-up without end": (
+        ("  deepinv:\n", "  deepinv:\n    lr_warmup_steps: 2\n"),
+        "methods.deepinv.lr_warmup_steps",
+        "shorter than the 2 steps",
+    ),
     "second document": (("preset: digits-smoke", "preset: digits\n---"), "params.yaml", "another"),
     "duplicate key": (
         ("preset: ", "preset: x\npreset: "),

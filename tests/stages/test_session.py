@@ -120,6 +120,39 @@ def test_killed_stage_ends_with_the_same_bytes_when_run_again(
     assert steps.leftovers() == []
 
 
+@pytest.mark.parametrize(("seconds", "interval"), [(0.1, 10.0), (0.5, 10.0), (2.0, 40.0)])
+def test_a_state_that_is_slow_to_save_is_saved_more_seldom(
+    built, call, monkeypatch, seconds, interval
+):
+    """Saving takes a twentieth of the time at most."""
+    from kdci.checkpoints import Checkpoints
+
+    clock, intervals = [0.0], []
+    monkeypatch.setattr(_session.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(_session, "CHECKPOINT_SECONDS", 10.0)
+
+    def slow(self, step, state):
+        clock[0] += seconds
+
+    monkeypatch.setattr(Checkpoints, "save", slow)
+    save = _session.Session.save
+
+    def noted(self, step, state):
+        save(self, step, state)
+        intervals.append(self._checkpoint_interval)
+
+    monkeypatch.setattr(_session.Session, "save", noted)
+    update = _session.Progress.update
+
+    def ticking(self, step):
+        clock[0] += 50.0  # more than any interval here
+        update(self, step)
+
+    monkeypatch.setattr(_session.Progress, "update", ticking)
+    assert built.run(call("distill_vanilla")) == 0
+    assert intervals and set(intervals) == {interval}
+
+
 def test_kill_after_kill_still_ends_with_the_same_bytes(steps, forks, call, reference):
     this = call("distill_kdci")
     expected = uninterrupted(reference, steps, this)
