@@ -19,9 +19,9 @@ from kdci.catalog import DATASETS
 from kdci.models import PixelModel
 from kdci.models.wide_resnet import WideResNet
 
-SHARED = Path(os.environ.get("KDCI_TEST_DATA") or Path(__file__).resolve().parents[3] / "../shared")
-CHECKPOINT = SHARED / "teachers/cifar10_wrn16_2.pth"
-TEST_IMAGES = SHARED / "data/cifar10/plain_text/test-00000-of-00001.parquet"
+DATA = Path(os.environ.get("KDCI_TEST_DATA") or Path(__file__).resolve().parents[4] / "shared/data")
+CHECKPOINT = DATA.parent / "teachers/cifar10_wrn16_2.pth"
+TEST_IMAGES = DATA / "cifar10/plain_text/test-00000-of-00001.parquet"
 
 
 def scramble(module: nn.Module) -> None:
@@ -109,7 +109,7 @@ def test_impossible_depth_is_refused(depth: int) -> None:
 def test_public_checkpoint_loads_and_scores_what_its_readme_says() -> None:
     for path in (CHECKPOINT, TEST_IMAGES):
         if not path.exists():
-            pytest.skip(f"needs {path.name}; set KDCI_TEST_DATA to the folder that holds it")
+            pytest.skip(f"needs {path.name}; set KDCI_TEST_DATA, teachers/ lies beside it")
     net = WideResNet(16, 2, num_classes=10, channels=3)
     net.load_state_dict(torch.load(CHECKPOINT, weights_only=True)["state_dict"], strict=True)
     spec = DATASETS["cifar10"]
