@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 SLOPE = 0.2
 """Negative slope of every leaky ReLU here."""
+ADAM_BETAS = (0.5, 0.999)
+"""What every method trains its generator with."""
 
 
 def _block(

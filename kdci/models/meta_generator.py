@@ -9,11 +9,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from kdci.models.generators import Generator, reset_parameters_
+from kdci.models.generators import ADAM_BETAS, Generator, reset_parameters_
 from kdci.optimizers import Adam, load_moments, moments_of
 
 MetaUpdate = Literal["fomaml", "reptile", "none"]
-ADAM_BETAS = (0.5, 0.999)
 
 
 class MetaGenerator:

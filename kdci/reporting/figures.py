@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdci.catalog import CONTROL_NAMES
 from kdci.reporting.comparison import compare
-from kdci.reporting.evidence import Evidence
+from kdci.reporting.evidence import Evidence, PoolView
 from kdci.reporting.results import measure_of
 from kdci.reporting.wording import method_title
 
@@ -73,8 +73,10 @@ def _galleries(evidence: Evidence) -> _Drawn:
 
     names = evidence.spec.class_names
     for teacher in dict.fromkeys(pool.teacher for pool in evidence.pools):
-        first = {pool.method: pool for pool in reversed(evidence.pools) if pool.teacher == teacher}
-        pools = [first[method] for method in dict.fromkeys(pool.method for pool in evidence.pools)]
+        pools: list[PoolView] = []  # the first of each method, in the order of the grid
+        for pool in evidence.pools:
+            if pool.teacher == teacher and pool.method not in {known.method for known in pools}:
+                pools.append(pool)
         caption = (
             f"The pools side by side: a random image of each class as {teacher} sees it, a row per "
             "method."

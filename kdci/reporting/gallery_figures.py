@@ -27,7 +27,8 @@ from kdci.reporting.wording import method_title
 MAX_COLUMNS = 10
 ROWS_OVER_TIME = 2
 _LABELS = 1.1
-_GAP = 0.06
+_PITCH = (WIDTH - _LABELS - 2 * MARGIN) / MAX_COLUMNS
+_TILE = _PITCH - 0.06
 _SEED = 0
 
 
@@ -39,8 +40,7 @@ def by_class(pools: Sequence[PoolView], class_names: Sequence[str]) -> Figure:
         class_names: Of the teacher's classes; evenly spaced ones where there are many.
     """
     classes = shown_classes(len(class_names), MAX_COLUMNS)
-    pitch, tile = _pitch(len(classes))
-    figure = Figure(figsize=(WIDTH, HEADING + 0.25 + len(pools) * pitch + 0.1))
+    figure = Figure(figsize=(WIDTH, HEADING + 0.25 + len(pools) * _PITCH + 0.1))
     heading(
         figure,
         "What each method puts in the place of the data",
@@ -48,19 +48,19 @@ def by_class(pools: Sequence[PoolView], class_names: Sequence[str]) -> Figure:
     )
     sheet = canvas(figure)
     for column, index in enumerate(classes):
-        x = MARGIN + _LABELS + column * pitch + tile / 2
+        x = MARGIN + _LABELS + column * _PITCH + _TILE / 2
         sheet.text(x, HEADING + 0.12, class_names[index], size=SMALL, color=MUTED, ha="center")
     for row, pool in enumerate(pools):
-        y = HEADING + 0.25 + row * pitch
-        _row_label(sheet, pool, y + tile / 2)
+        y = HEADING + 0.25 + row * _PITCH
+        _row_label(sheet, pool, y + _TILE / 2)
         for column, index in enumerate(classes):
-            x = MARGIN + _LABELS + column * pitch
+            x = MARGIN + _LABELS + column * _PITCH
             chosen = pick(pool, index, 1)
             if len(chosen):
-                show_image(sheet, pool.images[chosen[0]], x, y, tile)
+                show_image(sheet, pool.images[chosen[0]], x, y, _TILE)
             else:
-                empty_tile(sheet, x, y, tile)
-                middle = (x + tile / 2, y + tile / 2)
+                empty_tile(sheet, x, y, _TILE)
+                middle = (x + _TILE / 2, y + _TILE / 2)
                 sheet.text(*middle, "none", size=6.5, color=WRONG, ha="center", va="center")
     return figure
 
@@ -71,8 +71,7 @@ def over_time(pools: Sequence[PoolView]) -> Figure:
     Args:
         pools: Of one teacher; each with images that were made and not chosen.
     """
-    pitch, tile = _pitch(MAX_COLUMNS)
-    block = ROWS_OVER_TIME * pitch + 0.12
+    block = ROWS_OVER_TIME * _PITCH + 0.12
     figure = Figure(figsize=(WIDTH, HEADING + 0.25 + len(pools) * block + 0.1))
     heading(
         figure,
@@ -83,27 +82,21 @@ def over_time(pools: Sequence[PoolView]) -> Figure:
     sheet = canvas(figure)
     for x, text, side in (
         (MARGIN + _LABELS, "first", "left"),
-        (MARGIN + _LABELS + (MAX_COLUMNS - 1) * pitch + tile, "last", "right"),
+        (MARGIN + _LABELS + (MAX_COLUMNS - 1) * _PITCH + _TILE, "last", "right"),
     ):
         sheet.text(x, HEADING + 0.12, text, size=SMALL, color=MUTED, ha=side)
     for number, pool in enumerate(pools):
         top = HEADING + 0.25 + number * block
-        _row_label(sheet, pool, top + ROWS_OVER_TIME * pitch / 2)
+        _row_label(sheet, pool, top + ROWS_OVER_TIME * _PITCH / 2)
         start = len(pool.images) - pool.num_made
         generator = np.random.default_rng((_SEED, pool.pool_seed))
         for column, part in enumerate(np.array_split(np.arange(pool.num_made), MAX_COLUMNS)):
             count = min(ROWS_OVER_TIME, len(part))
             chosen = generator.choice(part, size=count, replace=False) if count else part
             for row, index in enumerate(sorted(chosen)):
-                x = MARGIN + _LABELS + column * pitch
-                show_image(sheet, pool.images[start + index], x, top + row * pitch, tile)
+                x = MARGIN + _LABELS + column * _PITCH
+                show_image(sheet, pool.images[start + index], x, top + row * _PITCH, _TILE)
     return figure
-
-
-def _pitch(columns: int) -> tuple[float, float]:
-    """Return the distance of neighbouring tiles and their side, in inches."""
-    pitch = (WIDTH - _LABELS - 2 * MARGIN) / max(columns, MAX_COLUMNS)
-    return pitch, pitch - _GAP
 
 
 def _row_label(sheet: Axes, pool: PoolView, middle: float) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor
 from kdci.data.resized_crop import random_resized_crop
 from kdci.losses import bn_statistics_loss, disagreement
 from kdci.models import PixelModel
-from kdci.models.generators import Generator, reset_parameters_
+from kdci.models.generators import ADAM_BETAS, Generator, reset_parameters_
 from kdci.models.projection_head import ProjectionHead
 from kdci.models.seeded import build_seeded
 from kdci.optimizers import Adam
@@ -41,7 +41,6 @@ from kdci.synthesis.instance_discrimination import InstanceDiscrimination
 from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
 from kdci.synthesis.layer_features import LayerFeatures, feature_layers
 
-ADAM_BETAS = (0.5, 0.999)
 LOCAL_SCALE = (0.25, 1.0)
 """Share of the image's area that a local view shows."""
 

@@ -32,8 +32,7 @@ from kdci.errors import NumericError
 from kdci.losses import activation_loss, class_balance, one_hot_costs
 from kdci.metrics import RunningMeans
 from kdci.models import PixelModel
-from kdci.models.generators import DaflGenerator, Generator
-from kdci.models.meta_generator import ADAM_BETAS
+from kdci.models.generators import ADAM_BETAS, DaflGenerator, Generator
 from kdci.models.seeded import build_seeded
 from kdci.optimizers import Adam, load_moments, moments_of
 from kdci.substitution.bank_source import BankSource

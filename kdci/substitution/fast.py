@@ -23,8 +23,8 @@ from torch import Tensor
 
 from kdci.losses import blend, bn_statistics_loss, disagreement
 from kdci.models import PixelModel
-from kdci.models.generators import Generator
-from kdci.models.meta_generator import ADAM_BETAS, MetaGenerator, MetaUpdate
+from kdci.models.generators import ADAM_BETAS, Generator
+from kdci.models.meta_generator import MetaGenerator, MetaUpdate
 from kdci.models.seeded import build_seeded
 from kdci.optimizers import Adam
 from kdci.substitution.bank_source import BankSource

@@ -16,8 +16,7 @@ from torch import Tensor
 from kdci.errors import NumericError
 from kdci.losses import class_balance, divergence, patch_loss, prediction_entropies
 from kdci.models import PixelModel
-from kdci.models.generators import Generator
-from kdci.models.meta_generator import ADAM_BETAS
+from kdci.models.generators import ADAM_BETAS, Generator
 from kdci.models.patch_discriminator import PatchDiscriminator
 from kdci.optimizers import Adam, load_moments, moments_of
 from kdci.schedules import scale_learning_rates

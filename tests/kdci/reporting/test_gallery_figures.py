@@ -53,3 +53,19 @@ def test_chosen_images_and_controls_have_no_figure_over_time(evidence, pool):
     figures = draw_figures(replace(evidence, pools=[chosen, control], dictionaries=[]))
     names = [figure.name for figure in figures]
     assert "gallery-wrn-16-1.png" in names and "gallery-time-wrn-16-1.png" not in names
+
+
+def test_each_teacher_shows_the_first_pool_of_each_method_it_has(evidence, pool):
+    """Of a grid that is half done one teacher may lack a method's pool."""
+    pools = [
+        replace(pool, method="fast", pool_seed=0),
+        replace(pool, method="fast", pool_seed=1),
+        replace(pool, method="dfnd"),
+        replace(pool, method="fast", teacher="vgg-11"),
+    ]
+    figures = draw_figures(replace(evidence, pools=pools, dictionaries=[]))
+    alone = draw_figures(replace(evidence, pools=[pools[0], pools[2]], dictionaries=[]))
+    by_name = {figure.name: figure.png for figure in figures}
+    assert "gallery-vgg-11.png" in by_name
+    (expected,) = [figure.png for figure in alone if figure.name == "gallery-wrn-16-1.png"]
+    assert by_name["gallery-wrn-16-1.png"] == expected
