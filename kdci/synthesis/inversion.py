@@ -2,94 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from kdci.errors import NumericError, UserError
+from kdci.synthesis.layer_inputs import LayerInputs
 
 # The axes of (B, C, H, W) that BatchNorm takes its statistics over.
 _BATCH_AND_SPACE = (0, 2, 3)
 
 
-class BatchNormStatistics:
+class BatchNormStatistics(LayerInputs[tuple[Tensor, Tensor]]):
     """Reads the batch statistics of every BatchNorm2d input while used as a context.
 
-    Outside of ``with`` nothing is hooked, so ordinary forward passes cost nothing. Layers
-    that track no running statistics are left out: there is nothing to compare them with.
+    Layers that track no running statistics are left out: there is nothing to compare them with.
 
     Args:
         model: The model to read, usually the teacher in eval mode.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [
+        self._norms = [
             module
             for module in model.modules()
             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
         ]
-        self._handles: list[RemovableHandle] = []
-        self._means: dict[int, Tensor] = {}
-        self._variances: dict[int, Tensor] = {}
+        super().__init__(self._norms, _variance_and_mean)
 
     def __len__(self) -> int:
-        return len(self._layers)
-
-    def __enter__(self) -> BatchNormStatistics:
-        for index, layer in enumerate(self._layers):
-            self._handles.append(layer.register_forward_pre_hook(self._reader(index)))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        # The readings hold the graph of the last forward pass alive.
-        self._means.clear()
-        self._variances.clear()
-
-    def _reader(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def read(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            # Under autocast the input may be bfloat16, too coarse to sum over a batch.
-            features_BCHW = inputs[0].float()
-            variance_C, mean_C = torch.var_mean(features_BCHW, dim=_BATCH_AND_SPACE, correction=0)
-            self._means[index] = mean_C
-            self._variances[index] = variance_C
-
-        return read
+        return len(self._norms)
 
     @property
     def means(self) -> list[Tensor]:
         """Batch means at the last forward pass, L tensors of shape (C,), float32."""
-        return [self._means[index] for index in range(len(self))]
+        return [mean_C for _, mean_C in self.readings]
 
     @property
     def variances(self) -> list[Tensor]:
         """Biased batch variances at the last forward pass, like ``means``."""
-        return [self._variances[index] for index in range(len(self))]
+        return [variance_C for variance_C, _ in self.readings]
 
     @property
     def running_means(self) -> list[Tensor]:
         """Running means of the layers, float32."""
         return [
-            layer.running_mean.float() for layer in self._layers if layer.running_mean is not None
+            layer.running_mean.float() for layer in self._norms if layer.running_mean is not None
         ]
 
     @property
     def running_variances(self) -> list[Tensor]:
         """Running variances of the layers, float32."""
-        return [
-            layer.running_var.float() for layer in self._layers if layer.running_var is not None
-        ]
+        return [layer.running_var.float() for layer in self._norms if layer.running_var is not None]
+
+
+def _variance_and_mean(features_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    variance_C, mean_C = torch.var_mean(features_BCHW, dim=_BATCH_AND_SPACE, correction=0)
+    return variance_C, mean_C
 
 
 def require_batch_norm(model: nn.Module, method: str, backbone: str) -> None:

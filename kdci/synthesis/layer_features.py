@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from kdci.models.resnet import ResNet
+from kdci.synthesis.layer_inputs import LayerInputs
 
 
 def feature_layers(model: nn.Module) -> list[nn.Module]:
@@ -28,43 +27,15 @@ def feature_layers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-class LayerFeatures:
+class LayerFeatures(LayerInputs[Tensor]):
     """Reads the spatial means of layers' inputs while used as a context.
-
-    Outside of ``with`` nothing is hooked; the same object can be entered again.
 
     Args:
         layers: Modules that take feature maps (B, C, H, W), each once per forward pass.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        self._layers = list(layers)
-        self._handles: list[RemovableHandle] = []
-        self._means: dict[int, Tensor] = {}
-
-    def __enter__(self) -> LayerFeatures:
-        for index, layer in enumerate(self._layers):
-            self._handles.append(layer.register_forward_pre_hook(self._reader(index)))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        # The readings hold the graph of the last forward pass alive.
-        self._means.clear()
-
-    def _reader(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def read(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            # Under autocast the input may be bfloat16, too coarse to sum over an image.
-            self._means[index] = inputs[0].float().mean(dim=(2, 3))
-
-        return read
+        super().__init__(layers, lambda features_BCHW: features_BCHW.mean(dim=(2, 3)))
 
     @property
     def features(self) -> Tensor:
@@ -72,4 +43,4 @@ class LayerFeatures:
 
         d is the sum of the layers' input channels, in the order of the layers.
         """
-        return torch.cat([self._means[index] for index in range(len(self._layers))], dim=1)
+        return torch.cat(self.readings, dim=1)
