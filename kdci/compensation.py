@@ -13,17 +13,21 @@ The ablations of Table 4 replace one factor each and are plain values here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from kdci.additive_attention import additive_scores
 from kdci.errors import UserError
 
 Fusion = Literal["identity", "residual", "linear"]
 Weights = Literal["learned", "random"]
 Prototypes = Literal["kmeans", "random"]
 Proportions = Literal["cluster", "uniform", "none", "centred"]
+Initialisation = Literal["normal", "zero"]
+Scale = Literal["N", "shift"]
 
 _EVAL_SEED = 0
 """Random lambda (Table 4) is drawn from this seed in eval mode, so that scores repeat."""
@@ -65,6 +69,21 @@ def proportion_factors(proportions_N: Tensor, mode: Proportions) -> Tensor:
     return factors[mode]
 
 
+def prior_scale(proportions_N: Tensor, scale: float | Scale) -> float:
+    """Return the factor on F(z).
+
+    lambda and P are each about 1/N, so that F(z) is about 1/N of a prototype: `N` makes up for it.
+    `shift` is N times the total-variation distance of P(z) from uniform, 0 to 1 - 1/N: as much
+    compensation as the pool's proportions are shifted, none where they are even.
+    """
+    num_prototypes = len(proportions_N)
+    if scale == "N":
+        return float(num_prototypes)
+    if scale == "shift":
+        return num_prototypes * float((proportions_N - 1 / num_prototypes).abs().sum() / 2)
+    return float(scale)
+
+
 class Compensation(nn.Module):
     """phi(f_S, F(z)): the student's logits, compensated.
 
@@ -78,11 +97,13 @@ class Compensation(nn.Module):
         num_classes: K.
         fusion: phi: `identity` f + F (needs D = K), `residual` f + W_g F, `linear`
             W_h f + W_g F.
-        scale: Factor on F(z), or "N".
+        scale: Factor on F(z): a number, `N` or `shift`; see ``prior_scale``.
         hidden_dim: A, width of the additive attention.
         weights: `learned`, or `random`: softmax of fresh standard-normal scores (Table 4, 2).
         prototypes: `kmeans`, or `random` (Table 4, 3).
         proportions: See ``proportion_factors`` (Table 4, 4).
+        initialisation: Of the weights: `normal` (Xavier), or `zero` for W_t and W_g: lambda starts
+            even, and `residual` with nothing added.
         seed: Seed of the initial weights and of the random ablations.
 
     Raises:
@@ -101,19 +122,21 @@ class Compensation(nn.Module):
         *,
         num_classes: int,
         fusion: Fusion = "identity",
-        scale: float | Literal["N"] = 1.0,
+        scale: float | Scale = 1.0,
         hidden_dim: int = 64,
         weights: Weights = "learned",
         prototypes: Prototypes = "kmeans",
         proportions: Proportions = "cluster",
+        initialisation: Initialisation = "normal",
         seed: int = 0,
     ) -> None:
         super().__init__()
+        _require("initialisation", initialisation, get_args(Initialisation))
         _require("fusion", fusion, get_args(Fusion))
         _require("weights", weights, get_args(Weights))
         _require("prototypes", prototypes, get_args(Prototypes))
         _require("proportions", proportions, get_args(Proportions))
-        num_prototypes, dimension = prototypes_ND.shape
+        dimension = prototypes_ND.shape[1]
         if fusion == "identity" and dimension != num_classes:
             raise UserError(
                 "compensation.fusion",
@@ -122,15 +145,12 @@ class Compensation(nn.Module):
             )
         self.fusion = fusion
         self.weights = weights
+        self._prototypes, self._proportions, self._scale = prototypes, proportions, scale
+        self._noise_seed = seed + 1  # not the module's stream: its weights are those of `kmeans`
         self._generator = torch.Generator().manual_seed(seed)
-        if prototypes == "random":
-            # Not from the module's stream, or the ablation would change the initial weights too.
-            noise = torch.Generator().manual_seed(seed + 1)
-            prototypes_ND = random_prototypes(prototypes_ND, generator=noise)
-        self.register_buffer("prototypes_ND", prototypes_ND.clone())
-        self.register_buffer("factors_N", proportion_factors(proportions_N, proportions).clone())
-        factor = float(num_prototypes) if scale == "N" else float(scale)
-        self.register_buffer("scale", torch.tensor(factor))
+        for name in ("prototypes_ND", "factors_N", "scale"):
+            self.register_buffer(name, torch.empty(0))
+        self.set_dictionary(prototypes_ND, proportions_N)
         self.w_q = self._linear(num_classes, hidden_dim)
         self.w_k = self._linear(dimension, hidden_dim)
         self.w_t = self._linear(hidden_dim, 1)
@@ -138,6 +158,25 @@ class Compensation(nn.Module):
             self.w_g = self._linear(dimension, num_classes)
         if fusion == "linear":
             self.w_h = self._linear(num_classes, num_classes)
+        if initialisation == "zero":
+            nn.init.zeros_(self.w_t.weight)
+            if fusion != "identity":
+                nn.init.zeros_(self.w_g.weight)
+
+    def set_dictionary(self, prototypes_ND: Tensor, proportions_N: Tensor) -> None:
+        """Use another Z from now on, as when it is built anew from a pool that has grown.
+
+        Args:
+            prototypes_ND: z_i; (N, D), D as before.
+            proportions_N: P(z_i); (N,).
+        """
+        device = self.scale.device
+        if self._prototypes == "random":
+            noise = torch.Generator().manual_seed(self._noise_seed)
+            prototypes_ND = random_prototypes(prototypes_ND, generator=noise)
+        self.prototypes_ND = prototypes_ND.clone().to(device)
+        self.factors_N = proportion_factors(proportions_N, self._proportions).clone().to(device)
+        self.scale = torch.tensor(prior_scale(proportions_N, self._scale), device=device)
 
     def _linear(self, inputs: int, outputs: int) -> nn.Linear:
         layer = nn.Linear(inputs, outputs, bias=False, device="meta").to_empty(device="cpu")
@@ -146,9 +185,9 @@ class Compensation(nn.Module):
 
     def scores(self, student_logits_BK: Tensor) -> Tensor:
         """Return the additive-attention scores W_t tanh(W_q f_S + W_k z_i); (B, N)."""
-        query_B1A = self.w_q(student_logits_BK)[:, None, :]
-        key_1NA = self.w_k(self.prototypes_ND)[None, :, :]
-        scores_BN: Tensor = self.w_t(torch.tanh(query_B1A + key_1NA)).squeeze(-1)
+        scores_BN = additive_scores(
+            self.w_q(student_logits_BK), self.w_k(self.prototypes_ND), self.w_t.weight[0]
+        )
         return scores_BN
 
     def attention(self, student_logits_BK: Tensor) -> Tensor:
@@ -205,6 +244,16 @@ class Compensation(nn.Module):
             "weights": self.weights,
             "hidden_dim": self.w_q.out_features,
         }
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take the number of prototypes from the state: a rebuilt dictionary may have fewer."""
+        for name in ("prototypes_ND", "factors_N"):
+            saved, own = state_dict.get(prefix + name), getattr(self, name)
+            if saved is not None and saved.shape[1:] == own.shape[1:]:
+                setattr(self, name, own.new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def get_extra_state(self) -> Tensor:
         """Return the state of the random stream, so that a resumed run draws on."""

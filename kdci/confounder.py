@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kdci.errors import NumericError, UserError
 from kdci.models import PixelModel
+from kdci.models.prediction import Prediction
 
 MINI_BATCH_ROWS = 200_000
 """Above this many rows k-means goes by mini-batches."""
@@ -56,7 +57,7 @@ class ConfounderDictionary:
 
 
 def build_dictionary(
-    predictions_MD: Tensor, *, num_prototypes: int, seed: int
+    predictions_MD: Tensor, *, num_prototypes: int, seed: int, start_ND: Tensor | None = None
 ) -> ConfounderDictionary:
     """Cluster predictions into prototypes with proportions.
 
@@ -64,6 +65,8 @@ def build_dictionary(
         predictions_MD: The teacher's predictions m_j; (M, D), float.
         num_prototypes: N asked for. Empty clusters (duplicates) are dropped.
         seed: Seed of k-means++.
+        start_ND: Where k-means starts instead of k-means++, (N, D): the prototypes of an
+            earlier pool. The order of the prototypes is then kept.
 
     Raises:
         UserError: There are fewer predictions than prototypes.
@@ -79,21 +82,27 @@ def build_dictionary(
     if not bool(torch.isfinite(predictions_MD).all()):
         raise NumericError("dictionary", "the teacher's predictions hold NaN or infinity")
     rows_MD = predictions_MD.double()
-    return _dictionary_of(rows_MD, _cluster(rows_MD, num_prototypes, seed))
+    labels_M = _cluster(rows_MD, num_prototypes, seed, start_ND)
+    return _dictionary_of(rows_MD, labels_M, keep_order=start_ND is not None)
 
 
-def _cluster(rows_MD: Tensor, num_prototypes: int, seed: int) -> Tensor:
-    """Return the cluster of each row by k-means with k-means++ starts."""
+def _cluster(rows_MD: Tensor, num_prototypes: int, seed: int, start_ND: Tensor | None) -> Tensor:
+    """Return the cluster of each row by k-means from k-means++ or from given starts."""
     import warnings
 
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    options = {"n_clusters": num_prototypes, "init": "k-means++", "random_state": seed % 2**32}
+    given = start_ND is not None
+    options = {
+        "n_clusters": num_prototypes,
+        "init": "k-means++" if start_ND is None else start_ND.double().numpy(),
+        "random_state": seed % 2**32,
+    }
     if rows_MD.shape[0] > MINI_BATCH_ROWS:
-        kmeans = MiniBatchKMeans(n_init=3, batch_size=4096, **options)
+        kmeans = MiniBatchKMeans(n_init=1 if given else 3, batch_size=4096, **options)
     else:
-        kmeans = KMeans(n_init=4, **options)
+        kmeans = KMeans(n_init=1 if given else 4, **options)
     with warnings.catch_warnings():
         # Fewer distinct points than clusters: the empty ones are dropped below, and counted.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -101,10 +110,13 @@ def _cluster(rows_MD: Tensor, num_prototypes: int, seed: int) -> Tensor:
     return torch.from_numpy(labels).long()
 
 
-def _dictionary_of(rows_MD: Tensor, labels_M: Tensor) -> ConfounderDictionary:
+def _dictionary_of(
+    rows_MD: Tensor, labels_M: Tensor, *, keep_order: bool = False
+) -> ConfounderDictionary:
     """Return means, proportions and spreads of the non-empty clusters, largest first."""
     sizes = torch.bincount(labels_M)
     order = torch.argsort(sizes, descending=True, stable=True)
+    order = order.sort().values if keep_order else order
     order = order[sizes[order] > 0]
     rank = torch.empty_like(sizes)
     rank[order] = torch.arange(len(order))
@@ -120,6 +132,13 @@ def _dictionary_of(rows_MD: Tensor, labels_M: Tensor) -> ConfounderDictionary:
         spread_N=spread_N.float(),
         assignments_M=assignments_M,
     )
+
+
+def in_space(output: Prediction, space: Space) -> Tensor:
+    """Return a model's output as predictions m_j: logits, their softmax, or features; (B, D)."""
+    if space == "features":
+        return output.features
+    return output.logits.softmax(dim=1) if space == "probabilities" else output.logits
 
 
 @torch.no_grad()
@@ -138,10 +157,5 @@ def predict(model: PixelModel, batches: Iterator[Tensor], *, space: Space) -> tu
     for images in batches:
         output = model(images)
         classes.append(output.logits.argmax(dim=1).cpu())
-        if space == "features":
-            predictions.append(output.features.cpu())
-        else:
-            logits = output.logits
-            chosen = logits.softmax(dim=1) if space == "probabilities" else logits
-            predictions.append(chosen.cpu())
+        predictions.append(in_space(output, space).cpu())
     return torch.cat(predictions), torch.cat(classes)

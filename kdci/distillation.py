@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kdci.compensation import Compensation
 from kdci.errors import NumericError
 from kdci.metrics import MetricSink, RunningMeans
 from kdci.models import PixelModel
@@ -22,7 +23,8 @@ from kdci.schedules import Schedule, learning_rate_factor, scale_learning_rates
 from kdci.substitution.base import StudentCriterion, SubstitutionSource
 
 if TYPE_CHECKING:
-    from kdci.compensation import Compensation
+    from kdci.logit_adjustment import LogitAdjustment
+    from kdci.rebuilding import DictionaryRebuilder
 
 State = dict[str, Any]
 
@@ -34,8 +36,8 @@ class Distiller:
         teacher: Frozen, in eval mode.
         student: Trained in place; raw logits f_S.
         source: The method's images and student loss.
-        compensation: phi, applied to the student's logits in every term of the loss; None is
-            the plain method.
+        compensation: phi, applied to the student's logits in every term of the loss, or a
+            logit adjustment in its place; None is the plain method.
         sink: Receives the means of each epoch, at the step it ended.
         num_epochs: Epochs; ``source.refresh`` is called at the start of each, or as often as
             ``source.refresh_period`` says.
@@ -48,6 +50,7 @@ class Distiller:
         final_learning_rate: End of the cosine schedule.
         compensation_learning_rate: Initial rate of the compensation's own parameter group;
             None: the student's.
+        rebuilder: Builds the dictionary anew as the source's bank grows; None: it stays.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Distiller:
         teacher: PixelModel,
         student: PixelModel,
         source: SubstitutionSource,
-        compensation: Compensation | None,
+        compensation: Compensation | LogitAdjustment | None,
         sink: MetricSink,
         num_epochs: int,
         steps_per_epoch: int,
@@ -67,11 +70,13 @@ class Distiller:
         schedule: Schedule = "cosine",
         final_learning_rate: float = 0.0,
         compensation_learning_rate: float | None = None,
+        rebuilder: DictionaryRebuilder | None = None,
     ) -> None:
         self.teacher = teacher
         self.student = student
         self.source = source
         self.compensation = compensation
+        self.rebuilder = rebuilder
         self.sink = sink
         self.steps_per_epoch = steps_per_epoch
         self.num_steps = num_epochs * steps_per_epoch
@@ -84,7 +89,7 @@ class Distiller:
         self.refresh_period = source.refresh_period or steps_per_epoch
         self.criterion = source.criterion().to(device_of(student))
         groups: list[dict[str, Any]] = [{"params": list(student.parameters())}]
-        if compensation is not None:
+        if compensation is not None and list(compensation.parameters()):
             rate = (
                 learning_rate if compensation_learning_rate is None else compensation_learning_rate
             )
@@ -104,11 +109,18 @@ class Distiller:
         while self.step < self.num_steps:
             if self.step % self.refresh_period == 0:
                 self.refreshed.add(self.source.refresh(self.student))
+                self._rebuild_dictionary()
             student_logits = self._train_step()
             self.step += 1
             if self.step % self.steps_per_epoch == 0:
                 self._log_epoch(student_logits)
             yield self.step
+
+    def _rebuild_dictionary(self) -> None:
+        dictionary = None if self.rebuilder is None else self.rebuilder.offer(self.step)
+        if dictionary is not None:
+            assert isinstance(self.compensation, Compensation)
+            self.compensation.set_dictionary(dictionary.prototypes_ND, dictionary.proportions_N)
 
     def _train_mode(self) -> None:
         self.teacher.eval()
@@ -174,6 +186,7 @@ class Distiller:
                 self.criterion_optimizer.state_dict() if self.criterion_optimizer else None
             ),
             "source": self.source.state_dict(),
+            "rebuilder": self.rebuilder.state_dict() if self.rebuilder else None,
             "means": self.means.state_dict(),
             "refreshed": self.refreshed.state_dict(),
         }
@@ -189,6 +202,8 @@ class Distiller:
         if self.criterion_optimizer is not None:
             self.criterion_optimizer.load_state_dict(state["criterion_optimizer"])
         self.source.load_state_dict(state["source"])
+        if self.rebuilder is not None:
+            self.rebuilder.load_state_dict(state["rebuilder"])
         self.means.load_state_dict(state["means"])
         self.refreshed.load_state_dict(state["refreshed"])
 

@@ -8,7 +8,10 @@ from torch import Tensor
 from kdci.data.augmentation import random_crop_flip
 from kdci.data.image_bank import ImageBank
 from kdci.data.shuffled_rows import ShuffledRows
-from kdci.substitution.base import SourceContext, State
+from kdci.data.stratified_rows import StratifiedRows
+from kdci.substitution.base import SourceContext, State, StratumOf
+
+_STRATUM_BATCH = 512
 
 
 class BankSource:
@@ -30,7 +33,10 @@ class BankSource:
         self.context = context
         self.bank = context.bank
         self.random = torch.Generator().manual_seed(context.seed)
+        self._seed = context.seed
         self._rows = ShuffledRows(context.seed)
+        self.stratum_of: StratumOf | None = None
+        self._strata: StratifiedRows | None = None
 
     @property
     def num_open_world(self) -> int:
@@ -44,7 +50,13 @@ class BankSource:
     def reseed(self, seed: int) -> None:
         """Start the random streams anew; see the protocol."""
         self.random.manual_seed(seed)
+        self._seed = seed
         self._rows = ShuffledRows(seed)
+
+    def stratify(self, stratum_of: StratumOf, *, max_repeats: float) -> None:
+        """Draw evenly over strata from now on; see the protocol."""
+        self.stratum_of = stratum_of
+        self._strata = StratifiedRows(self._seed, max_repeats=max_repeats)
 
     def batch(self, size: int) -> Tensor:
         """Return augmented images of the bank; see the protocol."""
@@ -52,8 +64,19 @@ class BankSource:
 
     def draw(self, size: int) -> Tensor:
         """Return the next images of the bank in shuffled order, uint8 (size, C, H, W)."""
-        rows = self._rows.next(size, len(self.bank))
-        return self.bank.rows(rows).to(self.context.device)
+        return self.bank.rows(self.next_rows(size, len(self.bank))).to(self.context.device)
+
+    def next_rows(self, size: int, num_rows: int) -> Tensor:
+        """Return the next of the first ``num_rows`` rows: shuffled, evenly over strata if asked.
+
+        A row's stratum is found once, when it is first among those to draw from.
+        """
+        if self._strata is None or self.stratum_of is None:
+            return self._rows.next(size, num_rows)
+        for rows in torch.split(torch.arange(len(self._strata), num_rows), _STRATUM_BATCH):
+            images = self.bank.rows(rows).to(self.context.device).float() / 255
+            self._strata.extend(self.stratum_of(images))
+        return self._strata.next(size)
 
     def augment(self, images_BCHW: Tensor) -> Tensor:
         """Crop and flip a batch, as far as the dataset allows; gradients pass through."""
@@ -64,14 +87,17 @@ class BankSource:
 
     def state_dict(self) -> State:
         """Return the random streams and the bank's length; methods add their own."""
-        return {
+        state = {
             "num_rows": len(self.bank),
             "random": self.random.get_state(),
             "rows": self._rows.state_dict(),
         }
+        return state if self._strata is None else {**state, "strata": self._strata.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         """Continue from ``state``; the bank is cut back to the length it had then."""
         self.bank.truncate(state["num_rows"])
         self.random.set_state(state["random"])
         self._rows.load_state_dict(state["rows"])
+        if self._strata is not None and "strata" in state:
+            self._strata.load_state_dict(state["strata"])

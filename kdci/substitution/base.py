@@ -22,6 +22,9 @@ from kdci.models import PixelModel
 State = dict[str, Any]
 """Nested dicts and lists of tensors, numbers, strings and None; see ``kdci.checkpoints``."""
 
+StratumOf = Callable[[Tensor], Tensor]
+"""From images, float32 in [0, 1], (B, C, H, W), to the stratum of each, int64 from 0, (B,)."""
+
 
 @dataclass(frozen=True)
 class SourceContext:
@@ -128,6 +131,18 @@ class SubstitutionSource(Protocol):
 
         Students that share a pool call this with seeds of their own, or they would all meet
         the same batches.
+        """
+
+    def stratify(self, stratum_of: StratumOf, *, max_repeats: float) -> None:
+        """Draw batches evenly over strata from now on, and what joins later with them.
+
+        Called before the first batch; after ``load_state_dict`` and ``reseed`` of a pool's state,
+        before ``load_state_dict`` of a state taken with strata.
+
+        Args:
+            stratum_of: Tells the stratum of images, which are not augmented.
+            max_repeats: How often an image may be drawn for each time that it would be without
+                strata, at least 1; see ``kdci.data.stratified_rows.stratum_shares``.
         """
 
     def batch(self, size: int) -> Tensor:

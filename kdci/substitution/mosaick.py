@@ -34,6 +34,7 @@ from torch import Tensor
 from kdci.data.image_bank import ImageBank
 from kdci.data.open_world_scores import OpenWorldScores
 from kdci.data.shuffled_rows import ShuffledRows
+from kdci.data.stratified_rows import pick_evenly
 from kdci.losses import prediction_entropies
 from kdci.metrics import RunningMeans
 from kdci.models import PixelModel
@@ -47,6 +48,8 @@ from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, Stu
 from kdci.synthesis.patch_game import PatchGame
 
 _WARMUP_PARTS = 20
+_CANDIDATES = 2
+"""Made images for each that is picked, where batches are drawn evenly over strata."""
 
 
 class MosaickSource(BankSource):
@@ -209,10 +212,10 @@ class MosaickSource(BankSource):
         """Return fresh made images, then augmented chosen ones, half and half.
 
         The made ones are never augmented, as in the paper; of an odd size theirs is the
-        smaller half.
+        smaller half. With strata the made ones are picked out of twice as many.
         """
-        made = self._make(size // 2)
-        rows = self._rows.next(size - len(made), self._num_open_world)
+        made = self._make_for_batch(size // 2)
+        rows = self.next_rows(size - len(made), self._num_open_world)
         chosen = self.bank.rows(rows).to(self.context.device)
         return torch.cat([made, self.augment(chosen).float() / 255])
 
@@ -237,6 +240,12 @@ class MosaickSource(BankSource):
         self._num_open_world = state["num_open_world"]
         self._game_rows.load_state_dict(state["game_rows"])
         self.game.load_state_dict(state["game"])
+
+    def _make_for_batch(self, size: int) -> Tensor:
+        if self.stratum_of is None:
+            return self._make(size)
+        candidates = self._make(_CANDIDATES * size)
+        return candidates[pick_evenly(self.stratum_of(candidates), size)]
 
     @torch.no_grad()
     def _make(self, size: int) -> Tensor:
