@@ -6,7 +6,7 @@ builders in ``kdci.data`` and ``kdci.models`` to the same names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class DatasetSpec:
         crop_padding: Zero padding in pixels of the random crop that keeps labels true.
         flip: Whether a horizontal flip keeps labels true.
         class_names: Names of the classes, in label order.
+        bundled: Whether it comes with a package, so that it needs no path.
     """
 
     name: str
@@ -35,20 +36,25 @@ class DatasetSpec:
     crop_padding: int
     flip: bool
     class_names: tuple[str, ...] = field(repr=False)
+    bundled: bool = False
 
 
+_DIGITS = DatasetSpec(
+    name="digits",
+    num_classes=10,
+    image_size=16,
+    channels=1,
+    mean=(0.3039,),
+    std=(0.3179,),
+    crop_padding=1,
+    flip=False,
+    class_names=tuple("0123456789"),
+    bundled=True,
+)
 DATASETS: dict[str, DatasetSpec] = {
-    "digits": DatasetSpec(
-        name="digits",
-        num_classes=10,
-        image_size=16,
-        channels=1,
-        mean=(0.3039,),
-        std=(0.3179,),
-        crop_padding=1,
-        flip=False,
-        class_names=tuple("0123456789"),
-    ),
+    "digits": _DIGITS,
+    # Digits 0 to 4 alone: what another pre-trained model, of other classes, is trained on.
+    "digits5": replace(_DIGITS, name="digits5", num_classes=5, class_names=tuple("01234")),
     "cifar10": DatasetSpec(
         name="cifar10",
         num_classes=10,

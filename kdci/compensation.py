@@ -25,7 +25,7 @@ from kdci.errors import UserError
 Fusion = Literal["identity", "residual", "linear"]
 Weights = Literal["learned", "random"]
 Prototypes = Literal["kmeans", "random"]
-Proportions = Literal["cluster", "uniform", "none", "centred"]
+Proportions = Literal["cluster", "uniform", "none", "centred", "log"]
 Initialisation = Literal["normal", "zero"]
 Scale = Literal["N", "shift"]
 
@@ -57,7 +57,9 @@ def proportion_factors(proportions_N: Tensor, mode: Proportions) -> Tensor:
     """Return the factor that stands for P(z_i) in F(z); (N,).
 
     `cluster` is P(z_i) itself, `uniform` 1/N, `none` drops the factor (Table 4, "w/o P(z)"),
-    `centred` is P(z_i) - 1/N, which adds nothing where the pool is balanced.
+    `centred` is P(z_i) - 1/N and `log` is log(N P(z_i)): both add nothing where the pool is
+    balanced. With even lambda over prototypes in logits, `log` adds to each class about what logit
+    adjustment does (Menon et al., ICLR 2021), and lambda makes it depend on the image.
     """
     uniform_N = torch.full_like(proportions_N, 1 / len(proportions_N))
     factors = {
@@ -65,6 +67,7 @@ def proportion_factors(proportions_N: Tensor, mode: Proportions) -> Tensor:
         "uniform": uniform_N,
         "none": torch.ones_like(proportions_N),
         "centred": proportions_N - uniform_N,
+        "log": (proportions_N / uniform_N).log(),
     }
     return factors[mode]
 

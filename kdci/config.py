@@ -21,8 +21,17 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from kdci.arms import ARMS, BASE_ARMS, FURTHER_ARMS, OTHER_ARM
 from kdci.catalog import BACKBONE_NAMES, CONTROL_NAMES, DATASETS, DatasetSpec
 from kdci.config_block import Block, Count, Folder, Name, NonNegative, Positive, Seed
+from kdci.deconfounding_config import (
+    CompensationBlock,
+    Dictionary,
+    Intervention,
+    Shift,
+    ShiftedPools,
+    ShiftName,
+)
 from kdci.method_config import Cmi, Dafl, DeepInv, Dfnd, Fast, MethodBlock, Mosaick, Noise
 
 
@@ -49,6 +58,8 @@ BackboneName = Annotated[str, _one_of(lambda: BACKBONE_NAMES, "backbone")]
 DatasetName = Annotated[str, _one_of(lambda: DATASETS, "dataset")]
 MethodName = Annotated[str, _one_of(lambda: METHOD_NAMES, "method")]
 ControlName = Annotated[str, _one_of(lambda: CONTROL_NAMES, "control")]
+ArmName = Annotated[str, _one_of(lambda: FURTHER_ARMS, "arm")]
+ShiftArmName = Annotated[str, _one_of(lambda: [a for a in ARMS if a != OTHER_ARM], "arm")]
 
 
 class Runtime(Block):
@@ -78,11 +89,12 @@ class Data(Block):
 
     @model_validator(mode="after")
     def _path_fits(self) -> Self:
-        if self.name == "digits" and self.path is not None:
+        bundled = self.spec.bundled
+        if bundled and self.path is not None:
             raise PydanticCustomError(
                 "cross_field", "digits comes with scikit-learn and takes no path", {"key": "path"}
             )
-        if self.name != "digits" and self.path is None:
+        if not bundled and self.path is None:
             raise PydanticCustomError(
                 "cross_field",
                 "{name} needs the folder it lies in",
@@ -108,6 +120,14 @@ class Grid(Block):
     """Data-free distillation methods."""
     controls: Annotated[tuple[ControlName, ...], Strict(False), AfterValidator(_distinct)] = ()
     """What methods are measured against: one vanilla student each, of the first seeds."""
+    arms: Annotated[tuple[ArmName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """What is measured beside vanilla and KDCI; see ``kdci.arms``."""
+    shifts: Annotated[tuple[ShiftName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """Pools with a known shift, by their names in `shifts`."""
+    shift_arms: Annotated[tuple[ShiftArmName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """The arms on these pools, `vanilla` among them."""
+    others: Annotated[tuple[BackboneName, ...], Strict(False), Field(max_length=1)] = ()
+    """Backbone of another pre-trained model whose dictionary KDCI borrows (Table 5)."""
     pool_seeds: Annotated[
         tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
     ] = (0,)
@@ -119,8 +139,13 @@ class Grid(Block):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Everything that makes substitution images: the methods, then the controls."""
-        return (*self.methods, *self.controls)
+        """Every pool a student may have: of methods, of controls, with a known shift."""
+        return (*self.methods, *self.controls, *self.shifts)
+
+    @property
+    def method_arms(self) -> tuple[str, ...]:
+        """The arms of each method, vanilla first."""
+        return (*BASE_ARMS, *self.arms, *([OTHER_ARM] if self.others else []))
 
 
 class TeacherRecipe(Block):
@@ -193,31 +218,11 @@ class Pool(Block):
     """Share of the pool kept from the student, to measure agreement with the teacher."""
 
 
-class Dictionary(Block):
-    """The confounder dictionary Z: prototypes z_i and proportions P(z_i)."""
+class Other(Block):
+    """Another pre-trained model, whose dictionary Table 5 borrows."""
 
-    space: Literal["logits", "probabilities", "features"] = "logits"
-    """What of the teacher's predictions is clustered; features are the penultimate ones."""
-    num_prototypes: Count = 10
-    """N; empty clusters are dropped and the effective N is recorded."""
-    artifact: Folder | None = None
-    """Folder of another teacher's dictionary to use instead (Table 5)."""
-
-
-class CompensationBlock(Block):
-    """Bias compensation: lambda_i, F(z) and phi, with the ablations of Table 4 as values."""
-
-    fusion: Literal["identity", "residual", "linear"] = "identity"
-    """phi: f + F | f + W_g F | W_h f + W_g F."""
-    scale: Positive | Literal["N"] = 1.0
-    """Factor on F(z); `N` makes up for lambda and P(z) being about 1/N each."""
-    hidden_dim: Count = 64
-    """Width of the additive attention."""
-    lambda_: Literal["learned", "random"] = Field(default="learned", alias="lambda")
-    prototypes: Literal["kmeans", "random"] = "kmeans"
-    proportions: Literal["cluster", "uniform", "none", "centred"] = "cluster"
-    learning_rate: Positive | None = None
-    """Rate of the module's parameter group; null: the student's."""
+    data: Data
+    """What it was trained on: other classes, in other number."""
 
 
 class Distill(Block):
@@ -235,6 +240,12 @@ class Evaluate(Block):
     batch_size: Count = 512
 
 
+def _raise_first(problems: dict[str, str | None]) -> None:
+    for key, problem in problems.items():
+        if problem is not None:
+            raise PydanticCustomError("cross_field", "{problem}", {"key": key, "problem": problem})
+
+
 class Params(Block):
     """The whole tree of params.yaml."""
 
@@ -249,12 +260,17 @@ class Params(Block):
     recipes: Recipes
     dictionary: Dictionary = Dictionary()
     compensation: CompensationBlock = CompensationBlock()
+    intervention: Intervention = Intervention()
+    shift: ShiftedPools | None = None
+    shifts: dict[ShiftName, Shift] = Field(default_factory=dict)
+    """Pools with a known shift, by name."""
+    other: Other | None = None
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
     def _methods_have_their_blocks(self) -> Self:
-        for method in self.grid.sources:
+        for method in (*self.grid.methods, *self.grid.controls):
             for block in ("methods", "recipes"):
                 if getattr(getattr(self, block), method) is None:
                     raise PydanticCustomError(
@@ -274,15 +290,74 @@ class Params(Block):
             )
         return self
 
+    @model_validator(mode="after")
+    def _shifts_have_their_blocks(self) -> Self:
+        grid, shift = self.grid, self.shift
+        if not grid.shifts:
+            return self
+        problems = {
+            "shift": "the grid asks for pools with a known shift, but this block is missing"
+            if shift is None
+            else None,
+            "shift.base": "is no method of the grid, whose pool could be resampled"
+            if shift is not None and shift.base not in grid.methods
+            else None,
+            "grid.shift_arms": "needs vanilla, which the other arms are measured against"
+            if "vanilla" not in grid.shift_arms
+            else None,
+        }
+        for name in grid.shifts:
+            if name not in self.shifts:
+                problems[f"shifts.{name}"] = "the grid asks for this shift, but it is missing"
+            if name in {*METHOD_NAMES, *CONTROL_NAMES}:
+                problems["grid.shifts"] = f"{name} is the name of a method: call it otherwise"
+        _raise_first(problems)
+        return self
+
+    @model_validator(mode="after")
+    def _the_other_model_fits(self) -> Self:
+        if self.grid.others and self.other is None:
+            raise PydanticCustomError(
+                "cross_field",
+                "the grid asks for another model's dictionary, but this block is missing",
+                {"key": "other"},
+            )
+        if self.grid.others and self.compensation.fusion == "identity":
+            num_classes = {self.data.spec.num_classes, self.other.data.spec.num_classes}  # type: ignore[union-attr]
+            if len(num_classes) > 1:
+                raise PydanticCustomError(
+                    "cross_field",
+                    "identity adds F(z) to the logits: the other model has other classes",
+                    {"key": "compensation.fusion"},
+                )
+        return self
+
     def method(self, name: str) -> MethodBlock:
-        """Return the block of method ``name``."""
-        block: MethodBlock = getattr(self.methods, name)
+        """Return the block of method ``name``; of a known shift, that of its base."""
+        block: MethodBlock = getattr(self.methods, self.base_of(name))
         return block
 
     def recipe(self, name: str) -> StudentRecipe:
-        """Return the student recipe of method ``name``."""
-        recipe: StudentRecipe = getattr(self.recipes, name)
+        """Return the student recipe of method ``name``; of a known shift, that of its base."""
+        recipe: StudentRecipe = getattr(self.recipes, self.base_of(name))
         return recipe
+
+    def base_of(self, name: str) -> str:
+        """Return the method behind a pool: itself, or the one that a shift was built into."""
+        if name in self.grid.shifts and self.shift is not None:
+            return self.shift.base
+        return name
+
+    def of_other(self) -> Params:
+        """Return the params of the other model's pipeline: its backbone, its data.
+
+        Raises:
+            ValueError: There is no other model.
+        """
+        if self.other is None or not self.grid.others:
+            raise ValueError("grid.others names no other model")
+        grid = self.grid.model_copy(update={"teachers": self.grid.others})
+        return self.model_copy(update={"grid": grid, "data": self.other.data})
 
     def blocks(self, *keys: str) -> dict[str, Any]:
         """Return the values at dotted ``keys``, as plain JSON types.

@@ -2,25 +2,29 @@
 
 KDCI (CVPR 2024), "Confounder Dictionary Construction": M = {m_j in R^d}, j = 1..N_m, is
 stratified by k-means into N clusters; z_i is the mean of cluster i and P(z_i) = N_i / N_m.
+
+Degenerate pools give smaller dictionaries, never broken ones. Duplicates leave clusters empty:
+those are dropped, so that every P(z_i) is above 0 and they still sum to 1. One prototype has
+lambda = 1 and P(z) = 1, so that F(z) is scale * z whatever the student says. A class that the
+pool lacks has no prototype. Fewer predictions than prototypes are a user error.
 """
 
-# M = predictions (rows), N = prototypes, D = dimension d, K = classes
+# M = predictions (rows), N = prototypes, D = dimension d, B = batch
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kdci.errors import NumericError, UserError
+from kdci.clustering import CHUNK_ROWS, Batches, Clusters, cluster
+from kdci.errors import UserError
 from kdci.models import PixelModel
 from kdci.models.prediction import Prediction
-
-MINI_BATCH_ROWS = 200_000
-"""Above this many rows k-means goes by mini-batches."""
 
 Space = Literal["logits", "probabilities", "features"]
 
@@ -32,14 +36,16 @@ class ConfounderDictionary:
     Attributes:
         prototypes_ND: z_i, the cluster means in the space of the predictions; (N, D).
         proportions_N: P(z_i) = N_i / N_m, positive, summing to 1; (N,).
-        assignments_M: Cluster of each prediction it was built from, or None once stored; (M,).
         spread_N: Mean distance of a cluster's members to z_i; (N,).
+        assignments_M: Cluster of each prediction it was built from, or None once stored; (M,).
+        distances_M: Distance of each of them to the z_i of its cluster, or None; (M,).
     """
 
     prototypes_ND: Tensor
     proportions_N: Tensor
     spread_N: Tensor
     assignments_M: Tensor | None = None
+    distances_M: Tensor | None = None
 
     def __post_init__(self) -> None:
         num_prototypes = self.prototypes_ND.shape[0]
@@ -54,6 +60,18 @@ class ConfounderDictionary:
 
     def __len__(self) -> int:
         return self.prototypes_ND.shape[0]
+
+
+def dictionary_hash(prototypes_ND: Tensor, proportions_N: Tensor) -> str:
+    """Return what equal dictionaries share whatever they were made from: a SHA-256.
+
+    It is over the bytes of z_i, row by row, then of P(z_i), as little-endian float32. The shape
+    needs no bytes of its own: proportions are positive and sum to 1, so the bytes tell N.
+    """
+    digest = hashlib.sha256()
+    for values in (prototypes_ND, proportions_N):
+        digest.update(values.detach().cpu().float().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def build_dictionary(
@@ -72,65 +90,69 @@ def build_dictionary(
         UserError: There are fewer predictions than prototypes.
         NumericError: A prediction is not finite.
     """
-    num_rows = predictions_MD.shape[0]
+    return build_dictionary_by_batches(
+        lambda: torch.split(predictions_MD, CHUNK_ROWS),
+        num_rows=predictions_MD.shape[0],
+        num_prototypes=num_prototypes,
+        seed=seed,
+        start_ND=start_ND,
+    )
+
+
+def build_dictionary_by_batches(
+    batches: Batches,
+    *,
+    num_rows: int,
+    num_prototypes: int,
+    seed: int,
+    start_ND: Tensor | None = None,
+) -> ConfounderDictionary:
+    """Cluster predictions that need not fit into memory.
+
+    The result is that of ``build_dictionary``; see ``kdci.clustering`` for what is held.
+
+    Args:
+        batches: Starts a pass over the predictions: batches (B, D), the same rows in the same
+            order every time. There are three, or one where all predictions can be held.
+        num_rows: M, the rows of a pass.
+        num_prototypes: N asked for. Empty clusters (duplicates) are dropped.
+        seed: Seed of k-means++ and of the sample that a large pool is clustered by.
+        start_ND: See ``build_dictionary``.
+
+    Raises:
+        UserError: There are fewer predictions than prototypes.
+        NumericError: A prediction is not finite.
+        ValueError: A pass has another number of rows.
+    """
     if num_rows < num_prototypes:
         raise UserError(
             "dictionary.num_prototypes",
             f"{num_prototypes} clusters of {num_rows} predictions",
             f"at most {num_rows}, or a larger pool",
         )
-    if not bool(torch.isfinite(predictions_MD).all()):
-        raise NumericError("dictionary", "the teacher's predictions hold NaN or infinity")
-    rows_MD = predictions_MD.double()
-    labels_M = _cluster(rows_MD, num_prototypes, seed, start_ND)
-    return _dictionary_of(rows_MD, labels_M, keep_order=start_ND is not None)
+    clusters = cluster(
+        batches, num_rows=num_rows, num_clusters=num_prototypes, seed=seed, start_ND=start_ND
+    )
+    return _dictionary_of(clusters, keep_order=start_ND is not None)
 
 
-def _cluster(rows_MD: Tensor, num_prototypes: int, seed: int, start_ND: Tensor | None) -> Tensor:
-    """Return the cluster of each row by k-means from k-means++ or from given starts."""
-    import warnings
-
-    from sklearn.cluster import KMeans, MiniBatchKMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    given = start_ND is not None
-    options = {
-        "n_clusters": num_prototypes,
-        "init": "k-means++" if start_ND is None else start_ND.double().numpy(),
-        "random_state": seed % 2**32,
-    }
-    if rows_MD.shape[0] > MINI_BATCH_ROWS:
-        kmeans = MiniBatchKMeans(n_init=1 if given else 3, batch_size=4096, **options)
-    else:
-        kmeans = KMeans(n_init=1 if given else 4, **options)
-    with warnings.catch_warnings():
-        # Fewer distinct points than clusters: the empty ones are dropped below, and counted.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        labels = kmeans.fit_predict(rows_MD.numpy())
-    return torch.from_numpy(labels).long()
-
-
-def _dictionary_of(
-    rows_MD: Tensor, labels_M: Tensor, *, keep_order: bool = False
-) -> ConfounderDictionary:
-    """Return means, proportions and spreads of the non-empty clusters, largest first."""
-    sizes = torch.bincount(labels_M)
+def _dictionary_of(clusters: Clusters, *, keep_order: bool) -> ConfounderDictionary:
+    """Return the non-empty clusters, largest first unless their order is to be kept."""
+    sizes = clusters.sizes_N
     order = torch.argsort(sizes, descending=True, stable=True)
     order = order.sort().values if keep_order else order
     order = order[sizes[order] > 0]
     rank = torch.empty_like(sizes)
     rank[order] = torch.arange(len(order))
-    assignments_M = rank[labels_M]
+    assignments_M = rank[clusters.labels_M]
     sizes_N = sizes[order].double()
-    sums_ND = torch.zeros(len(order), rows_MD.shape[1], dtype=torch.float64)
-    means_ND = sums_ND.index_add_(0, assignments_M, rows_MD) / sizes_N[:, None]
-    distances_M = (rows_MD - means_ND[assignments_M]).norm(dim=1)
-    spread_N = torch.zeros_like(sizes_N).index_add_(0, assignments_M, distances_M) / sizes_N
+    totals_N = torch.zeros_like(sizes_N).index_add_(0, assignments_M, clusters.distances_M)
     return ConfounderDictionary(
-        prototypes_ND=means_ND.float(),
+        prototypes_ND=clusters.means_ND[order].float(),
         proportions_N=(sizes_N / sizes_N.sum()).float(),
-        spread_N=spread_N.float(),
+        spread_N=(totals_N / sizes_N).float(),
         assignments_M=assignments_M,
+        distances_M=clusters.distances_M.float(),
     )
 
 
@@ -142,20 +164,62 @@ def in_space(output: Prediction, space: Space) -> Tensor:
 
 
 @torch.no_grad()
-def predict(model: PixelModel, batches: Iterator[Tensor], *, space: Space) -> tuple[Tensor, Tensor]:
-    """Return a pre-trained model's predictions m_j on images, and their classes.
+def prediction_batches(
+    model: PixelModel, batches: Iterable[Tensor], *, space: Space
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a pre-trained model's predictions m_j on images, and their classes.
 
     Args:
         model: In eval mode.
         batches: Image batches, float32 in [0, 1], (B, C, H, W).
         space: `logits`, `probabilities` (softmax) or `features` (penultimate).
 
-    Returns:
-        Predictions (M, D) and the class of each by its largest logit (M,), on the CPU.
+    Yields:
+        Predictions (B, D) and the class of each by its largest logit (B,), on the CPU.
     """
-    predictions, classes = [], []
-    for images in batches:
-        output = model(images)
-        classes.append(output.logits.argmax(dim=1).cpu())
-        predictions.append(in_space(output, space).cpu())
+    for images_BCHW in batches:
+        output = model(images_BCHW)
+        yield in_space(output, space).cpu(), output.logits.argmax(dim=1).cpu()
+
+
+def predict(model: PixelModel, batches: Iterable[Tensor], *, space: Space) -> tuple[Tensor, Tensor]:
+    """Return all predictions (M, D) and classes (M,) at once; see ``prediction_batches``."""
+    predictions, classes = zip(*prediction_batches(model, batches, space=space), strict=True)
     return torch.cat(predictions), torch.cat(classes)
+
+
+class PoolPredictions:
+    """A pre-trained model's predictions on a pool, made anew in every pass.
+
+    Calling it starts a pass: it is what ``build_dictionary_by_batches`` asks for.
+
+    Args:
+        model: In eval mode.
+        images: Starts a pass over the pool: float32 batches in [0, 1], (B, C, H, W).
+        num_rows: M, the images of a pass.
+        space: Of the predictions.
+
+    Attributes:
+        classes_M: The model's class of each image by its largest logit, known after a pass; (M,).
+    """
+
+    def __init__(
+        self,
+        model: PixelModel,
+        images: Callable[[], Iterable[Tensor]],
+        *,
+        num_rows: int,
+        space: Space,
+    ) -> None:
+        self._model, self._images, self._space = model, images, space
+        self.classes_M = torch.zeros(num_rows, dtype=torch.int64)
+
+    def __call__(self) -> Iterator[Tensor]:
+        """Yield predictions (B, D)."""
+        start = 0
+        for predictions_BD, classes_B in prediction_batches(
+            self._model, self._images(), space=self._space
+        ):
+            self.classes_M[start : start + len(classes_B)] = classes_B
+            start += len(classes_B)
+            yield predictions_BD

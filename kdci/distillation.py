@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from kdci.compensation import Compensation
 from kdci.errors import NumericError
 from kdci.metrics import MetricSink, RunningMeans
 from kdci.models import PixelModel
@@ -23,6 +22,7 @@ from kdci.schedules import Schedule, learning_rate_factor, scale_learning_rates
 from kdci.substitution.base import StudentCriterion, SubstitutionSource
 
 if TYPE_CHECKING:
+    from kdci.compensation import Compensation
     from kdci.logit_adjustment import LogitAdjustment
     from kdci.rebuilding import DictionaryRebuilder
 
@@ -50,7 +50,8 @@ class Distiller:
         final_learning_rate: End of the cosine schedule.
         compensation_learning_rate: Initial rate of the compensation's own parameter group;
             None: the student's.
-        rebuilder: Builds the dictionary anew as the source's bank grows; None: it stays.
+        rebuilder: Builds the compensation's dictionary anew as the source's bank grows; None: it
+            stays.
     """
 
     def __init__(
@@ -119,8 +120,8 @@ class Distiller:
     def _rebuild_dictionary(self) -> None:
         dictionary = None if self.rebuilder is None else self.rebuilder.offer(self.step)
         if dictionary is not None:
-            assert isinstance(self.compensation, Compensation)
-            self.compensation.set_dictionary(dictionary.prototypes_ND, dictionary.proportions_N)
+            compensation = cast("Compensation", self.compensation)
+            compensation.set_dictionary(dictionary.prototypes_ND, dictionary.proportions_N)
 
     def _train_mode(self) -> None:
         self.teacher.eval()

@@ -5,26 +5,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
 from kdci.config import Grid
-
-Variant = Literal["vanilla", "kdci"]
-VARIANTS: tuple[Variant, ...] = ("vanilla", "kdci")
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One student with its evaluation: a point of the grid, with or without KDCI."""
+    """One student with its evaluation: a point of the grid.
+
+    Attributes:
+        method: Of the pool: a method, a control or a known shift.
+        variant: The arm; see ``kdci.arms``.
+    """
 
     teacher: str
     student: str
     method: str
-    variant: Variant
+    variant: str
     pool_seed: int
     seed: int
 
@@ -44,10 +45,17 @@ class Cell:
 
 
 def cells(grid: Grid) -> Iterator[Cell]:
-    """Yield every method's cells, vanilla before kdci, in the order of its lists."""
-    axes = product(
-        grid.teachers, grid.students, grid.methods, VARIANTS, grid.pool_seeds, grid.seeds
-    )
+    """Yield every method's cells, vanilla first, in the order of its lists."""
+    return _product(grid, grid.methods, grid.method_arms)
+
+
+def shift_cells(grid: Grid) -> Iterator[Cell]:
+    """Yield the cells of the pools with a known shift."""
+    return _product(grid, grid.shifts, grid.shift_arms)
+
+
+def _product(grid: Grid, pools: Sequence[str], arms: Sequence[str]) -> Iterator[Cell]:
+    axes = product(grid.teachers, grid.students, pools, arms, grid.pool_seeds, grid.seeds)
     for teacher, student, method, variant, pool_seed, seed in axes:
         yield Cell(teacher, student, method, variant, pool_seed, seed)
 
@@ -60,9 +68,10 @@ def control_cells(grid: Grid) -> Iterator[Cell]:
 
 
 def all_cells(grid: Grid) -> Iterator[Cell]:
-    """Yield the cells of the methods, then those of the controls."""
+    """Yield the cells of the methods, then those of the controls and of the known shifts."""
     yield from cells(grid)
     yield from control_cells(grid)
+    yield from shift_cells(grid)
 
 
 @dataclass(frozen=True)
@@ -72,15 +81,22 @@ class Layout:
     Attributes:
         root: The project folder: where params.yaml and dvc.yaml are.
         preset: Name of the experiment.
+        branch: Folder below it of a pipeline of its own, as the other model's is; "" for none.
     """
 
     root: Path
     preset: str
+    branch: str = ""
+
+    @property
+    def other(self) -> Layout:
+        """Places of the other model's pipeline, which ends in its dictionaries."""
+        return replace(self, branch="other")
 
     @property
     def artifacts(self) -> Path:
         """Folder of the experiment's artifacts."""
-        return self.root / "artifacts" / self.preset
+        return self.root / "artifacts" / self.preset / self.branch
 
     @property
     def report(self) -> Path:

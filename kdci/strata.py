@@ -6,12 +6,14 @@ them sets P(z) even. ``kdci.substitution`` draws by them and knows nothing of ho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from kdci.confounder import Space, in_space
+from kdci.data.stratified_rows import stratum_shares
 from kdci.models import PixelModel
 
 
@@ -40,6 +42,27 @@ def prototype_strata(
     @torch.no_grad()
     def stratum_of(images_BCHW: Tensor) -> Tensor:
         predictions_BD = in_space(teacher(images_BCHW), space).cpu().float()
-        return torch.cdist(predictions_BD, prototypes_ND).argmin(dim=1)
+        # By matrix products, as for more than 25 rows, far-off predictions lose their digits.
+        exact = "donot_use_mm_for_euclid_dist"
+        return torch.cdist(predictions_BD, prototypes_ND, compute_mode=exact).argmin(dim=1)
 
     return stratum_of
+
+
+def drawn_proportions(
+    assignments_M: Tensor, strata_M: Tensor, *, max_repeats: float = math.inf
+) -> Tensor:
+    """Return P(z_i) of what is drawn from a pool by strata, instead of what lies in it.
+
+    Args:
+        assignments_M: Prototype of each image of the pool; (M,).
+        strata_M: Stratum of each; (M,).
+        max_repeats: Cap of the draw; see ``kdci.data.stratified_rows.stratum_shares``.
+
+    Returns:
+        (N,), positive, summing to 1.
+    """
+    sizes_S = torch.bincount(strata_M)
+    weights_S = stratum_shares(sizes_S, max_repeats=max_repeats) / sizes_S.clamp(min=1)
+    drawn_N = torch.bincount(assignments_M, weights=weights_S[strata_M])
+    return (drawn_N / drawn_N.sum()).float()

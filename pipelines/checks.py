@@ -15,14 +15,14 @@ from typing import Any
 from kdci.artifacts import read_card, storage_errors
 from kdci.config import Params
 from kdci.errors import KdciError, UserError
-from kdci.layout import VARIANTS, Layout, cells, control_cells
+from kdci.layout import Layout, cells, control_cells, shift_cells
 from kdci.method_config import MethodBlock, OpenWorld
 from pipelines.plan import planned_stages
 
 
 def find_problems(params: Params, layout: Layout) -> list[KdciError]:
     """Return everything that would stop the pipeline, as far as a quick look can tell, once."""
-    checks = (_device, _dataset, _open_worlds, _sizes, _teachers, _batch_norm, _dictionary)
+    checks = (_device, _dataset, _open_worlds, _sizes, _teachers, _batch_norm, _dictionary, _other)
     problems = [problem for check in checks for problem in check(params, layout)]
     # Two methods may choose from one open world.
     return list({tuple(problem.lines()): problem for problem in problems}.values())
@@ -65,7 +65,7 @@ def _dataset(params: Params, layout: Layout) -> Iterator[KdciError]:
 def _open_worlds(params: Params, layout: Layout) -> Iterator[KdciError]:
     from kdci.data.open_world import check_open_world
 
-    for method in params.grid.sources:
+    for method in (*params.grid.methods, *params.grid.controls):
         open_world = _open_world(params.method(method))
         if open_world is not None:
             path = _open_world_path(open_world, layout)
@@ -83,10 +83,11 @@ def _open_world_path(open_world: OpenWorld, layout: Layout) -> Path | None:
 def _sizes(params: Params, layout: Layout) -> Iterator[KdciError]:
     """Compare batches and clusters with how many images there will be."""
     yield from _teacher_batch(params)
-    for method in params.grid.sources:
+    for method in (*params.grid.methods, *params.grid.controls):
         block = params.method(method)
         yield from _selection(method, block, layout)
         yield from _pool_size(params, method, block)
+    yield from _shift_sizes(params)
 
 
 def _teacher_batch(params: Params) -> Iterator[KdciError]:
@@ -141,6 +142,34 @@ def _pool_size(params: Params, method: str, block: MethodBlock) -> Iterator[Kdci
     if batch > images:
         what = f"is {batch}, but the first step finds {images} images"
         yield UserError(f"recipes.{method}.batch_size", what, f"at most {images}")
+
+
+def _shift_sizes(params: Params) -> Iterator[KdciError]:
+    """Compare the pools with a known shift with their batches, clusters and classes."""
+    from kdci.data.known_shift import long_tail_counts
+
+    if params.shift is None or not params.grid.shifts:
+        return
+    size, batch = params.shift.num_images, params.recipe(params.shift.base).batch_size
+    if size < max(batch, params.dictionary.num_prototypes):
+        least = max(batch, params.dictionary.num_prototypes)
+        yield UserError(
+            "shift.num_images", f"is {size}, less than a batch or N", f"at least {least}"
+        )
+    for name in params.grid.shifts:
+        imbalance = params.shifts[name].imbalance
+        try:
+            long_tail_counts(size, params.data.spec.num_classes, imbalance)
+        except ValueError as error:
+            yield UserError(f"shifts.{name}", str(error), "enlarge shift.num_images")
+
+
+def _other(params: Params, layout: Layout) -> Iterator[KdciError]:
+    """Check the other model's data, teacher and methods as those of the params are checked."""
+    if params.grid.others:
+        other = params.of_other()
+        for check in (_dataset, _teachers, _batch_norm):
+            yield from check(other, layout.other)
 
 
 def _teachers(params: Params, layout: Layout) -> Iterator[KdciError]:
@@ -221,7 +250,9 @@ def summary(params: Params, layout: Layout) -> list[str]:
     steps = [f"{method} {params.recipe(method).num_steps:,}" for method in grid.methods]
     controls = [cell.method for cell in control_cells(grid)]
     beside = f" and {_counted(len(controls), 'control')}" if controls else ""
-    made_of = " x ".join([*factors, ", ".join(VARIANTS)])
+    made_of = " x ".join([*factors, ", ".join(grid.method_arms)])
+    shifted = len(list(shift_cells(grid)))
+    beside += f" and {_counted(shifted, 'cell')} with a known shift" if shifted else ""
     return [
         f"ok: {len(list(cells(grid)))} cells ({made_of}){beside}",
         f"`dvc repro` makes {', '.join(made)} and the report of {params.preset}; "

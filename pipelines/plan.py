@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from kdci.artifacts import read_card
 from kdci.config import Grid, Params
 from kdci.errors import KdciError
-from kdci.layout import Layout, control_cells
+from kdci.layout import Layout, cells, control_cells, shift_cells
 
 KINDS = {
     "teacher": "teacher",
     "substitute": "pool",
+    "shift": "pool",
     "dictionary": "dictionary",
-    "distill_vanilla": "student",
-    "distill_kdci": "student",
+    "distill": "student",
     "evaluate": "evaluation",
 }
-"""The kind of artifact each stage makes."""
-CONTROLLED = ("substitute", "distill_vanilla", "evaluate")
-"""Stages that also run for each control, as `<stage>_control` in ``dvc.yaml``."""
+"""The kind of artifact each stage's file makes."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +53,41 @@ class PlannedStage:
 
 def planned_stages(params: Params, layout: Layout) -> list[PlannedStage]:
     """Return what `dvc repro` makes of the current params, parents first, the report left out."""
+    planned = []
+    if params.grid.others:
+        planned += list(_planned(params.of_other(), layout.other, of_other=True))
+    return [*planned, *_planned(params, layout, of_other=False)]
+
+
+def _planned(params: Params, layout: Layout, *, of_other: bool) -> Iterator[PlannedStage]:
     # Imported here: the stages' modules load torch.
-    from stages import dictionary, distill, evaluate, substitute, teacher
+    from stages import dictionary, distill, evaluate, shift, substitute, teacher
     from stages._session import StageIdentity
 
-    planned = []
-    for module in (teacher, substitute, dictionary, distill, evaluate):
+    for module in (teacher, substitute, shift, dictionary, distill, evaluate):
         for stage in module.STAGES:
+            if of_other and not stage.for_other:
+                continue
+            name = f"{stage.name}_other" if of_other else stage.name
             for cell in _points(params.grid, stage.name, stage.axes):
-                blocks = params.blocks(*stage.keys(cell))
-                identity = StageIdentity(stage.name, cell, blocks, stage.artifact(layout, cell))
-                kind, source = KINDS[stage.name], Path(str(module.__file__))
-                planned.append(
-                    PlannedStage(identity.name, kind, cell, blocks, identity.artifact, source)
-                )
-    return planned
+                blocks = params.blocks(*stage.keys(cell, params))
+                identity = StageIdentity(name, cell, blocks, stage.artifact(layout, cell))
+                kind = KINDS[stage.name.partition("_")[0]]
+                source = Path(str(module.__file__))
+                yield PlannedStage(identity.name, kind, cell, blocks, identity.artifact, source)
 
 
-def _points(grid: Grid, stage: str, axes: Sequence[str]) -> Iterator[dict[str, str | int]]:
-    """Yield the values of a stage's axes: the product over the methods, then the controls."""
-    for values in product(*(getattr(grid, f"{axis}s") for axis in axes)):
-        yield dict(zip(axes, values, strict=True))
-    if stage in CONTROLLED:
-        points = [{axis: cell.asdict()[axis] for axis in axes} for cell in control_cells(grid)]
-        yield from (point for i, point in enumerate(points) if point not in points[:i])
+def _points(grid: Grid, stage: str, axes: Sequence[str]) -> list[dict[str, str | int]]:
+    """Return the values of a stage's axes: those of the cells that it works for, each once."""
+    of_methods, of_controls = list(cells(grid)), list(control_cells(grid))
+    of_shifts = list(shift_cells(grid))
+    wanted = {
+        "substitute": [*of_methods, *of_controls],
+        "shift": of_shifts,
+        "dictionary": [*of_methods, *of_shifts],
+    }.get(stage, [*of_methods, *of_controls, *of_shifts])
+    if stage.startswith("distill_"):
+        arm = stage.removeprefix("distill_")
+        wanted = [cell for cell in wanted if cell.variant == arm]
+    points = [tuple(cell.asdict()[axis] for axis in axes) for cell in wanted]
+    return [dict(zip(axes, point, strict=True)) for point in dict.fromkeys(points)]

@@ -40,6 +40,8 @@ class Stage:
             cell's method.
         artifact: Where its result lies.
         run: The stage itself.
+        arm: The arm that `--variant` chooses it by, where several stages share a file.
+        for_other: Whether it also runs for the other model of Table 5, with `--other`.
     """
 
     name: str
@@ -47,10 +49,25 @@ class Stage:
     blocks: tuple[str, ...]
     artifact: Callable[[Layout, Cell], Path]
     run: Callable[[Session], None]
+    arm: str | None = None
+    for_other: bool = False
 
-    def keys(self, cell: Cell) -> list[str]:
+    def keys(self, cell: Cell, params: Params) -> list[str]:
         """Return the dotted params keys of one cell."""
-        return [block.format(**cell) for block in self.blocks]
+        method = str(cell.get("method", ""))
+        if method not in params.grid.shifts:
+            return [block.format(**cell) for block in self.blocks]
+        return [key for block in self.blocks for key in _keys_of_shift(block, method, params)]
+
+
+def _keys_of_shift(block: str, shift: str, params: Params) -> list[str]:
+    """Return what a block of a method is on a pool with a known shift."""
+    return {
+        "methods.{method}": ["shift", f"shifts.{shift}"],
+        "recipes.{method}": [f"recipes.{params.base_of(shift)}"],
+        "grid.arms": ["grid.shift_arms"],
+        "grid.others": [],
+    }.get(block, [block])
 
 
 def main(stages: Sequence[Stage], argv: Sequence[str] | None = None) -> int:
@@ -63,8 +80,7 @@ def main(stages: Sequence[Stage], argv: Sequence[str] | None = None) -> int:
     stop = StopFlag()
     stop.install()
     die_with_parent(stop)
-    variant = getattr(arguments, "variant", None)
-    stage = next(s for s in stages if variant is None or s.name.endswith(variant))
+    stage = next(s for s in stages if s.arm == getattr(arguments, "variant", None))
     session: Session | None = None
     try:
         session = _session(stage, arguments, stop)
@@ -81,8 +97,11 @@ def _parser(stages: Sequence[Stage]) -> argparse.ArgumentParser:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the params file")
     parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
     if len(stages) > 1:
-        variants = [stage.name.split("_")[1] for stage in stages]
-        parser.add_argument("--variant", choices=variants, required=True)
+        parser.add_argument("--variant", choices=[stage.arm for stage in stages], required=True)
+    if stages[0].for_other:
+        parser.add_argument(
+            "--other", action="store_true", help="of the other model, whose dictionary is borrowed"
+        )
     for axis in stages[0].axes:
         kind = int if axis.endswith("seed") else str
         parser.add_argument(f"--{axis.replace('_', '-')}", type=kind, required=True)
@@ -92,15 +111,19 @@ def _parser(stages: Sequence[Stage]) -> argparse.ArgumentParser:
 def _session(stage: Stage, arguments: argparse.Namespace, stop: StopFlag) -> Session:
     params: Params = load_params(arguments.params)
     layout = Layout(arguments.params.resolve().parent, params.preset)
+    name = stage.name
+    if getattr(arguments, "other", False):
+        require_choice("grid.others", arguments.teacher, params.grid.others)
+        params, layout, name = params.of_other(), layout.other, f"{stage.name}_other"
     cell = {axis: getattr(arguments, axis) for axis in stage.axes}
     for axis, value in cell.items():
-        # Controls are made by the methods' stages.
+        # Controls and known shifts have pools as methods have.
         values = params.grid.sources if axis == "method" else getattr(params.grid, _GRID[axis])
         require_choice(f"grid.{_GRID[axis]}", value, values)
     artifact = stage.artifact(layout, cell)
     require_writable(artifact.parent)
     require_writable(layout.work)
-    identity = StageIdentity(stage.name, cell, params.blocks(*stage.keys(cell)), artifact)
+    identity = StageIdentity(name, cell, params.blocks(*stage.keys(cell, params)), artifact)
     return Session(params, layout, identity, stop=stop)
 
 

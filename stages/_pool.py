@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages._session import Session
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kdci.data.image_bank import ImageBank
     from kdci.models import PixelModel
     from kdci.runtime import Runtime
-    from kdci.substitution.base import SourceContext
+    from kdci.substitution.base import SourceContext, SubstitutionSource
 
 LEAST_ACCURACY, MOST_ACCURACY = 0.01, 0.999
 """Bounds of what a method may be told of the teacher's accuracy: neither 0 nor 1."""
@@ -94,3 +94,78 @@ def source_context(
         teacher_accuracy=bounded,
         open_world=load,
     )
+
+
+def build_pool_source(session: Session, context: SourceContext) -> SubstitutionSource:
+    """Build what makes the cell's images: its method's source, or that of a known shift."""
+    from kdci.substitution.registry import build_source
+    from kdci.substitution.resampled import ResampledSource
+
+    params, method = session.params, str(session.identity.cell["method"])
+    if method in params.grid.shifts:
+        assert params.shift is not None
+        return ResampledSource(context, temperature=params.shift.temperature)
+    return build_source(method, params.method(method), context)
+
+
+def teacher_logits(teacher: PixelModel, images: Tensor) -> Tensor:
+    """Return the teacher's logits of uint8 images, on the CPU."""
+    from kdci.evaluation import PREDICTION_BATCH, predict_logits
+
+    device = next(teacher.parameters()).device
+    return predict_logits(
+        lambda batch: teacher(batch).logits, images, batch_size=PREDICTION_BATCH, device=device
+    )
+
+
+def write_pool(
+    session: Session,
+    *,
+    images: Tensor,
+    holdout: Tensor,
+    logits: Tensor,
+    source: SubstitutionSource,
+    kept: Tensor,
+    facts: dict[str, Any],
+) -> None:
+    """Write a pool: images, hold-out, the teacher's logits, the source's state.
+
+    Args:
+        session: The running stage.
+        images: What the student may see, uint8 (M, C, H, W).
+        holdout: What it may not.
+        logits: The teacher's, of ``images``.
+        source: Goes on with ``images`` as its bank.
+        kept: Where they lay in its bank so far; (M,).
+        facts: For the card, beside those of any pool.
+    """
+    from kdci.checkpoints import save_state
+    from kdci.data.image_bank import save_npy
+
+    seeds = {"pool_seed": int(session.identity.cell["pool_seed"])}
+    with session.new_artifact("pool", seeds=seeds) as draft:
+        save_npy(images, draft.folder / "images.npy")
+        save_npy(holdout, draft.folder / "holdout.npy")
+        draft.save_tensors("predictions.safetensors", {"logits": logits})
+        stored = pool_bank(session, base=draft.folder / "images.npy", tail="kept.bin")
+        source.adopt(stored, kept)
+        save_state(draft.folder / "source", source.state_dict())
+        draft.card["facts"] = {
+            "num_images": len(images),
+            "num_holdout": len(holdout),
+            "num_open_world": source.num_open_world,
+            **_shift_facts(logits),
+            **facts,
+        }
+
+
+def _shift_facts(logits: Tensor) -> dict[str, Any]:
+    """Return how the pool is shifted, as the teacher sees it."""
+    from kdci.evaluation import class_proportions
+
+    proportions = class_proportions(logits.argmax(dim=1), logits.shape[1])
+    return {
+        "proportions": proportions.tolist(),
+        "confidence": float(logits.softmax(dim=1).max(dim=1).values.mean()),
+        "missing_classes": (proportions == 0).nonzero().flatten().tolist(),
+    }

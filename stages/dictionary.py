@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,11 @@ from stages._pool import open_teacher
 from stages._session import Session
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from kdci.artifacts import Artifact
 
 
@@ -35,25 +42,24 @@ def _pool_path(session: Session) -> Path:
 
 
 def _build_own(session: Session) -> None:
-    import torch
-
-    from kdci.confounder import build_dictionary, predict
+    from kdci.confounder import PoolPredictions, build_dictionary_by_batches
     from kdci.data.image_bank import open_npy
-    from kdci.evaluation import PREDICTION_BATCH, image_batches
+    from kdci.dictionary_quality import quality
     from kdci.runtime import derive_seed
 
     cell, block = session.identity.cell, session.params.dictionary
     runtime = session.start_runtime(Path(__file__))
     teacher = open_teacher(session, session.artifact("teacher"), runtime)
-    images = torch.from_numpy(open_npy(session.artifact("pool").file("images.npy")).copy())
-    batches = image_batches(images, batch_size=PREDICTION_BATCH, device=runtime.device)
-    predictions, classes = predict(teacher, batches, space=block.space)
-    seed = derive_seed(int(cell["pool_seed"]), "dictionary")
-    dictionary = build_dictionary(predictions, num_prototypes=block.num_prototypes, seed=seed)
-    assert dictionary.assignments_M is not None
-    top_class = [
-        int(classes[dictionary.assignments_M == i].mode().values) for i in range(len(dictionary))
-    ]
+    images = open_npy(session.artifact("pool").file("images.npy"))
+    passes = partial(_image_batches, images, runtime.device)
+    predictions = PoolPredictions(teacher, passes, num_rows=len(images), space=block.space)
+    dictionary = build_dictionary_by_batches(
+        predictions,
+        num_rows=len(images),
+        num_prototypes=block.num_prototypes,
+        seed=derive_seed(int(cell["pool_seed"]), "dictionary"),
+    )
+    num_classes = session.params.data.spec.num_classes
     tensors = {
         "prototypes": dictionary.prototypes_ND,
         "proportions": dictionary.proportions_N,
@@ -63,15 +69,24 @@ def _build_own(session: Session) -> None:
         "requested": block.num_prototypes,
         "num_prototypes": len(dictionary),
         "dimension": dictionary.prototypes_ND.shape[1],
-        "sizes": torch.bincount(dictionary.assignments_M).tolist(),
-        "spread": dictionary.spread_N.tolist(),
-        "top_class": top_class,
-        "num_predictions": len(predictions),
+        "num_predictions": len(images),
         "teacher": str(cell["teacher"]),
-        "num_classes": session.params.data.spec.num_classes,
+        "num_classes": num_classes,
         "adopted": False,
+        **quality(dictionary, predictions.classes_M, num_classes=num_classes),
     }
     _write(session, tensors, facts)
+
+
+def _image_batches(images_MCHW: NDArray[np.uint8], device: torch.device) -> Iterator[Tensor]:
+    """Yield a mapped pool as float32 batches in [0, 1]; it is never in memory as a whole."""
+    import torch
+
+    from kdci.evaluation import PREDICTION_BATCH, image_batches
+
+    for first in range(0, len(images_MCHW), PREDICTION_BATCH):
+        rows = torch.from_numpy(images_MCHW[first : first + PREDICTION_BATCH].copy())
+        yield from image_batches(rows, batch_size=PREDICTION_BATCH, device=device)
 
 
 def adopt(session: Session, other: Artifact) -> None:
@@ -80,11 +95,14 @@ def adopt(session: Session, other: Artifact) -> None:
     _write(session, other.tensors("dictionary.safetensors"), {**other.facts, "adopted": True})
 
 
-def _write(session: Session, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
+def _write(session: Session, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    from kdci.confounder import dictionary_hash
+
     seeds = {"pool_seed": int(session.identity.cell["pool_seed"])}
+    stated = dictionary_hash(tensors["prototypes"], tensors["proportions"])
     with session.new_artifact("dictionary", seeds=seeds) as draft:
         draft.save_tensors("dictionary.safetensors", tensors)
-        draft.card["facts"] = facts
+        draft.card["facts"] = {**facts, "dictionary_hash": stated}
 
 
 STAGES = (
@@ -96,6 +114,7 @@ STAGES = (
             str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"])
         ),
         run=build,
+        for_other=True,
     ),
 )
 

@@ -1,34 +1,33 @@
-"""distill_vanilla, distill_kdci: distil one student, without and with a dictionary."""
+"""distill: one student of one arm, the plain method's or a de-confounded one."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from kdci.arms import ARMS, Arm
+from stages._arms import correction, rebuilder_of, stratify
 from stages._main import Cell, Stage, main
-from stages._pool import open_teacher, pool_bank, source_context
+from stages._pool import build_pool_source, open_teacher, pool_bank, source_context
 from stages._session import Session
 
 if TYPE_CHECKING:
     from kdci.compensation import Compensation
+    from kdci.confounder import ConfounderDictionary
     from kdci.distillation import Distiller
     from kdci.layout import Layout
     from kdci.models import PixelModel
     from kdci.substitution.base import SubstitutionSource
 
 
-def distill_vanilla(session: Session) -> None:
-    """Distil the plain method's student."""
-    _distill(session, with_dictionary=False)
+def distill(session: Session, arm_name: str) -> None:
+    """Distil the student of one arm: the plain method's, or one that is de-confounded."""
+    _distill(session, ARMS[arm_name])
 
 
-def distill_kdci(session: Session) -> None:
-    """Distil the same student with bias compensation."""
-    _distill(session, with_dictionary=True)
-
-
-def _distill(session: Session, *, with_dictionary: bool) -> None:
+def _distill(session: Session, arm: Arm) -> None:
     from kdci.artifacts import save_tensors
     from kdci.distillation import Distiller
     from kdci.pretrained import build_network
@@ -36,9 +35,9 @@ def _distill(session: Session, *, with_dictionary: bool) -> None:
 
     cell, params = session.identity.cell, session.params
     method = str(cell["method"])
-    _open_parents(session, with_dictionary=with_dictionary)
+    _open_parents(session, arm)
     runtime = session.start_runtime(Path(__file__))
-    # One seed for both arms; the pool's seed is in it, so that replicates are independent.
+    # One seed for all arms; the pool's seed is in it, so that replicates are independent.
     seed = derive_seed(int(cell["seed"]), int(cell["pool_seed"]), "distill")
     teacher = open_teacher(session, session.artifact("teacher"), runtime)
     state = session.resume()
@@ -50,7 +49,9 @@ def _distill(session: Session, *, with_dictionary: bool) -> None:
         device=runtime.device,
         autocast_dtype=runtime.autocast_dtype,
     )
-    compensation = _compensation(session, seed) if with_dictionary else None
+    compensation = correction(session, arm, seed)
+    rebuilder = rebuilder_of(session, arm, teacher, source)
+    stratify(session, arm, teacher, source)
     recipe = params.recipe(method)
     distiller = Distiller(
         teacher=teacher,
@@ -67,6 +68,7 @@ def _distill(session: Session, *, with_dictionary: bool) -> None:
         schedule=recipe.schedule,
         final_learning_rate=recipe.final_learning_rate,
         compensation_learning_rate=params.compensation.learning_rate,
+        rebuilder=rebuilder,
     )
     if state is not None:
         distiller.load_state_dict(state)
@@ -85,7 +87,7 @@ def _distill(session: Session, *, with_dictionary: bool) -> None:
     require_finite(student, session.identity.name)
     if compensation is not None:
         require_finite(compensation, session.identity.name)
-    _write(session, distiller, marks)
+    _write(session, arm, distiller, marks)
 
 
 def snapshot_steps(num_epochs: int, steps_per_epoch: int, num_snapshots: int) -> list[int]:
@@ -114,13 +116,16 @@ def _weights(distiller: Distiller) -> dict[str, Any]:
     return weights
 
 
-def _open_parents(session: Session, *, with_dictionary: bool) -> None:
-    cell, layout = session.identity.cell, session.layout
+def _open_parents(session: Session, arm: Arm) -> None:
+    cell, layout, grid = session.identity.cell, session.layout, session.params.grid
     teacher, method, pool_seed = str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"])
     session.parent("teacher", layout.teacher(teacher))
     session.parent("pool", layout.pool(teacher, method, pool_seed))
-    if with_dictionary:
+    if arm.dictionary == "own":
         session.parent("dictionary", layout.dictionary(teacher, method, pool_seed))
+    elif arm.dictionary == "other":
+        (other,) = grid.others
+        session.parent("dictionary", layout.other.dictionary(other, method, pool_seed))
 
 
 def _source(
@@ -132,47 +137,26 @@ def _source(
     """
     from kdci.checkpoints import load_state
     from kdci.runtime import derive_seed
-    from kdci.substitution.registry import build_source
 
-    method = str(session.identity.cell["method"])
     pool, artifact = session.artifact("pool"), session.artifact("teacher")
     bank = pool_bank(session, base=pool.file("images.npy"))
     context = source_context(session, artifact, teacher, bank, seed=derive_seed(seed, "source"))
-    source = build_source(method, session.params.method(method), context)
+    source = build_pool_source(session, context)
     if not resumed:
         source.load_state_dict(load_state(pool.path / "source"))
         source.reseed(derive_seed(seed, "source"))
     return source
 
 
-def _compensation(session: Session, seed: int) -> Compensation:
-    from kdci.compensation import Compensation
-    from kdci.runtime import derive_seed
-
-    block = session.params.compensation
-    tensors = session.artifact("dictionary").tensors("dictionary.safetensors")
-    return Compensation(
-        tensors["prototypes"],
-        tensors["proportions"],
-        num_classes=session.params.data.spec.num_classes,
-        fusion=block.fusion,
-        scale=block.scale,
-        hidden_dim=block.hidden_dim,
-        weights=block.lambda_,
-        prototypes=block.prototypes,
-        proportions=block.proportions,
-        seed=derive_seed(seed, "compensation"),
-    )
-
-
-def _write(session: Session, distiller: Distiller, marks: list[int]) -> None:
+def _write(session: Session, arm: Arm, distiller: Distiller, marks: list[int]) -> None:
     from kdci.pretrained import MODEL_FILE
 
     cell, spec = session.identity.cell, session.params.data.spec
-    compensation = distiller.compensation
+    # Logits are adjusted while training alone: nothing of it is deployed.
+    compensation = cast("Compensation", distiller.compensation) if arm.compensated else None
     facts: dict[str, Any] = {
         **cell,
-        "variant": "vanilla" if compensation is None else "kdci",
+        "variant": session.identity.stage.removeprefix("distill_"),
         "dataset": spec.name,
         "num_classes": spec.num_classes,
         "channels": spec.channels,
@@ -184,16 +168,27 @@ def _write(session: Session, distiller: Distiller, marks: list[int]) -> None:
         "num_images": len(distiller.source.bank),
         "snapshots": [[step, _snapshot_name(step)] for step in marks],
         "compensation": compensation.shape() if compensation is not None else None,
+        "rebuilt": [step for step, _ in _rebuilt(distiller)],
     }
     seeds = {"seed": int(cell["seed"]), "pool_seed": int(cell["pool_seed"])}
     with session.new_artifact("student", seeds=seeds) as draft:
         draft.save_tensors(MODEL_FILE, distiller.student.state_dict())
         if compensation is not None:
             draft.save_tensors("compensation.safetensors", compensation.state_dict())
+        for step, dictionary in _rebuilt(distiller):
+            tensors = {
+                "prototypes": dictionary.prototypes_ND,
+                "proportions": dictionary.proportions_N,
+            }
+            draft.save_tensors(f"dictionary-{step:09d}.safetensors", tensors)
         for step in marks:
             name = _snapshot_name(step)
             (draft.folder / name).write_bytes((session.folder / name).read_bytes())
         draft.card["facts"] = facts
+
+
+def _rebuilt(distiller: Distiller) -> list[tuple[int, ConfounderDictionary]]:
+    return distiller.rebuilder.built if distiller.rebuilder is not None else []
 
 
 def _artifact(variant: str) -> Any:
@@ -208,9 +203,25 @@ def _artifact(variant: str) -> Any:
 _AXES = ("teacher", "student", "method", "pool_seed", "seed")
 _BLOCKS = ("runtime", "data.name", "methods.{method}", "recipes.{method}", "distill")
 
-STAGES = (
-    Stage("distill_vanilla", _AXES, _BLOCKS, _artifact("vanilla"), distill_vanilla),
-    Stage("distill_kdci", _AXES, (*_BLOCKS, "compensation"), _artifact("kdci"), distill_kdci),
+
+def _blocks(arm: Arm) -> tuple[str, ...]:
+    """Return what an arm depends on: vanilla on nothing of KDCI."""
+    blocks: tuple[str, ...] = _BLOCKS
+    if arm.compensated:
+        blocks = (*blocks, "compensation", "dictionary.rebuild")
+    return (*blocks, "intervention") if arm.strata or arm.adjusted else blocks
+
+
+STAGES = tuple(
+    Stage(
+        f"distill_{name}",
+        _AXES,
+        _blocks(arm),
+        _artifact(name),
+        partial(distill, arm_name=name),
+        arm=name,
+    )
+    for name, arm in ARMS.items()
 )
 
 if __name__ == "__main__":

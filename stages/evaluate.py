@@ -6,13 +6,23 @@ After the teacher this is the only stage that may open original data, and only i
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdci.arms import ARMS
 from kdci.layout import Cell, all_cells
 from stages._main import Stage, main
 from stages._pool import open_teacher
+from stages._scoring import (
+    PARTS,
+    Measures,
+    ScoredSet,
+    Scores,
+    classes_of,
+    percentages,
+    score,
+    shift_measures,
+)
 from stages._session import Session
 
 if TYPE_CHECKING:
@@ -20,36 +30,16 @@ if TYPE_CHECKING:
 
     from kdci.artifacts import Artifact
     from kdci.runtime import Runtime
-    from kdci.students import Student
 
 NUM_EXAMPLES = 24
-
-
-@dataclass(frozen=True)
-class ScoredSet:
-    """Images students are scored on: test images with labels, or held-out substitutes.
-
-    Attributes:
-        images: uint8 (M, C, H, W).
-        expected: Labels, or the teacher's classes; (M,).
-        teacher: The teacher's classes; (M,).
-    """
-
-    images: Tensor
-    expected: Tensor
-    teacher: Tensor
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Predicted classes of one student, by backbone and compensated (None: vanilla)."""
-
-    backbone: Tensor
-    compensated: Tensor | None
+NUM_OF_A_KIND = 10
+"""Of the examples, at most so many that KDCI mends, and as many that it spoils."""
+NUM_FRECHET_IMAGES = 10_000
+"""Of a larger pool as many random images are compared with real ones."""
 
 
 def evaluate(session: Session) -> None:
-    """Write one row and one learning curve a cell, and examples for the figure."""
+    """Write a row and a learning curve a cell, predictions, pools' shifts, and examples."""
     from kdci.students import student_of
 
     layout, params = session.layout, session.params
@@ -67,24 +57,34 @@ def evaluate(session: Session) -> None:
         seed: _holdout_set(session, teacher, seed) for seed in sorted({c.pool_seed for c in own})
     }
     rows, curves = [], []
-    shown: dict[tuple[int, int], dict[str, Scores]] = {}
+    main_scores: dict[Cell, Scores] = {}
     for cell in own:
         artifact = session.artifact(cell.name)
         holdout = holdouts[cell.pool_seed]
         points = _curve(session, artifact, test, holdout)
         curves.append({**cell.asdict(), "points": points})
         student = student_of(artifact)
-        main_set = test if test is not None else holdout
-        scores = _scores(session, student, main_set)
-        shown.setdefault((cell.pool_seed, cell.seed), {})[cell.variant] = scores
-        measures = _measures(session, student, test, holdout)
-        rows.append(_row(session, cell, artifact, measures, scores))
+        on_holdout = score(session, student, holdout)
+        on_test = score(session, student, test) if test is not None else None
+        measures = {
+            **percentages(on_test, test, "accuracy"),
+            **percentages(on_holdout, holdout, "agreement"),
+            **shift_measures(on_test, test, params.data.spec.num_classes),
+        }
+        main_scores[cell] = on_test or on_holdout
+        rows.append(_row(session, cell, artifact, measures, main_scores[cell]))
         session.raise_if_stopped()
-    first_pool, _ = first = next(iter(shown))
+    main_set = test if test is not None else holdouts[own[0].pool_seed]
     images, examples = _examples(
-        test if test is not None else holdouts[first_pool], shown[first], labelled=test is not None
+        main_set, _first_replicate(main_scores), labelled=test is not None, deploy=_deploy(session)
     )
-    _write(session, rows, curves, images, examples, evaluated_on="test" if test else "holdout")
+    pools = [_pool(session, teacher, test, seed) for seed in holdouts]
+    predictions = _predictions(main_scores, test)
+    _write(session, rows, curves, pools, predictions, images, examples)
+
+
+def _deploy(session: Session) -> str:
+    return str(session.params.evaluate.deploy)
 
 
 def _open_students(session: Session, own: list[Cell]) -> Runtime:
@@ -104,7 +104,7 @@ def _test_set(session: Session, teacher: Any) -> ScoredSet | None:
         return None
     path = Path(data.path) if data.path else None
     labelled = load_split(data.name, path=path, split=data.test)
-    classes = _classes(session, lambda images: teacher(images).logits, labelled.images)
+    classes = classes_of(session, teacher, labelled.images)
     return ScoredSet(labelled.images, expected=labelled.labels, teacher=classes)
 
 
@@ -115,88 +115,46 @@ def _holdout_set(session: Session, teacher: Any, pool_seed: int) -> ScoredSet:
 
     file = session.artifact(f"pool{pool_seed}").file("holdout.npy")
     images = torch.from_numpy(open_npy(file).copy())
-    classes = _classes(session, lambda batch: teacher(batch).logits, images)
+    classes = classes_of(session, teacher, images)
     return ScoredSet(images, expected=classes, teacher=classes)
-
-
-def _classes(session: Session, logits_of: Any, images: Tensor) -> Tensor:
-    from kdci.evaluation import predict_classes
-
-    size = session.params.evaluate.batch_size
-    return predict_classes(logits_of, images, batch_size=size, device=session.runtime.device)
-
-
-def _scores(session: Session, student: Student, on: ScoredSet) -> Scores:
-    """Predict with f_S and with phi(f_S, F(z)), in one pass over the images."""
-    import torch
-
-    from kdci.evaluation import predict_logits
-
-    device, size = session.runtime.device, session.params.evaluate.batch_size
-    student = student.to(device)
-    student.backbone.autocast_dtype = session.runtime.autocast_dtype
-    student.deploy = "backbone"
-    logits = predict_logits(student, on.images, batch_size=size, device=device)
-    compensated = None
-    if student.compensation is not None:
-        with torch.no_grad():
-            compensated = student.compensated(logits.to(device)).argmax(dim=1).cpu()
-    return Scores(logits.argmax(dim=1), compensated)
 
 
 def _curve(
     session: Session, artifact: Artifact, test: ScoredSet | None, holdout: ScoredSet
-) -> list[dict[str, float | None]]:
-    """Score every snapshot; the last one is the student itself."""
+) -> list[dict[str, Any]]:
+    """Score every snapshot; the last one is the student itself.
+
+    `lambda` is the mean lambda_i over held-out substitutes: which prototypes the student leans on.
+    """
     from kdci.students import snapshot_of
 
     points = []
     for step, name in artifact.facts["snapshots"]:
-        values = _measures(session, snapshot_of(artifact, name), test, holdout)
-        points.append({"step": step, **values})
+        student = snapshot_of(artifact, name)
+        on_holdout = score(session, student, holdout)
+        on_test = score(session, student, test) if test is not None else None
+        weights = on_holdout.weights
+        points.append(
+            {
+                "step": step,
+                **percentages(on_test, test, "accuracy"),
+                **percentages(on_holdout, holdout, "agreement"),
+                "lambda": None if weights is None else weights.tolist(),
+            }
+        )
     return points
 
 
-def _measures(
-    session: Session, student: Student, test: ScoredSet | None, holdout: ScoredSet
-) -> dict[str, float | None]:
-    on_test = _percentages(session, student, test)
-    on_holdout = _percentages(session, student, holdout)
-    return {
-        "accuracy_backbone": on_test[0],
-        "accuracy_compensated": on_test[1],
-        "agreement_backbone": on_holdout[0],
-        "agreement_compensated": on_holdout[1],
-    }
-
-
-def _percentages(
-    session: Session, student: Student, on: ScoredSet | None
-) -> tuple[float | None, float | None]:
-    from kdci.evaluation import match_percentage
-
-    if on is None:
-        return None, None
-    scores = _scores(session, student, on)
-    compensated = scores.compensated
-    return (
-        match_percentage(scores.backbone, on.expected),
-        None if compensated is None else match_percentage(compensated, on.expected),
-    )
-
-
 def _row(
-    session: Session,
-    cell: Cell,
-    artifact: Artifact,
-    measures: dict[str, float | None],
-    scores: Scores,
+    session: Session, cell: Cell, artifact: Artifact, measures: Measures, scores: Scores
 ) -> dict[str, Any]:
     from kdci.evaluation import class_proportions
 
     params = session.params
-    deploy = params.evaluate.deploy if cell.variant == "kdci" else "backbone"
-    proportions = class_proportions(scores.backbone, params.data.spec.num_classes)
+    # Only an arm with a module has two predictions to choose from.
+    deploy = _deploy(session) if ARMS[cell.variant].compensated else "backbone"
+    predicted = scores.backbone.argmax(dim=1)
+    proportions = class_proportions(predicted, params.data.spec.num_classes)
     return {
         **cell.asdict(),
         "preset": params.preset,
@@ -211,52 +169,138 @@ def _row(
     }
 
 
-def _examples(
-    on: ScoredSet, shown: dict[str, Scores], *, labelled: bool
-) -> tuple[Tensor, list[dict[str, int | None]]]:
-    """Choose images for the figure: first where the two students differ, then from the start.
+def _pool(session: Session, teacher: Any, test: ScoredSet | None, pool_seed: int) -> dict[str, Any]:
+    """Return how a pool is shifted: class proportions, confidence, distance from real images."""
+    import torch
 
-    Where there is one student alone, first those where it and the teacher differ.
+    from kdci.data.image_bank import open_npy
+    from kdci.shift import entropy, total_variation
+
+    artifact = session.artifact(f"pool{pool_seed}")
+    proportions = torch.tensor(artifact.facts["proportions"], dtype=torch.float64)
+    distance = None
+    if test is not None:
+        images = torch.from_numpy(open_npy(artifact.file("images.npy")).copy())
+        distance = _teacher_fid(session, teacher, images, test.images, pool_seed)
+    return {
+        "pool_seed": pool_seed,
+        "total_variation": total_variation(proportions),
+        "entropy": entropy(proportions),
+        "confidence": artifact.facts["confidence"],
+        "teacher_fid": distance,
+    }
+
+
+def _teacher_fid(
+    session: Session, teacher: Any, pool: Tensor, real: Tensor, pool_seed: int
+) -> float:
+    """Return the Frechet distance in the teacher's features between a pool and real images."""
+    import torch
+
+    from kdci.confounder import predict
+    from kdci.evaluation import image_batches
+    from kdci.runtime import generator
+    from kdci.shift import frechet_distance
+
+    order = torch.randperm(len(pool), generator=generator(pool_seed, "teacher-fid"))
+    sample = pool[order[:NUM_FRECHET_IMAGES].sort().values]
+    size, device = session.params.evaluate.batch_size, session.runtime.device
+    features = [
+        predict(teacher, image_batches(images, batch_size=size, device=device), space="features")[0]
+        for images in (sample, real)
+    ]
+    return frechet_distance(*features)
+
+
+def _predictions(scores: dict[Cell, Scores], test: ScoredSet | None) -> dict[str, Tensor]:
+    """Return predicted classes of the test images by `<variant>/<replicate>/<part>`, and labels.
+
+    Students are compared image by image: McNemar's test asks which images only one of two got
+    right. Without test data there is nothing to be right about.
     """
     import torch
 
-    vanilla_M = shown["vanilla"].backbone
-    kdci_M = shown["kdci"].backbone if "kdci" in shown else None  # a control has none
-    differ = vanilla_M != (on.teacher if kdci_M is None else kdci_M)
-    order = torch.cat([differ.nonzero().flatten(), (~differ).nonzero().flatten()])
-    chosen = order[:NUM_EXAMPLES]
-    examples = [
+    if test is None:
+        return {}
+    found = {"expected": test.expected, "teacher": test.teacher}
+    for cell, of_cell in scores.items():
+        for part in PARTS:
+            classes = of_cell.classes(part)
+            if classes is not None:
+                found[f"{cell.variant}/{cell.replicate}/{part}"] = classes
+    return {name: classes.to(torch.int16) for name, classes in found.items()}
+
+
+def _first_replicate(scores: dict[Cell, Scores]) -> dict[str, Scores]:
+    """Return the scores of the first pool's and seed's students, by variant."""
+    first = next(iter(scores))
+    return {
+        cell.variant: of_cell
+        for cell, of_cell in scores.items()
+        if (cell.pool_seed, cell.seed) == (first.pool_seed, first.seed)
+    }
+
+
+def _examples(
+    on: ScoredSet, shown: dict[str, Scores], *, labelled: bool, deploy: str
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Choose images for the case study: what only KDCI gets right, what only vanilla does, others.
+
+    Where there is no KDCI student, those that the student and the teacher take for different
+    classes come first.
+    """
+    import torch
+
+    vanilla_M = shown["vanilla"].classes("backbone")
+    kdci_M = shown["kdci"].classes(deploy) if "kdci" in shown else None
+    assert vanilla_M is not None
+    if kdci_M is None:
+        differ = vanilla_M != on.teacher
+        groups = {"differ": differ, "other": ~differ}
+    else:
+        vanilla_right, kdci_right = vanilla_M == on.expected, kdci_M == on.expected
+        gained, lost = kdci_right & ~vanilla_right, vanilla_right & ~kdci_right
+        groups = {"gained": gained, "lost": lost, "other": ~gained & ~lost}
+    chosen: list[tuple[int, str]] = []
+    for name, members in groups.items():
+        limit = NUM_OF_A_KIND if name in ("gained", "lost") else NUM_EXAMPLES - len(chosen)
+        chosen += [(int(i), name) for i in members.nonzero().flatten()[:limit]]
+    examples: list[dict[str, Any]] = [
         {
             "label": int(on.expected[i]) if labelled else None,
             "teacher": int(on.teacher[i]),
             "vanilla": int(vanilla_M[i]),
             "kdci": None if kdci_M is None else int(kdci_M[i]),
+            "group": group,
         }
-        for i in chosen.tolist()
+        for i, group in chosen
     ]
-    return on.images[chosen], examples
+    return on.images[torch.tensor([i for i, _ in chosen])], examples
 
 
 def _write(
     session: Session,
     rows: list[dict[str, Any]],
     curves: list[dict[str, Any]],
+    pools: list[dict[str, Any]],
+    predictions: dict[str, Tensor],
     images: Tensor,
-    examples: list[dict[str, int | None]],
-    *,
-    evaluated_on: str,
+    examples: list[dict[str, Any]],
 ) -> None:
     from kdci.data.image_bank import save_npy
 
     with session.new_artifact("evaluation", seeds={}) as draft:
         draft.save_json("cells.json", rows)
         draft.save_json("curves.json", curves)
+        draft.save_json("pools.json", pools)
+        if predictions:
+            draft.save_tensors("predictions.safetensors", predictions)
         save_npy(images, draft.folder / "examples.npy")
         draft.save_json("examples.json", examples)
         draft.card["facts"] = {
             **session.identity.cell,
             "num_cells": len(rows),
-            "evaluated_on": evaluated_on,
+            "evaluated_on": "test" if predictions else "holdout",
         }
 
 
@@ -264,7 +308,15 @@ STAGES = (
     Stage(
         name="evaluate",
         axes=("teacher", "student", "method"),
-        blocks=("runtime", "data", "evaluate", "grid.pool_seeds", "grid.seeds"),
+        blocks=(
+            "runtime",
+            "data",
+            "evaluate",
+            "grid.pool_seeds",
+            "grid.seeds",
+            "grid.arms",
+            "grid.others",
+        ),
         artifact=lambda layout, cell: layout.evaluation(
             str(cell["teacher"]), str(cell["student"]), str(cell["method"])
         ),

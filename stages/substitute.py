@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages._main import Stage, main
-from stages._pool import open_teacher, pool_bank, source_context
+from stages._pool import (
+    build_pool_source,
+    open_teacher,
+    pool_bank,
+    source_context,
+    teacher_logits,
+    write_pool,
+)
 from stages._session import Session
 
 if TYPE_CHECKING:
@@ -16,14 +23,10 @@ if TYPE_CHECKING:
 
 def substitute(session: Session) -> None:
     """Run the method's preparation; save pool, hold-out, teacher's logits and method state."""
-    from kdci.checkpoints import save_state
-    from kdci.data.image_bank import save_npy
     from kdci.runtime import derive_seed, generator
-    from kdci.substitution.registry import build_source
 
     cell = session.identity.cell
     method, pool_seed = str(cell["method"]), int(cell["pool_seed"])
-    block = session.params.method(method)
     teacher_artifact = session.parent("teacher", session.layout.teacher(str(cell["teacher"])))
     runtime = session.start_runtime(Path(__file__))
     teacher = open_teacher(session, teacher_artifact, runtime)
@@ -31,7 +34,7 @@ def substitute(session: Session) -> None:
     seed = derive_seed(pool_seed, "pool", method)
     skipped: dict[str, int] = {}
     context = source_context(session, teacher_artifact, teacher, bank, seed=seed, skipped=skipped)
-    source = build_source(method, block, context)
+    source = build_pool_source(session, context)
     state = session.resume()
     if state is not None:
         source.load_state_dict(state["source"])
@@ -54,23 +57,16 @@ def substitute(session: Session) -> None:
     )
     kept, held = _split(len(bank), session.params.pool.holdout, generator(seed, "holdout"))
     images = bank.rows(kept)
-    logits = _teacher_logits(teacher, images)
-    with session.new_artifact("pool", seeds={"pool_seed": pool_seed}) as draft:
-        save_npy(images, draft.folder / "images.npy")
-        save_npy(bank.rows(held), draft.folder / "holdout.npy")
-        draft.save_tensors("predictions.safetensors", {"logits": logits})
-        stored = pool_bank(session, base=draft.folder / "images.npy", tail="kept.bin")
-        source.adopt(stored, kept)
-        save_state(draft.folder / "source", source.state_dict())
-        draft.card["facts"] = {
-            "method": method,
-            "teacher": str(cell["teacher"]),
-            "num_images": len(images),
-            "num_holdout": len(held),
-            "num_open_world": source.num_open_world,
-            "skipped": skipped,
-            **_facts(logits),
-        }
+    facts = {"method": method, "teacher": str(cell["teacher"]), "skipped": skipped}
+    write_pool(
+        session,
+        images=images,
+        holdout=bank.rows(held),
+        logits=teacher_logits(teacher, images),
+        source=source,
+        kept=kept,
+        facts=facts,
+    )
 
 
 def _split(size: int, share: float, random: Any) -> tuple[Tensor, Tensor]:
@@ -84,29 +80,6 @@ def _split(size: int, share: float, random: Any) -> tuple[Tensor, Tensor]:
     return kept.nonzero().flatten(), held
 
 
-def _teacher_logits(teacher: Any, images: Tensor) -> Tensor:
-    import torch
-
-    from kdci.evaluation import PREDICTION_BATCH, image_batches
-
-    device = next(teacher.parameters()).device
-    with torch.no_grad():
-        batches = image_batches(images, batch_size=PREDICTION_BATCH, device=device)
-        return torch.cat([teacher(batch).logits.cpu() for batch in batches])
-
-
-def _facts(logits: Tensor) -> dict[str, Any]:
-    """Return how the pool is shifted, as the teacher sees it."""
-    from kdci.evaluation import class_proportions
-
-    proportions = class_proportions(logits.argmax(dim=1), logits.shape[1])
-    return {
-        "proportions": proportions.tolist(),
-        "confidence": float(logits.softmax(dim=1).max(dim=1).values.mean()),
-        "missing_classes": (proportions == 0).nonzero().flatten().tolist(),
-    }
-
-
 STAGES = (
     Stage(
         name="substitute",
@@ -116,6 +89,7 @@ STAGES = (
             str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"])
         ),
         run=substitute,
+        for_other=True,
     ),
 )
 

@@ -93,6 +93,7 @@ STAGES = (
         blocks=("runtime", "data", "teacher"),
         artifact=lambda layout, cell: layout.teacher(str(cell["teacher"])),
         run=train_teacher,
+        for_other=True,
     ),
 )
 

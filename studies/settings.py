@@ -37,6 +37,7 @@ def kdci(**changes: Any) -> Setting:
 
 
 RESIDUAL = {"space": "features", "fusion": "residual", "scale": "N"}
+STRATA: dict[str, Any] = {"strata": "classes", "max_repeats": 10.0, "drawn": True}
 FACTORS: dict[str, Setting] = {
     "vanilla": Setting(),
     "kdci": kdci(),
@@ -82,6 +83,18 @@ FACTORS: dict[str, Setting] = {
     "kdci, class strata, at most 10 x": kdci(strata="classes", max_repeats=10.0),
     "kdci, prototype strata": kdci(strata="prototypes"),
     "features, residual, scale N, class strata": kdci(**RESIDUAL, strata="classes"),
+    # second round: what the first one suggested
+    "module rate x 10": kdci(rate=10.0),
+    "scale shift, module rate x 3": kdci(scale="shift", rate=3.0),
+    "log": kdci(proportions="log"),
+    "log, zero": kdci(proportions="log", initialisation="zero"),
+    "log, module rate x 3": kdci(proportions="log", rate=3.0),
+    "log, scale 2": kdci(proportions="log", scale=2.0),
+    "class strata, at most 5 x": Setting(strata="classes", max_repeats=5.0),
+    "class strata, at most 20 x": Setting(strata="classes", max_repeats=20.0),
+    "kdci, class strata, at most 10 x, drawn": kdci(**STRATA),
+    "log, class strata, at most 10 x": kdci(proportions="log", strata="classes", max_repeats=10.0),
+    "log, class strata, at most 10 x, drawn": kdci(proportions="log", **STRATA),
 }
 POOLS: dict[str, tuple[str, Shift | None]] = {
     "long tail": ("fast", LONG_TAIL),

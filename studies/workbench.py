@@ -32,7 +32,7 @@ from kdci.logit_adjustment import LogitAdjustment, log_prior
 from kdci.pretrained import build_network, load_teacher
 from kdci.rebuilding import DictionaryRebuilder
 from kdci.runtime import Runtime, derive_seed
-from kdci.strata import class_strata, prototype_strata
+from kdci.strata import class_strata, drawn_proportions, prototype_strata
 from kdci.substitution.base import SourceContext, SubstitutionSource
 from kdci.substitution.registry import build_source
 from kdci.substitution.resampled import ResampledSource
@@ -53,6 +53,7 @@ class Setting:
         rebuild: Growth of the pool at which the dictionary is built anew; null: never.
         strata: `classes` or `prototypes`: batches drawn evenly over them.
         max_repeats: Cap of the draw.
+        drawn: Whether P(z) is taken of what is drawn instead of the pool.
         tau: Logit adjustment in the place of phi.
     """
 
@@ -64,6 +65,7 @@ class Setting:
     rebuild: float | None = None
     strata: str | None = None
     max_repeats: float = math.inf
+    drawn: bool = False
     tau: float | None = None
 
 
@@ -233,9 +235,17 @@ class Workbench:
         if not setting.compensate:
             return None
         dictionary = self.dictionary(setting)
+        proportions_N = dictionary.proportions_N
+        if setting.drawn:
+            assert setting.strata == "classes" and dictionary.assignments_M is not None
+            proportions_N = drawn_proportions(
+                dictionary.assignments_M,
+                self.predictions("logits")[1],
+                max_repeats=setting.max_repeats,
+            )
         return Compensation(
             dictionary.prototypes_ND,
-            dictionary.proportions_N,
+            proportions_N,
             num_classes=self.spec.num_classes,
             seed=derive_seed(seed, "compensation"),
             **setting.options,

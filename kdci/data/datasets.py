@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdci.catalog import DATASETS, DatasetSpec
 from kdci.data.cifar10 import check_cifar10, load_cifar10
-from kdci.data.digits import check_digits, load_digits_split
+from kdci.data.digits import check_digits, load_digits5_split, load_digits_split
 from kdci.data.labelled import LabelledImages, Split
 from kdci.errors import UserError
 
@@ -28,6 +28,7 @@ class Loader:
 
 LOADERS: dict[str, Loader] = {
     "digits": Loader(load_digits_split, check_digits),
+    "digits5": Loader(load_digits5_split, check_digits),
     "cifar10": Loader(load_cifar10, check_cifar10),
 }
 

@@ -2,7 +2,8 @@
 
 Class imbalance as in long-tailed recognition (Cui et al., CVPR 2019): from the most to the least
 frequent class the counts fall geometrically, by the imbalance ratio in all. Quality: blur, noise,
-loss of contrast. All of it works on images that a method made or chose; none asks for original data.
+loss of contrast. All of it works on images that a method made or chose; none asks for original
+data.
 """
 
 # M = images of the bank, B = images of the shifted pool, K = classes
@@ -92,7 +93,15 @@ def degrade(
 
     Returns:
         uint8 of the same shape; the images themselves where nothing is asked for.
+
+    Raises:
+        ValueError: A strength is negative, or the contrast not above 0.
     """
+    if not (blur >= 0 and noise >= 0 and contrast > 0):
+        raise ValueError(
+            "need blur and noise of 0 or more and contrast above 0, "
+            f"got {blur}, {noise} and {contrast}"
+        )
     if blur == 0 and noise == 0 and contrast == 1:
         return images_BCHW
     pixels = images_BCHW.float() / 255

@@ -106,8 +106,11 @@ class StratifiedRows:
         self._members = [torch.nonzero(strata_M == s).flatten() for s in range(len(sizes_S))]
         while len(self._orders) < len(sizes_S):
             self._orders.append(ShuffledRows(_sub_seed(self._seed, len(self._orders))))
-        if len(strata_M):
-            self._shares_S = stratum_shares(sizes_S, max_repeats=self._max_repeats)
+        self._shares_S = (
+            stratum_shares(sizes_S, max_repeats=self._max_repeats)
+            if len(strata_M)
+            else torch.empty(0, dtype=torch.float64)
+        )
 
     @property
     def shares(self) -> Tensor:
@@ -151,6 +154,7 @@ class StratifiedRows:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state of an object with the same seed and cap."""
+        self._orders = []  # there may be more of them than at the time of the state
         self._set(state["strata"])
         self._random.set_state(state["random"])
         for order, saved in zip(self._orders, state["orders"], strict=True):

@@ -1,42 +1,16 @@
-"""Vanilla against KDCI: means, t-intervals and paired differences. Torch-free.
-
-A replicate is one (pool seed, student seed). Vanilla and KDCI share all of its randomness, so
-they are compared replicate by replicate: the paired difference is the result, not the
-difference of two means with an error each.
-"""
+"""Vanilla against KDCI for each method: means, paired differences, times. Torch-free."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kdci.catalog import CONTROL_NAMES
+from kdci.reporting.arm_comparison import ArmResult
 from kdci.reporting.results import Key, Measure, Part, Row, measure_of
-
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over replicates.
-
-    Attributes:
-        mean: Arithmetic mean.
-        interval: Two-sided 95 % t-interval of the mean; null when n is 1.
-        n: Number of replicates.
-    """
-
-    mean: float
-    interval: tuple[float, float] | None
-    n: int
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the width of the interval."""
-        return None if self.interval is None else (self.interval[1] - self.interval[0]) / 2
+from kdci.reporting.statistics import Estimate, estimate, paired_differences
 
 
 @dataclass(frozen=True)
@@ -85,34 +59,9 @@ class Comparison:
         return self.compensated_difference if compensated else self.backbone_difference
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Return mean and 95 % t-interval of independent ``values``; null if there are none."""
-    if not values:
-        return None
-    mean, n = statistics.fmean(values), len(values)
-    if n == 1:
-        return Estimate(mean, None, n)
-    # The quantile of Student's t; scipy.stats would do, but takes a second longer to load.
-    from scipy.special import stdtrit
-
-    quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
-    half_width = quantile * statistics.stdev(values) / math.sqrt(n)
-    return Estimate(mean, (mean - half_width, mean + half_width), n)
-
-
 def differences(rows: Iterable[Row], measure: Measure, part: Part) -> list[float]:
     """Return KDCI minus vanilla in points, for each replicate that has both."""
-    by_variant: dict[str, dict[tuple[int, int], Row]] = {"vanilla": {}, "kdci": {}}
-    for row in rows:
-        by_variant.setdefault(row.variant, {})[row.replicate] = row
-    found = []
-    for replicate, kdci in sorted(by_variant["kdci"].items()):
-        vanilla = by_variant["vanilla"].get(replicate)
-        before = vanilla.value(measure, "backbone") if vanilla else None
-        after = kdci.value(measure, part)
-        if before is not None and after is not None:
-            found.append(after - before)
-    return found
+    return list(paired_differences(rows, measure, arm="kdci", part=part).values())
 
 
 def compare(rows: Sequence[Row], keys: Iterable[Key] | None = None) -> list[Comparison]:
@@ -153,16 +102,29 @@ def _comparison(key: Key, rows: list[Row], measure: Measure) -> Comparison:
     )
 
 
-def metrics_tree(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def metrics_tree(
+    comparisons: Sequence[Comparison], arms: Sequence[ArmResult] = ()
+) -> dict[str, Any]:
     """Return means as a shallow nested dict, for `dvc metrics show` and `dvc metrics diff`.
 
-    Keys are methods; below `teacher-student` where there are several pairs. Without test
-    data each name ends in `_agreement`, so that no agreement passes for an accuracy.
+    Keys are methods and known shifts; below `teacher-student` where there are several pairs.
+    Without test data each name ends in `_agreement`, so that no agreement passes for an accuracy.
+
+    Args:
+        comparisons: Vanilla against KDCI.
+        arms: What the further arms gain; several methods at once are `all_methods`.
     """
     several = len({(one.teacher, one.student) for one in comparisons}) > 1
     tree: dict[str, Any] = {}
-    for one in comparisons:
+
+    def add(one: Comparison | ArmResult, name: str, estimates: dict[str, Estimate | None]) -> None:
         ending = "" if one.measure == "accuracy" else "_agreement"
+        numbers = {key + ending: known.mean for key, known in estimates.items() if known}
+        if numbers:
+            branch = tree.setdefault(f"{one.teacher}-{one.student}", {}) if several else tree
+            branch.setdefault(name, {}).update(numbers)
+
+    for one in comparisons:
         estimates = {
             "vanilla": one.vanilla,
             "kdci": one.kdci,
@@ -170,8 +132,11 @@ def metrics_tree(comparisons: Sequence[Comparison]) -> dict[str, Any]:
             "kdci_compensated": one.compensated,
             "difference": one.difference,
         }
-        numbers = {name + ending: known.mean for name, known in estimates.items() if known}
-        if numbers:
-            branch = tree.setdefault(f"{one.teacher}-{one.student}", {}) if several else tree
-            branch[one.method] = numbers
+        add(one, one.method, estimates)
+    for result in arms:
+        if result.method is None:
+            add(result, "all_methods", {f"difference_{result.arm}": result.difference})
+        elif result.arm != "kdci":
+            gained = {result.arm: result.mean, f"difference_{result.arm}": result.difference}
+            add(result, result.method, gained)
     return tree

@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kdci.reporting.chart_figures import class_bars
-from kdci.reporting.comparison import Comparison, Estimate, differences
+from kdci.reporting.comparison import Comparison, differences
 from kdci.reporting.evidence import PoolView
 from kdci.reporting.image_figures import pick
 from kdci.reporting.results import Part, Row
+from kdci.reporting.statistics import Estimate
 from kdci.reporting.style import (
     COMPENSATED,
     INK,

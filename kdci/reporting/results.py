@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from kdci.arms import ARMS
 from kdci.errors import IntegrityError, UserError
 
 Measure = Literal["accuracy", "agreement"]
+Quantity = Literal["accuracy", "agreement", "calibration_error", "marginal_bias"]
+"""What is known of a student's prediction: what it is judged by, and what a shift leaves in it."""
 Part = Literal["backbone", "compensated"]
 Key = tuple[str, str, str]
 """Teacher, student, method."""
@@ -28,6 +31,11 @@ class Row:
         agreement_compensated: The same for the compensated prediction; null for vanilla.
         seconds: Distillation alone; null when the times were not kept.
         deploy: Which of the two is deployed, `backbone` or `compensated`.
+        calibration_error_backbone: Expected calibration error on the test split, in points.
+        calibration_error_compensated: The same for the compensated prediction.
+        marginal_bias_backbone: Total variation of the predicted class proportions from the
+            true ones, 0 to 1.
+        marginal_bias_compensated: The same for the compensated prediction.
     """
 
     preset: str
@@ -47,6 +55,10 @@ class Row:
     num_steps: int
     seconds: float | None
     deploy: str
+    calibration_error_backbone: float | None = None
+    calibration_error_compensated: float | None = None
+    marginal_bias_backbone: float | None = None
+    marginal_bias_compensated: float | None = None
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], **more: Any) -> Row:
@@ -56,7 +68,8 @@ class Row:
             KeyError: A value is missing.
         """
         known = {**values, **more}
-        return cls(**{field.name: known[field.name] for field in fields(cls)})
+        asked = (f.name for f in fields(cls) if f.name in known or f.default is MISSING)
+        return cls(**{name: known[name] for name in asked})
 
     @property
     def key(self) -> Key:
@@ -68,9 +81,15 @@ class Row:
         """Pool seed and student seed: what a vanilla and a KDCI student share."""
         return (self.pool_seed, self.seed)
 
-    def value(self, measure: Measure, part: Part) -> float | None:
-        """Return one of the four numbers a student is judged by."""
-        number: float | None = getattr(self, f"{measure}_{part}")
+    @property
+    def deployed(self) -> Part:
+        """The deployed prediction; only an arm with a module has two to choose from."""
+        compensated = self.variant in ARMS and ARMS[self.variant].compensated
+        return "compensated" if compensated and self.deploy == "compensated" else "backbone"
+
+    def value(self, quantity: Quantity, part: Part) -> float | None:
+        """Return what is known of one of a student's two predictions."""
+        number: float | None = getattr(self, f"{quantity}_{part}")
         return number
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kdci.reporting.comparison import Comparison, Estimate
+from kdci.reporting.comparison import Comparison
+from kdci.reporting.statistics import NO_SPREAD, Estimate
 
 METHOD_TITLES = {
     "dafl": "DAFL",
@@ -15,7 +16,6 @@ METHOD_TITLES = {
 }
 NOT_RUN = "not run"
 UNKNOWN = "-"
-_NO_SPREAD = 1e-9
 
 
 def method_title(method: str) -> str:
@@ -72,7 +72,7 @@ def verdict(estimate: Estimate | None) -> str:
     if estimate.interval is None:
         return "one replicate, so nothing is shown"
     low, high = estimate.interval
-    if high - low < _NO_SPREAD:
+    if high - low < NO_SPREAD:
         return f"the same in all {estimate.n} replicates, so no interval can be given"
     if low > 0:
         return "KDCI is better here"

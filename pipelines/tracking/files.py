@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
+from kdci.arms import BASE_ARMS, OTHER_ARM
 from kdci.artifacts import CARD, hash_file, open_artifact, read_card, storage_errors
 from kdci.config import Grid, hash_json
 from kdci.errors import IntegrityError
-from kdci.layout import Cell, Layout, cells, control_cells
+from kdci.layout import Cell, Layout, cells, control_cells, shift_cells
 from pipelines.tracking.readings import RERUN, Timing, metric_rows, read_timing
 
 
@@ -45,36 +46,86 @@ class Slot:
 
 def slots(layout: Layout, grid: Grid) -> list[Slot]:
     """Return all artifacts of ``grid``, each after those it is made from."""
+    of_methods = list(cells(grid))
+    found = _pool_slots(layout, grid, of_methods)
+    if grid.others:
+        other = grid.model_copy(update={"teachers": grid.others})
+        theirs = _pool_slots(layout.other, other, list(cells(other)), "_other")
+        found = [*theirs, *found]
+    found += [_student_slot(layout, *_distill_stage(cell, grid)) for cell in of_methods]
+    found += _evaluation_slots(layout, of_methods, "evaluate")
+    controls = list(control_cells(grid))
+    found += _cell_slots(layout, "substitute_control", layout.pool, controls)
+    found += [_student_slot(layout, cell, "distill_control") for cell in controls]
+    found += _evaluation_slots(layout, controls, "evaluate_control")
+    shifts = list(shift_cells(grid))
+    found += _cell_slots(layout, "shift", layout.pool, shifts)
+    found += _cell_slots(layout, "dictionary_shift", layout.dictionary, shifts)
+    found += [_student_slot(layout, cell, "distill_shift", cell.variant) for cell in shifts]
+    return [*found, *_evaluation_slots(layout, shifts, "evaluate_shift")]
+
+
+def _pool_slots(layout: Layout, grid: Grid, of_methods: list[Cell], ending: str = "") -> list[Slot]:
+    """Return teachers, pools and dictionaries of one model's pipeline."""
+    # The other model has an axis of its own, or its pools would pass for the teacher's.
+    axis = "other" if ending else "teacher"
     found = [
-        _slot(layout, "teacher", "teacher", layout.teacher(t), teacher=t) for t in grid.teachers
+        _slot(layout, f"teacher{ending}", "teacher", layout.teacher(name), **{axis: name})
+        for name in grid.teachers
     ]
-    of_methods, of_controls = list(cells(grid)), list(control_cells(grid))
-    pools = dict.fromkeys((cell.teacher, cell.method, cell.pool_seed) for cell in of_methods)
-    controls = dict.fromkeys((cell.teacher, cell.method, cell.pool_seed) for cell in of_controls)
-    for stage, kind, place, keys in (
-        ("substitute", "pool", layout.pool, pools),
-        ("substitute_control", "pool", layout.pool, controls),
-        ("dictionary", "dictionary", layout.dictionary, pools),
-    ):
-        for teacher, method, seed in keys:
-            axes = {"teacher": teacher, "method": method, "pool_seed": str(seed)}
-            found.append(_slot(layout, stage, kind, place(teacher, method, seed), **axes))
-    for cell in of_methods:
-        found.append(_student_slot(layout, f"distill_{cell.variant}", cell))
-    for cell in of_controls:
-        found.append(_student_slot(layout, "distill_control", cell))
-    for stage, of_stage in (("evaluate", of_methods), ("evaluate_control", of_controls)):
-        groups = dict.fromkeys((cell.teacher, cell.student, cell.method) for cell in of_stage)
-        for teacher, student, method in groups:
-            axes = {"teacher": teacher, "student": student, "method": method}
-            folder = layout.evaluation(teacher, student, method)
-            found.append(_slot(layout, stage, "evaluation", folder, **axes))
+    found += _cell_slots(layout, f"substitute{ending}", layout.pool, of_methods, axis)
+    return found + _cell_slots(layout, f"dictionary{ending}", layout.dictionary, of_methods, axis)
+
+
+def _cell_slots(
+    layout: Layout,
+    stage: str,
+    place: Callable[[str, str, int], Path],
+    of_stage: list[Cell],
+    axis: str = "teacher",
+) -> list[Slot]:
+    """Return a pool's or dictionary's slot for each teacher, method and pool seed of cells."""
+    kind = "dictionary" if stage.startswith("dictionary") else "pool"
+    keys = dict.fromkeys((cell.teacher, cell.method, cell.pool_seed) for cell in of_stage)
+    found = []
+    for teacher, method, seed in keys:
+        axes = {axis: teacher, "method": method, "pool_seed": str(seed)}
+        found.append(_slot(layout, stage, kind, place(teacher, method, seed), **axes))
     return found
 
 
-def _student_slot(layout: Layout, stage: str, cell: Cell) -> Slot:
+def _evaluation_slots(layout: Layout, of_stage: list[Cell], stage: str) -> list[Slot]:
+    groups = dict.fromkeys((cell.teacher, cell.student, cell.method) for cell in of_stage)
+    return [
+        _slot(
+            layout,
+            stage,
+            "evaluation",
+            layout.evaluation(teacher, student, method),
+            teacher=teacher,
+            student=student,
+            method=method,
+        )
+        for teacher, student, method in groups
+    ]
+
+
+def _distill_stage(cell: Cell, grid: Grid) -> tuple[Cell, str, str]:
+    """Return a method's cell, its entry of ``dvc.yaml``, and the axis that only this has."""
+    if cell.variant in BASE_ARMS:
+        return cell, f"distill_{cell.variant}", ""
+    if cell.variant == OTHER_ARM:
+        return cell, "distill_other", grid.others[0]
+    return cell, "distill_arm", cell.variant
+
+
+def _student_slot(layout: Layout, cell: Cell, stage: str, beside: str = "") -> Slot:
+    """Return a student's slot; its name in DVC holds ``beside``, if any, after the method."""
     axes = {name: str(value) for name, value in cell.asdict().items() if name != "variant"}
     slot = _slot(layout, stage, "student", layout.student(cell), **axes)
+    if beside:
+        values = [*list(axes.values())[:3], beside, *list(axes.values())[3:]]
+        slot = replace(slot, dvc_stage=f"{stage}@{'-'.join(values)}")
     return replace(slot, fields={**axes, "variant": cell.variant}, cell=cell)
 
 

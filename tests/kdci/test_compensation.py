@@ -11,8 +11,11 @@ from torch import Tensor
 from kdci.artifacts import load_tensors, save_tensors
 from kdci.compensation import (
     Compensation,
+    Fusion,
     Proportions,
+    Scale,
     prior_information,
+    prior_scale,
     proportion_factors,
     random_prototypes,
 )
@@ -118,6 +121,42 @@ class TestEquations:
     def test_large_logits_stay_finite(self) -> None:
         assert bool(make_module()(1e6 * make_logits()).isfinite().all())
 
+    @pytest.mark.parametrize("fusion", ["identity", "residual", "linear"])
+    def test_the_order_of_the_prototypes_does_not_matter(self, fusion: Fusion) -> None:
+        """lambda follows the prototypes; F(z) and phi are sums over them."""
+        prototypes, proportions = make_dictionary()
+        order, logits = torch.tensor([3, 0, 4, 2, 1]), make_logits()
+        plain, permuted = (
+            Compensation(z, p, num_classes=K, fusion=fusion, scale="N", seed=11)
+            for z, p in ((prototypes, proportions), (prototypes[order], proportions[order]))
+        )
+        torch.testing.assert_close(permuted.attention(logits), plain.attention(logits)[:, order])
+        torch.testing.assert_close(permuted.prior(logits), plain.prior(logits))
+        torch.testing.assert_close(permuted(logits), plain(logits))
+        # Prototypes that are given each other's proportions are another dictionary.
+        mixed = Compensation(
+            prototypes, proportions[order], num_classes=K, fusion=fusion, scale="N", seed=11
+        )
+        assert not torch.allclose(mixed(logits), plain(logits), atol=1e-3)
+
+    @pytest.mark.parametrize("fusion", ["identity", "residual", "linear"])
+    def test_samples_do_not_see_each_other(self, fusion: str) -> None:
+        module, logits = make_module(fusion=fusion), make_logits()
+        alone = torch.cat([module(row) for row in logits.split(1)])
+        torch.testing.assert_close(module(logits), alone)
+
+    @pytest.mark.parametrize("scale", [1.0, "N", "shift"])
+    def test_one_cluster_adds_its_prototype_whatever_the_student_says(
+        self, scale: float | Scale
+    ) -> None:
+        """lambda = P = 1, so F(z) is z; one cluster alone has no shift."""
+        z = torch.tensor([[1.0, -2.0, 0.5, 4.0]])
+        module = Compensation(z, torch.ones(1), num_classes=K, scale=scale)
+        logits = make_logits()
+        assert torch.equal(module.attention(logits), torch.ones(7, 1))
+        added = torch.zeros(1, K) if scale == "shift" else z
+        torch.testing.assert_close(module(logits), logits + added)
+
     def test_equal_prototypes_get_equal_weights(self) -> None:
         prototypes = torch.tensor([[1.0, 2.0, 0.0, 0.0]]).repeat(3, 1)
         module = Compensation(prototypes, torch.full((3,), 1 / 3), num_classes=K)
@@ -130,6 +169,35 @@ class TestScaleAndFusion:
         one, five, scaled = (make_module(scale=s).prior(make_logits()) for s in (1.0, 5.0, "N"))
         torch.testing.assert_close(scaled, 5 * one)
         assert torch.equal(scaled, five)
+
+    def test_scales_by_hand(self) -> None:
+        """Total variation of 0.5, 0.25, 0.125 twice from 0.25 each: (0.25 + 2 * 0.125) / 2."""
+        proportions = torch.tensor([0.5, 0.25, 0.125, 0.125])
+        assert prior_scale(proportions, "N") == 4.0
+        assert prior_scale(proportions, "shift") == 4 * 0.25
+        assert prior_scale(proportions, 2.5) == 2.5 and prior_scale(proportions, 0) == 0.0
+        for even in (1, 2, 8):
+            assert prior_scale(torch.full((even,), 1 / even), "shift") == 0.0
+        nearly_one = torch.tensor([0.997, 0.001, 0.001, 0.001])
+        assert prior_scale(nearly_one, "shift") == pytest.approx(4 * 0.747)
+
+    @pytest.mark.parametrize("scale", [0.5, "N", "shift"])
+    def test_the_scale_is_a_factor_on_the_prior(self, scale: float | Scale) -> None:
+        _, proportions = make_dictionary()
+        one, scaled = make_module(scale=1.0), make_module(scale=scale)
+        factors = {
+            0.5: 0.5,
+            "N": 5.0,
+            "shift": 5 * sum(abs(p - 0.2) for p in proportions.tolist()) / 2,
+        }
+        logits = make_logits()
+        torch.testing.assert_close(scaled.prior(logits), factors[scale] * one.prior(logits))
+        assert torch.equal(scaled.attention(logits), one.attention(logits))
+
+    def test_a_balanced_pool_gets_no_compensation_by_its_shift(self) -> None:
+        prototypes, _ = make_dictionary(num_prototypes=4)
+        module = Compensation(prototypes, torch.full((4,), 0.25), num_classes=K, scale="shift")
+        assert torch.equal(module(make_logits()), make_logits())
 
     def test_identity_needs_prototypes_of_k_values(self) -> None:
         with pytest.raises(UserError, match="needs prototypes of 4 values, these have 9") as caught:
@@ -161,7 +229,9 @@ class TestScaleAndFusion:
         linear = Compensation(zero, proportions, num_classes=K, fusion="linear")
         assert not torch.allclose(linear(logits), logits)
 
-    @pytest.mark.parametrize("name", ["fusion", "weights", "prototypes", "proportions"])
+    @pytest.mark.parametrize(
+        "name", ["fusion", "weights", "prototypes", "proportions", "initialisation"]
+    )
     def test_unknown_choices_are_misuse(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"unknown {name} 'other'"):
             changes: dict[str, Any] = {name: "other"}
@@ -315,6 +385,176 @@ class TestWeights:
         before = module(make_logits())
         proportions.zero_()
         assert torch.equal(module(make_logits()), before)
+
+    @pytest.mark.parametrize(
+        ("fusion", "dimension"), [("identity", K), ("residual", 9), ("linear", 9)]
+    )
+    def test_every_gradient_equals_a_finite_difference(self, fusion: str, dimension: int) -> None:
+        module = make_module(fusion=fusion, dimension=dimension, scale="N").double()
+        names = [name for name, _ in module.named_parameters()]
+        values = [weight.detach().clone().requires_grad_() for weight in module.parameters()]
+
+        def phi(logits: Tensor, *weights: Tensor) -> Tensor:
+            replaced = dict(zip(names, weights, strict=True))
+            result: Tensor = torch.func.functional_call(module, replaced, (logits,))
+            return result
+
+        assert torch.autograd.gradcheck(phi, (make_logits(3).double().requires_grad_(), *values))
+
+    @pytest.mark.parametrize("fusion", ["identity", "residual", "linear"])
+    def test_training_moves_every_weight_and_never_the_dictionary(self, fusion: str) -> None:
+        module, logits = make_module(fusion=fusion, scale="N"), make_logits()
+        buffers = {name: value.clone() for name, value in module.named_buffers()}
+        weights = {name: value.clone() for name, value in module.named_parameters()}
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(logits).square().mean().backward()
+            optimizer.step()
+        assert {"w_t.weight", "w_q.weight", "w_k.weight"} <= set(weights)
+        assert fusion == "identity" or "w_g.weight" in weights
+        for name, value in module.named_parameters():
+            assert not torch.equal(value, weights[name])
+        assert set(buffers) == {"prototypes_ND", "factors_N", "scale"}
+        for name, value in module.named_buffers():
+            assert torch.equal(value, buffers[name]) and value.grad is None
+
+    @pytest.mark.parametrize(
+        ("ablation", "untrained"),
+        [
+            ({"weights": "random"}, {"w_q.weight", "w_k.weight", "w_t.weight"}),
+            ({"prototypes": "random"}, set()),
+            ({"proportions": "none"}, set()),
+            ({"proportions": "centred"}, set()),
+        ],
+    )
+    def test_gradient_in_the_ablations(self, ablation: dict[str, Any], untrained: set[str]) -> None:
+        """Random lambda leaves the attention out; nothing else takes a weight's gradient."""
+        module, logits = make_module(fusion="residual", **ablation), make_logits()
+        logits.requires_grad_()
+        module(logits).square().sum().backward()
+        without = {name for name, weight in module.named_parameters() if weight.grad is None}
+        assert without == untrained
+        assert logits.grad is not None and bool(logits.grad.any())
+
+
+class TestInitialisation:
+    @pytest.mark.parametrize("fusion", ["identity", "residual", "linear"])
+    def test_zero_starts_with_even_lambda(self, fusion: str) -> None:
+        module, logits = make_module(fusion=fusion, initialisation="zero", scale="N"), make_logits()
+        assert torch.equal(module.attention(logits), torch.full((7, 5), 1 / 5))
+        prototypes, proportions = make_dictionary()
+        mean = (prototypes * proportions[:, None]).sum(dim=0)
+        torch.testing.assert_close(module.prior(logits), mean.expand(7, K))  # N / N = 1
+
+    @pytest.mark.parametrize("dimension", [2, K, 9])
+    def test_zero_adds_nothing_to_a_residual(self, dimension: int) -> None:
+        module = make_module(fusion="residual", dimension=dimension, initialisation="zero")
+        assert torch.equal(module(make_logits()), make_logits())
+
+    def test_zero_changes_nothing_else(self) -> None:
+        normal = make_module(fusion="linear").state_dict()
+        zero = make_module(fusion="linear", initialisation="zero").state_dict()
+        differing = {
+            name
+            for name, value in normal.items()
+            if name != "_extra_state" and not torch.equal(value, zero[name])
+        }
+        assert differing == {"w_t.weight", "w_g.weight"}
+        assert not zero["w_t.weight"].any() and not zero["w_g.weight"].any()
+
+    @pytest.mark.parametrize("fusion", ["identity", "residual", "linear"])
+    def test_zero_is_no_dead_end(self, fusion: str) -> None:
+        """W_g moves first, W_t after it, then W_q and W_k."""
+        module = make_module(fusion=fusion, initialisation="zero", scale="N")
+        logits = make_logits()
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        for _ in range(4):
+            optimizer.zero_grad()
+            module(logits).log_softmax(dim=1)[:, 0].mean().neg().backward()
+            optimizer.step()
+        for weight in module.parameters():
+            assert weight.grad is not None and bool(weight.grad.any())
+
+    def test_normal_weights_have_the_deviation_of_xavier(self) -> None:
+        module = make_module(fusion="linear", hidden_dim=4000, dimension=50)
+        for layer in (module.w_q, module.w_k, module.w_t):
+            deviation = math.sqrt(2 / (layer.in_features + layer.out_features))
+            weights = layer.weight.detach()
+            assert float(weights.std()) == pytest.approx(deviation, rel=0.05)
+            assert float(weights.mean()) == pytest.approx(0, abs=0.1 * deviation)
+
+
+class TestOtherDictionary:
+    @pytest.mark.parametrize("scale", [2.0, "N", "shift"])
+    @pytest.mark.parametrize("proportions", ["cluster", "uniform", "none", "centred"])
+    def test_another_z_is_what_a_module_built_with_it_has(
+        self, proportions: Proportions, scale: float | Scale
+    ) -> None:
+        changes = {"fusion": "residual", "dimension": 9, "proportions": proportions, "scale": scale}
+        module, logits = make_module(**changes), make_logits()
+        prototypes, shares = make_dictionary(num_prototypes=8, dimension=9)
+        module.set_dictionary(prototypes, shares)
+        options = {key: value for key, value in changes.items() if key != "dimension"}
+        built = Compensation(prototypes, shares, num_classes=K, hidden_dim=6, seed=11, **options)
+        assert torch.equal(module(logits), built(logits))
+        assert module.attention(logits).shape == (7, 8)
+        assert module.shape()["num_prototypes"] == 8
+        expected = naive(module, logits, module.factors_N.tolist(), float(module.scale))
+        torch.testing.assert_close(
+            module(logits).detach(), torch.tensor(expected[2]), atol=1e-5, rtol=1e-5
+        )
+
+    def test_it_is_copied_and_the_weights_stay(self) -> None:
+        module = make_module()
+        weights = [weight.clone() for weight in module.parameters()]
+        identities = [id(weight) for weight in module.parameters()]
+        prototypes, shares = make_dictionary(num_prototypes=3)
+        module.set_dictionary(prototypes, shares)
+        before = module(make_logits())
+        prototypes.zero_()
+        shares.zero_()
+        assert torch.equal(module(make_logits()), before)
+        assert [id(weight) for weight in module.parameters()] == identities  # the optimiser's
+        for weight, old in zip(module.parameters(), weights, strict=True):
+            assert torch.equal(weight, old)
+        assert not any(buffer.requires_grad for buffer in module.buffers())
+
+    def test_random_prototypes_are_drawn_for_the_new_ones(self) -> None:
+        module = make_module(prototypes="random")
+        stream = module.get_extra_state()
+        prototypes, shares = make_dictionary(num_prototypes=200)
+        module.set_dictionary(100 + prototypes, shares)
+        assert module.prototypes_ND.shape == (200, K)
+        assert not torch.equal(module.prototypes_ND, 100 + prototypes)
+        assert float(module.prototypes_ND.mean()) == pytest.approx(100, abs=1)
+        assert torch.equal(module.get_extra_state(), stream)
+
+    @pytest.mark.parametrize("fusion", ["identity", "residual", "linear"])
+    @pytest.mark.parametrize("num_prototypes", [1, 3, 8])
+    def test_a_state_brings_its_own_number_of_prototypes(
+        self, tmp_path: Path, fusion: Fusion, num_prototypes: int
+    ) -> None:
+        module, logits = make_module(fusion=fusion, scale="N"), make_logits()
+        module.set_dictionary(*make_dictionary(num_prototypes=num_prototypes))
+        save_tensors(tmp_path / "m.safetensors", module.state_dict())
+        resumed = make_module(fusion=fusion, scale="N", seed=77)
+        assert len(resumed.prototypes_ND) == 5
+        resumed.load_state_dict(load_tensors(tmp_path / "m.safetensors"))
+        assert len(resumed.prototypes_ND) == num_prototypes
+        assert torch.equal(resumed(logits), module(logits))
+
+    def test_it_is_found_inside_another_module_too(self) -> None:
+        module = make_module()
+        module.set_dictionary(*make_dictionary(num_prototypes=2))
+        outer = torch.nn.ModuleDict({"phi": make_module(seed=77)})
+        outer.load_state_dict(torch.nn.ModuleDict({"phi": module}).state_dict())
+        assert torch.equal(outer["phi"](make_logits()), module(make_logits()))
+
+    def test_a_state_of_another_dimension_is_refused(self) -> None:
+        state = make_module(fusion="residual", dimension=9).state_dict()
+        with pytest.raises(RuntimeError, match="size mismatch for prototypes_ND"):
+            make_module(fusion="residual", dimension=8).load_state_dict(state)
 
 
 class TestState:

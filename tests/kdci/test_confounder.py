@@ -1,14 +1,24 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import struct
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from kdci import confounder
-from kdci.confounder import ConfounderDictionary, build_dictionary, predict
+from kdci import clustering, confounder
+from kdci.compensation import Compensation, Fusion, Scale
+from kdci.confounder import (
+    ConfounderDictionary,
+    PoolPredictions,
+    build_dictionary,
+    build_dictionary_by_batches,
+    dictionary_hash,
+    predict,
+)
 from kdci.errors import NumericError, UserError
 from kdci.models import PixelModel
 
@@ -51,6 +61,9 @@ class TestBuildDictionary:
                 sum((a - b) ** 2 for a, b in zip(row, mean, strict=True)) ** 0.5 for row in inside
             ]
             assert float(found.spread_N[cluster]) == pytest.approx(sum(distances) / len(inside))
+            assert found.distances_M is not None
+            own = found.distances_M[found.assignments_M == cluster]
+            assert own.tolist() == pytest.approx(distances, rel=1e-5)
 
     def test_members_are_nearest_to_their_own_prototype(self) -> None:
         rows = make_rows()
@@ -71,7 +84,7 @@ class TestBuildDictionary:
         self, monkeypatch: pytest.MonkeyPatch, mini_batch: bool
     ) -> None:
         if mini_batch:
-            monkeypatch.setattr(confounder, "MINI_BATCH_ROWS", 100)
+            monkeypatch.setattr(clustering, "MINI_BATCH_ROWS", 100)
         rows, centre_of = make_blobs()
         found = build_dictionary(rows, num_prototypes=4, seed=3)
         assert found.proportions_N.tolist() == pytest.approx([0.5, 0.25, 0.2, 0.05])
@@ -138,6 +151,92 @@ class TestBuildDictionary:
         build_dictionary(rows, num_prototypes=3, seed=0)
         assert torch.equal(rows, before)
 
+    def test_batches_give_the_bits_of_the_whole(self) -> None:
+        rows = make_rows()
+        found = build_dictionary_by_batches(
+            lambda: rows.split(7), num_rows=len(rows), num_prototypes=6, seed=4
+        )
+        assert_equal(found, build_dictionary(rows, num_prototypes=6, seed=4))
+
+    def test_no_batch_is_asked_for_before_the_rows_are_known_to_suffice(self) -> None:
+        def batches() -> list[Tensor]:
+            pytest.fail("predictions cost time")
+
+        with pytest.raises(UserError):
+            build_dictionary_by_batches(batches, num_rows=8, num_prototypes=9, seed=0)
+
+
+class TestDegenerateDictionaries:
+    """What the compensation makes of a dictionary that is hardly one."""
+
+    @pytest.mark.parametrize(("scale", "factor"), [(1.0, 1.0), (2.5, 2.5), ("N", 1.0)])
+    def test_one_cluster_has_lambda_1_and_adds_the_scaled_mean(
+        self, scale: float | Scale, factor: float
+    ) -> None:
+        rows = make_rows(dimension=3)
+        found = build_dictionary(rows, num_prototypes=1, seed=0)
+        module = Compensation(found.prototypes_ND, found.proportions_N, num_classes=3, scale=scale)
+        logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(3))
+        assert module.attention(logits).tolist() == [[1.0]] * 5
+        expected = factor * rows.double().mean(dim=0).float().expand(5, 3)
+        torch.testing.assert_close(module.prior(logits), expected)
+        torch.testing.assert_close(module(logits), logits + expected)
+
+    @pytest.mark.parametrize("fusion", ["identity", "residual", "linear"])
+    def test_duplicates_make_a_smaller_dictionary_that_works(self, fusion: Fusion) -> None:
+        rows = torch.tensor([[0.0, 1.0, 2.0]] * 30 + [[5.0, 5.0, 5.0]] * 10)
+        found = build_dictionary(rows, num_prototypes=10, seed=0)
+        assert len(found) == 2 and float(found.proportions_N.sum()) == 1.0
+        module = Compensation(
+            found.prototypes_ND, found.proportions_N, num_classes=3, fusion=fusion, scale="N"
+        )
+        logits = torch.zeros(4, 3, requires_grad=True)
+        module(logits).sum().backward()
+        assert logits.grad is not None and bool(logits.grad.isfinite().all())
+
+    def test_a_pool_of_one_image_repeated(self) -> None:
+        found = build_dictionary(torch.full((64, 3), 2.0), num_prototypes=10, seed=0)
+        assert found.prototypes_ND.tolist() == [[2.0, 2.0, 2.0]]
+        assert found.proportions_N.tolist() == [1.0] and found.spread_N.tolist() == [0.0]
+
+
+class TestDictionaryHash:
+    def test_is_over_the_bytes_of_prototypes_and_proportions(self) -> None:
+        prototypes, proportions = (
+            torch.tensor([[1.0, -2.0], [0.5, 3.0]]),
+            torch.tensor([0.75, 0.25]),
+        )
+        content = struct.pack("<6f", 1.0, -2.0, 0.5, 3.0, 0.75, 0.25)
+        assert dictionary_hash(prototypes, proportions) == hashlib.sha256(content).hexdigest()
+
+    def test_does_not_depend_on_how_values_lie_in_memory(self) -> None:
+        prototypes = make_rows(4, 6)
+        proportions = torch.full((4,), 0.25)
+        transposed = prototypes.T.contiguous().T
+        assert not transposed.is_contiguous()
+        assert dictionary_hash(transposed, proportions) == dictionary_hash(prototypes, proportions)
+        double = dictionary_hash(prototypes.double(), proportions.double())
+        assert double == dictionary_hash(prototypes, proportions)
+
+    def test_equal_pools_have_equal_dictionaries_and_others_have_not(self) -> None:
+        rows = make_rows()
+        shuffled = rows.clone()
+        shuffled[0, 0] += 1
+        hashes = [
+            dictionary_hash(found.prototypes_ND, found.proportions_N)
+            for found in (
+                build_dictionary(values, num_prototypes=4, seed=0)
+                for values in (rows, rows.clone(), shuffled)
+            )
+        ]
+        assert hashes[0] == hashes[1] != hashes[2]
+
+    def test_every_value_counts(self) -> None:
+        prototypes, proportions = make_rows(2, 2), torch.tensor([0.75, 0.25])
+        expected = dictionary_hash(prototypes, proportions)
+        assert dictionary_hash(prototypes, proportions.flip(0)) != expected
+        assert dictionary_hash(prototypes.flip(0), proportions) != expected
+
 
 class TestConfounderDictionary:
     def test_proportions_must_be_a_distribution(self) -> None:
@@ -157,19 +256,20 @@ class TestConfounderDictionary:
         assert len(found) == 3000
 
 
-class TestPredict:
-    def batches(self) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(2)
-        return [torch.rand(size, 1, 8, 8, generator=generator) for size in (4, 3)]
+def image_batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.rand(size, 1, 8, 8, generator=generator) for size in (4, 3)]
 
+
+class TestPredict:
     @pytest.mark.parametrize("space", ["logits", "probabilities", "features"])
     def test_equals_the_model_image_by_image(
         self, tiny_model: Callable[[int], PixelModel], space: confounder.Space
     ) -> None:
         model = tiny_model(0).eval()
-        found, classes = predict(model, iter(self.batches()), space=space)
+        found, classes = predict(model, iter(image_batches()), space=space)
         expected, expected_classes = [], []
-        for image in torch.cat(self.batches()):
+        for image in torch.cat(image_batches()):
             logits, features = model(image[None])
             expected_classes.append(int(logits[0].argmax()))
             exponents = logits[0].exp()
@@ -183,3 +283,29 @@ class TestPredict:
         assert classes.tolist() == expected_classes
         assert found.shape == (7, 6 if space == "features" else 3)
         assert not found.requires_grad
+
+
+class TestPoolPredictions:
+    @pytest.mark.parametrize("space", ["logits", "features"])
+    def test_every_pass_is_what_predict_returns(
+        self, tiny_model: Callable[[int], PixelModel], space: confounder.Space
+    ) -> None:
+        model = tiny_model(0).eval()
+        passes = PoolPredictions(model, image_batches, num_rows=7, space=space)
+        expected, classes = predict(model, iter(image_batches()), space=space)
+        for _ in range(2):
+            assert torch.equal(torch.cat(list(passes())), expected)
+            assert torch.equal(passes.classes_M, classes)
+        assert not next(iter(passes())).requires_grad
+
+    def test_a_pool_in_many_passes_gives_the_dictionary_of_its_predictions(
+        self, tiny_model: Callable[[int], PixelModel], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = tiny_model(0).eval()
+        images = torch.rand(90, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+        monkeypatch.setattr(clustering, "MINI_BATCH_ROWS", 60)
+        passes = PoolPredictions(model, lambda: images.split(25), num_rows=90, space="features")
+        found = build_dictionary_by_batches(passes, num_rows=90, num_prototypes=3, seed=0)
+        predictions, classes = predict(model, images.split(25), space="features")
+        assert_equal(found, build_dictionary(predictions, num_prototypes=3, seed=0))
+        assert torch.equal(passes.classes_M, classes)

@@ -11,33 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdci.catalog import DatasetSpec
 from kdci.checkpoints import load_state, save_state
-from kdci.config import Methods
-from kdci.data.image_bank import ImageBank
 from kdci.models import PixelModel
-from kdci.substitution.base import SourceContext, SubstitutionSource
-from kdci.substitution.registry import CONTROLS, METHODS, build_source
+from kdci.substitution.base import SubstitutionSource
+from kdci.substitution.registry import CONTROLS, METHODS
 
-SPEC = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 1, True, ("a", "b", "c"))
-TINY: dict[str, dict[str, Any]] = {
-    "dafl": {"num_steps": 4, "sample_every": 2, "batch_size": 6, "generator_width": 4},
-    "fast": {"num_steps": 2, "warmup_calls": 2, "batch_size": 6, "generator_width": 4},
-    "cmi": {"num_steps": 2, "warmup_calls": 2, "batch_size": 6, "generator_width": 4},
-    "deepinv": {"num_steps": 2, "warmup_calls": 2, "batch_size": 6},
-    "mosaick": {
-        "num_selected": 12,
-        "num_samples": 8,
-        "warmup_steps": 2,
-        "batch_size": 6,
-        "generator_width": 4,
-        "discriminator_width": 4,
-    },
-    "dfnd": {"num_selected": 12},
-    "noise": {"num_images": 12},
-}
 ALL = tuple({**METHODS, **CONTROLS})
 MakeModel = Callable[[int], PixelModel]
+MakeSource = Callable[[str, Path, PixelModel], SubstitutionSource]
 
 
 class Spy(PixelModel):
@@ -58,24 +39,9 @@ def spy_on(model: PixelModel) -> Spy:
     return model
 
 
-def make_source(method: str, folder: Path, teacher: PixelModel) -> SubstitutionSource:
-    folder.mkdir(exist_ok=True)
-    generator = torch.Generator().manual_seed(0)
-    pool = torch.randint(0, 256, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    bank = ImageBank(folder / "bank.bin", shape=(1, 8, 8))
-    context = SourceContext(teacher, SPEC, bank, 11, 0.9, lambda: pool)
-    field = Methods.model_fields[method].annotation
-    (kind,) = [k for k in field.__args__ if k is not type(None)]  # type: ignore[union-attr]
-    return build_source(method, kind(**TINY[method]), context)
-
-
-def test_every_method_is_here() -> None:
-    assert set(TINY) == set(ALL)
-
-
 @pytest.mark.parametrize("method", ALL)
 def test_all_images_meet_the_one_normalisation(
-    method: str, tmp_path: Path, tiny_model: MakeModel
+    method: str, tmp_path: Path, tiny_model: MakeModel, make_source: MakeSource
 ) -> None:
     """Made, chosen or sampled, the models see them in [0, 1] and normalise them themselves."""
     teacher, student = spy_on(tiny_model(0).eval()), spy_on(tiny_model(1))
@@ -95,7 +61,7 @@ def test_all_images_meet_the_one_normalisation(
 
 @pytest.mark.parametrize("method", ALL)
 def test_the_student_and_the_teacher_stay_as_they_were(
-    method: str, tmp_path: Path, tiny_model: MakeModel
+    method: str, tmp_path: Path, tiny_model: MakeModel, make_source: MakeSource
 ) -> None:
     teacher, student = tiny_model(0).eval(), tiny_model(1).train()
     source = make_source(method, tmp_path, teacher)
@@ -113,7 +79,7 @@ def test_the_student_and_the_teacher_stay_as_they_were(
 
 @pytest.mark.parametrize("method", ALL)
 def test_the_global_stream_is_neither_used_nor_moved(
-    method: str, tmp_path: Path, tiny_model: MakeModel
+    method: str, tmp_path: Path, tiny_model: MakeModel, make_source: MakeSource
 ) -> None:
     batches = []
     for place, seed in (("a", 1), ("b", 2)):
@@ -129,7 +95,7 @@ def test_the_global_stream_is_neither_used_nor_moved(
 
 @pytest.mark.parametrize("method", ALL)
 def test_goes_on_from_a_saved_state_among_students(
-    method: str, tmp_path: Path, tiny_model: MakeModel
+    method: str, tmp_path: Path, tiny_model: MakeModel, make_source: MakeSource
 ) -> None:
     """As the stages do: the pool is made, stored, and distilled on with another seed."""
     source = make_source(method, tmp_path / "a", tiny_model(0).eval())

@@ -1,0 +1,190 @@
+"""Every arm against vanilla: by method, over all methods, and on pools with a known shift.
+
+Torch-free. Which arms there are is `kdci.arms`' business; rows name theirs as `variant`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kdci.arms import ARMS, BASE_ARMS
+from kdci.catalog import CONTROL_NAMES
+from kdci.reporting.results import Measure, Part, Row
+from kdci.reporting.statistics import (
+    Estimate,
+    Replicate,
+    by_replicate,
+    estimate,
+    holm,
+    minus,
+    paired_differences,
+    paired_t_test,
+    pooled_differences,
+)
+
+BALANCED = "balanced"
+"""The known shift that is none: what the others cost is measured against it."""
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """An arm against vanilla, of one teacher and student; null where nothing was run.
+
+    Attributes:
+        method: A method or a known shift; null: over all methods.
+        measure: What the numbers are, `accuracy` or `agreement`.
+        deploy: Which prediction is deployed.
+        backbone: The arm's students alone; null over all methods.
+        compensated: With their compensation module; null where the arm has none.
+        paired: Deployed prediction minus vanilla in points, by replicate.
+        p: Of the two-sided paired t-test.
+        adjusted_p: The same, adjusted for all comparisons of its family (Holm).
+        num_methods: How many methods it is a mean over.
+    """
+
+    teacher: str
+    student: str
+    method: str | None
+    arm: str
+    measure: Measure
+    deploy: Part
+    backbone: Estimate | None
+    compensated: Estimate | None
+    paired: Mapping[Replicate, float]
+    p: float | None
+    adjusted_p: float | None = None
+    num_methods: int = 1
+
+    @property
+    def mean(self) -> Estimate | None:
+        """The deployed prediction."""
+        return self.compensated if self.deploy == "compensated" else self.backbone
+
+    @property
+    def difference(self) -> Estimate | None:
+        """Paired difference of the deployed prediction."""
+        return estimate(list(self.paired.values()))
+
+
+@dataclass(frozen=True)
+class ShiftResult:
+    """One known shift: what it costs the plain method, and what each arm gives back.
+
+    Attributes:
+        vanilla: The plain method on this pool.
+        cost: Paired, vanilla here minus vanilla on the balanced pool; null: there is none.
+        arms: Every arm but vanilla.
+    """
+
+    teacher: str
+    student: str
+    shift: str
+    vanilla: Estimate | None
+    cost: Estimate | None
+    arms: Sequence[ArmResult]
+
+
+def has_further_arms(rows: Iterable[Row]) -> bool:
+    """Return whether anything was run beside vanilla and KDCI."""
+    return any(row.variant not in BASE_ARMS for row in rows)
+
+
+def arms_of(rows: Iterable[Row]) -> list[str]:
+    """Return the arms that were run, but vanilla, in the order of `kdci.arms`."""
+    run = {row.variant for row in rows} - {"vanilla"}
+    return [arm for arm in ARMS if arm in run]
+
+
+def compare_arms(
+    rows: Sequence[Row], measure: Measure, *, over_methods: bool = True
+) -> list[ArmResult]:
+    """Compare each arm with vanilla on each pool, and over all methods of a pair at the end.
+
+    Args:
+        rows: Of any number of pairs; controls, which have no arms, are left out.
+        measure: What is compared.
+        over_methods: Whether to add each arm's mean over all methods where there are several.
+    """
+    rows = [row for row in rows if row.method not in CONTROL_NAMES]
+    results = []
+    for teacher, student in dict.fromkeys((row.teacher, row.student) for row in rows):
+        of_pair = [row for row in rows if (row.teacher, row.student) == (teacher, student)]
+        arms = arms_of(of_pair)
+        methods = list(dict.fromkeys(row.method for row in of_pair))
+        single = [
+            _result([row for row in of_pair if row.method == method], arm, measure)
+            for method in methods
+            for arm in arms
+        ]
+        results += _adjusted(single)
+        if over_methods and len(methods) > 1:
+            pooled = [_over_methods([one for one in single if one.arm == arm]) for arm in arms]
+            results += _adjusted(pooled)
+    return results
+
+
+def _result(rows: Sequence[Row], arm: str, measure: Measure) -> ArmResult:
+    """Compare an arm with vanilla on one pool's method."""
+    own = [row for row in rows if row.variant == arm]
+    deploy: Part = own[0].deployed if own else "backbone"
+    paired = paired_differences(rows, measure, arm=arm, part=deploy)
+    return ArmResult(
+        *rows[0].key,
+        arm=arm,
+        measure=measure,
+        deploy=deploy,
+        backbone=estimate(list(by_replicate(own, measure, "backbone").values())),
+        compensated=estimate(list(by_replicate(own, measure, "compensated").values())),
+        paired=paired,
+        p=paired_t_test(list(paired.values())),
+    )
+
+
+def _over_methods(results: Sequence[ArmResult]) -> ArmResult:
+    """Pool an arm over the methods that it was run on."""
+    run = [one for one in results if one.paired]
+    paired = pooled_differences([one.paired for one in run])
+    return replace(
+        results[0],
+        method=None,
+        deploy=run[0].deploy if run else "backbone",
+        backbone=None,
+        compensated=None,
+        paired=paired,
+        p=paired_t_test(list(paired.values())),
+        num_methods=len(run),
+    )
+
+
+def _adjusted(results: Sequence[ArmResult]) -> list[ArmResult]:
+    adjusted = holm([one.p for one in results])
+    return [replace(one, adjusted_p=p) for one, p in zip(results, adjusted, strict=True)]
+
+
+def compare_shifts(rows: Sequence[Row], measure: Measure) -> list[ShiftResult]:
+    """Return what each known shift costs the plain method, and each arm's gain there.
+
+    Args:
+        rows: Those on pools with a known shift, of any number of pairs.
+        measure: What is compared.
+    """
+    results = compare_arms(rows, measure, over_methods=False)
+    found = []
+    for key in dict.fromkeys(row.key for row in rows):
+        teacher, student, shift = key
+        here = _vanilla(rows, key, measure)
+        balanced = _vanilla(rows, (teacher, student, BALANCED), measure)
+        cost = None if shift == BALANCED else estimate(list(minus(here, balanced).values()))
+        arms = [one for one in results if (one.teacher, one.student, one.method) == key]
+        found.append(
+            ShiftResult(*key, vanilla=estimate(list(here.values())), cost=cost, arms=arms)
+        )
+    return found
+
+
+def _vanilla(
+    rows: Sequence[Row], key: tuple[str, str, str], measure: Measure
+) -> dict[Replicate, float]:
+    own = (row for row in rows if row.key == key and row.variant == "vanilla")
+    return by_replicate(own, measure, "backbone")

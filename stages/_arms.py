@@ -1,0 +1,98 @@
+"""What an arm does to a student: what stands for f_S, how batches are drawn, when Z is rebuilt.
+
+Imports follow the choice of arm: a vanilla student loads, and depends on, nothing of KDCI.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from kdci.arms import Arm
+from stages._session import Session
+
+if TYPE_CHECKING:
+    from kdci.compensation import Compensation
+    from kdci.logit_adjustment import LogitAdjustment
+    from kdci.models import PixelModel
+    from kdci.rebuilding import DictionaryRebuilder
+    from kdci.substitution.base import SubstitutionSource
+
+
+def correction(session: Session, arm: Arm, seed: int) -> Compensation | LogitAdjustment | None:
+    """Return what takes the place of f_S while training: phi, adjusted logits, or nothing."""
+    from kdci.runtime import derive_seed
+
+    num_classes = session.params.data.spec.num_classes
+    if arm.adjusted:
+        from kdci.logit_adjustment import LogitAdjustment, log_prior
+
+        logits = session.artifact("pool").tensors("predictions.safetensors")["logits"]
+        prior = log_prior(logits.argmax(dim=1), num_classes)
+        return LogitAdjustment(prior, tau=session.params.intervention.tau)
+    if not arm.compensated:
+        return None
+    from kdci.compensation import Compensation
+
+    block = session.params.compensation.model_copy(update=dict(arm.changes))
+    tensors = session.artifact("dictionary").tensors("dictionary.safetensors")
+    return Compensation(
+        tensors["prototypes"],
+        tensors["proportions"],
+        num_classes=num_classes,
+        fusion=block.fusion,
+        scale=block.scale,
+        hidden_dim=block.hidden_dim,
+        weights=block.lambda_,
+        prototypes=block.prototypes,
+        proportions=block.proportions,
+        initialisation=block.initialisation,
+        seed=derive_seed(seed, "compensation"),
+    )
+
+
+def stratify(session: Session, arm: Arm, teacher: PixelModel, source: SubstitutionSource) -> None:
+    """Let the source draw evenly over the arm's strata, if it has any."""
+    block = session.params.intervention
+    strata = block.strata if arm.strata == "chosen" else arm.strata
+    if strata is None:
+        return
+    from kdci.errors import UserError
+    from kdci.strata import class_strata, prototype_strata
+
+    max_repeats = math.inf if block.max_repeats is None else block.max_repeats
+    if strata == "classes":
+        source.stratify(class_strata(teacher), max_repeats=max_repeats)
+        return
+    dictionary = session.artifact("dictionary")
+    if dictionary.facts["adopted"]:
+        what = "strata are prototypes of the teacher's own dictionary, this one is another's"
+        fix = "set it to null, or intervention.strata to classes"
+        raise UserError("dictionary.artifact", what, fix)
+    prototypes = dictionary.tensors("dictionary.safetensors")["prototypes"]
+    stratum_of = prototype_strata(teacher, prototypes, space=dictionary.facts["space"])
+    source.stratify(stratum_of, max_repeats=max_repeats)
+
+
+def rebuilder_of(
+    session: Session, arm: Arm, teacher: PixelModel, source: SubstitutionSource
+) -> DictionaryRebuilder | None:
+    """Return what builds the teacher's own dictionary anew, if that is asked for."""
+    growth = session.params.dictionary.rebuild
+    if growth is None or not arm.compensated or arm.dictionary != "own":
+        return None
+    dictionary = session.artifact("dictionary")
+    if dictionary.facts["adopted"]:
+        return None
+    from kdci.rebuilding import DictionaryRebuilder
+    from kdci.runtime import derive_seed
+
+    return DictionaryRebuilder(
+        teacher=teacher,
+        bank=source.bank,
+        space=dictionary.facts["space"],
+        num_prototypes=dictionary.facts["requested"],
+        growth=growth,
+        prototypes_ND=dictionary.tensors("dictionary.safetensors")["prototypes"],
+        seed=derive_seed(int(session.identity.cell["pool_seed"]), "dictionary"),
+    )

@@ -1,0 +1,113 @@
+"""How evaluate scores one student: on test images or held-out substitutes, with phi and without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stages._session import Session
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdci.students import Student
+
+Measures = dict[str, float | None]
+PARTS = ("backbone", "compensated")
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """Images students are scored on: test images with labels, or held-out substitutes.
+
+    Attributes:
+        images: uint8 (M, C, H, W).
+        expected: Labels, or the teacher's classes; (M,).
+        teacher: The teacher's classes; (M,).
+    """
+
+    images: Tensor
+    expected: Tensor
+    teacher: Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Logits of one student, (M, K): of the backbone, and compensated (None: no phi).
+
+    Attributes:
+        weights: Mean lambda_i over the images, (N,); None: no phi.
+    """
+
+    backbone: Tensor
+    compensated: Tensor | None
+    weights: Tensor | None
+
+    def logits(self, part: str) -> Tensor | None:
+        """Return one of the two."""
+        return self.backbone if part == "backbone" else self.compensated
+
+    def classes(self, part: str) -> Tensor | None:
+        """Return the predicted classes of one of the two, (M,)."""
+        logits = self.logits(part)
+        return None if logits is None else logits.argmax(dim=1)
+
+
+def score(session: Session, student: Student, on: ScoredSet) -> Scores:
+    """Predict with f_S and with phi(f_S, F(z)), in one pass over the images."""
+    import torch
+
+    from kdci.evaluation import predict_logits
+
+    device, size = session.runtime.device, session.params.evaluate.batch_size
+    student = student.to(device)
+    student.backbone.autocast_dtype = session.runtime.autocast_dtype
+    student.deploy = "backbone"
+    logits = predict_logits(student, on.images, batch_size=size, device=device)
+    if student.compensation is None:
+        return Scores(logits, None, None)
+    with torch.no_grad():
+        module, raw = student.compensation, logits.to(device)
+        # Random lambda (Table 4) means nothing by prototype: its mean is even by construction.
+        learned = module.weights == "learned"
+        weights = module.attention(raw).mean(dim=0).cpu() if learned else None
+        return Scores(logits, student.compensated(raw).cpu(), weights)
+
+
+def percentages(scores: Scores | None, on: ScoredSet | None, name: str) -> Measures:
+    """Return how often each part's class is the expected one, in percent, as `<name>_<part>`."""
+    from kdci.evaluation import match_percentage
+
+    def measure(part: str) -> float | None:
+        classes = scores.classes(part) if scores is not None else None
+        return None if classes is None or on is None else match_percentage(classes, on.expected)
+
+    return {f"{name}_{part}": measure(part) for part in PARTS}
+
+
+def shift_measures(scores: Scores | None, on: ScoredSet | None, num_classes: int) -> Measures:
+    """Return what a shifted pool leaves in a student: calibration error and marginal bias."""
+    from kdci.shift import expected_calibration_error, marginal_bias
+
+    found: Measures = {}
+    for part in PARTS:
+        logits = scores.logits(part) if scores is not None else None
+        error = bias = None
+        if logits is not None and on is not None:
+            error = expected_calibration_error(logits, on.expected)
+            bias = marginal_bias(logits.argmax(dim=1), on.expected, num_classes)
+        found |= {f"calibration_error_{part}": error, f"marginal_bias_{part}": bias}
+    return found
+
+
+def classes_of(session: Session, teacher: Any, images: Tensor) -> Tensor:
+    """Return the teacher's class of each image; (M,)."""
+    from kdci.evaluation import predict_classes
+
+    size = session.params.evaluate.batch_size
+    return predict_classes(
+        lambda batch: teacher(batch).logits,
+        images,
+        batch_size=size,
+        device=session.runtime.device,
+    )

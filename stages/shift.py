@@ -1,0 +1,118 @@
+"""shift: a pool with a known shift, resampled from a method's pool and degraded.
+
+What comes out is a pool like any other, with the held-out part degraded alike but balanced as the
+base's is: only what the student sees follows the long tail.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages._main import Stage, main
+from stages._pool import (
+    build_pool_source,
+    open_teacher,
+    pool_bank,
+    source_context,
+    teacher_logits,
+    write_pool,
+)
+from stages._session import Session
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdci.artifacts import Artifact
+
+
+def shift(session: Session) -> None:
+    """Resample and degrade the base's pool; save it as the pool of this shift."""
+    import torch
+
+    from kdci.data.image_bank import open_npy
+    from kdci.data.known_shift import degrade
+    from kdci.runtime import derive_seed
+
+    cell, params = session.identity.cell, session.params
+    teacher_name, name = str(cell["teacher"]), str(cell["method"])
+    pool_seed = int(cell["pool_seed"])
+    assert params.shift is not None
+    known = params.shifts[name]
+    teacher_artifact = session.parent("teacher", session.layout.teacher(teacher_name))
+    base_path = session.layout.pool(teacher_name, params.shift.base, pool_seed)
+    base = session.parent("base", base_path, kind="pool")
+    runtime = session.start_runtime(Path(__file__))
+    teacher = open_teacher(session, teacher_artifact, runtime)
+    # One seed for all shifts of a pool: they differ in what is built in, and in nothing else.
+    seed = derive_seed(pool_seed, "shift")
+    holdout = torch.from_numpy(open_npy(base.file("holdout.npy")).copy())
+    rows = _rows(session, base, num_images=params.shift.num_images, seed=seed)
+    pool = torch.from_numpy(open_npy(base.file("images.npy"))[rows.numpy()])
+    images, held = (
+        degrade(
+            part,
+            blur=known.blur,
+            noise=known.noise,
+            contrast=known.contrast,
+            seed=derive_seed(seed, "noise", role),
+        )
+        for part, role in ((pool, "pool"), (holdout, "holdout"))
+    )
+    bank = pool_bank(session, base=None)
+    context = source_context(session, teacher_artifact, teacher, bank, seed=seed)
+    source = build_pool_source(session, context)
+    facts = {
+        "method": name,
+        "teacher": teacher_name,
+        "base": params.shift.base,
+        "num_distinct": len(set(rows.tolist())),
+        "num_open_world": len(images) if base.facts["num_open_world"] else 0,
+        "skipped": {},
+    }
+    write_pool(
+        session,
+        images=images,
+        holdout=held,
+        logits=teacher_logits(teacher, images),
+        source=source,
+        kept=torch.arange(len(images)),
+        facts=facts,
+    )
+
+
+def _rows(session: Session, base: Artifact, *, num_images: int, seed: int) -> Tensor:
+    """Choose rows of the base's pool by the teacher's classes."""
+    from kdci.data.known_shift import resample_rows
+    from kdci.errors import UserError
+
+    classes = base.tensors("predictions.safetensors")["logits"].argmax(dim=1)
+    name = str(session.identity.cell["method"])
+    try:
+        return resample_rows(
+            classes,
+            num_images=num_images,
+            num_classes=session.params.data.spec.num_classes,
+            imbalance=session.params.shifts[name].imbalance,
+            seed=seed,
+        )
+    except ValueError as error:
+        fix = "enlarge shift.num_images or the base's pool, or lower the imbalance"
+        raise UserError(f"shifts.{name}", str(error), fix) from None
+
+
+STAGES = (
+    Stage(
+        name="shift",
+        axes=("teacher", "method", "pool_seed"),
+        blocks=("runtime", "data.name", "methods.{method}"),
+        artifact=lambda layout, cell: layout.pool(
+            str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"])
+        ),
+        run=shift,
+    ),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(STAGES))
