@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := true
 
-.PHONY: demo setup test test-slow lint format
+.PHONY: demo setup test test-slow bench lint format
 
 demo: setup  ## run the pipeline of params.yaml on real data and print its table
 	@git rev-parse --is-inside-work-tree >/dev/null 2>&1 || $(BIN)/dvc config --local core.no_scm true
@@ -29,6 +29,9 @@ test: setup  ## the fast tests
 
 test-slow: setup  ## the tests that take minutes or need data
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 1800 --numprocesses 2 --dist load
+
+bench: setup  ## what KDCI adds to a distillation step; writes benchmarks/results.json
+	$(BIN)/python -m benchmarks.compensation_cost
 
 lint: setup
 	$(BIN)/ruff check .

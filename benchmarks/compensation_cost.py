@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KEY = "compensation_cost"
 _WARM_UP = 3
 _TEMPERATURE = 4.0
-_RATES = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+_RATE, _MOMENTUM, _WEIGHT_DECAY = 0.1, 0.9, 1e-4
 _SPEC = DATASETS["cifar10"]
 """32x32x3 images of 10 classes."""
 
@@ -124,6 +124,11 @@ def build_compensation(case: Case, runtime: Runtime) -> Compensation:
     return module.to(runtime.device)
 
 
+def optimizer_of(module: nn.Module) -> SGD:
+    """Return an optimiser as the loop's, of one module."""
+    return SGD(module.parameters(), lr=_RATE, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
+
+
 def build_distiller(sizes: Sizes, runtime: Runtime, compensation: Compensation | None) -> Distiller:
     """Return the loop whose steps are timed."""
     teacher, student = (
@@ -147,9 +152,9 @@ def build_distiller(sizes: Sizes, runtime: Runtime, compensation: Compensation |
         num_epochs=1,
         steps_per_epoch=10 * (sizes.repeats + _WARM_UP),  # the end, and its cosine, stay far
         batch_size=sizes.batch_size,
-        learning_rate=_RATES["lr"],
-        momentum=_RATES["momentum"],
-        weight_decay=_RATES["weight_decay"],
+        learning_rate=_RATE,
+        momentum=_MOMENTUM,
+        weight_decay=_WEIGHT_DECAY,
     )
 
 
@@ -162,7 +167,7 @@ def step_of(distiller: Distiller) -> Callable[[], None]:
 def extra_of(case: Case, sizes: Sizes, runtime: Runtime) -> Callable[[], None]:
     """Return a function that does what the compensation adds to a step, and no more."""
     compensation = build_compensation(case, runtime)
-    optimizer = SGD(compensation.parameters(), **_RATES)
+    optimizer = optimizer_of(compensation)
     shape = (sizes.batch_size, _SPEC.num_classes)
     logits_BK, gradient_BK = (
         torch.randn(shape, generator=generator(name)).to(runtime.device)
@@ -258,7 +263,7 @@ def step_bytes(sizes: Sizes, runtime: Runtime) -> int:
 def extra_bytes(case: Case, sizes: Sizes, runtime: Runtime) -> int:
     """Return what the compensation keeps beyond that."""
     compensation = build_compensation(case, runtime)
-    optimizer = SGD(compensation.parameters(), **_RATES)
+    optimizer = optimizer_of(compensation)
     shape = (sizes.batch_size, _SPEC.num_classes)
     logits_BK = torch.randn(shape, device=runtime.device, requires_grad=True)
     compensation(logits_BK).sum().backward()

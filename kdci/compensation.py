@@ -188,10 +188,13 @@ class Compensation(nn.Module):
 
     def scores(self, student_logits_BK: Tensor) -> Tensor:
         """Return the additive-attention scores W_t tanh(W_q f_S + W_k z_i); (B, N)."""
-        scores_BN = additive_scores(
-            self.w_q(student_logits_BK), self.w_k(self.prototypes_ND), self.w_t.weight[0]
+        return additive_scores(
+            student_logits_BK,
+            self.prototypes_ND,
+            self.w_t.weight[0],
+            w_q_AK=self.w_q.weight,
+            w_k_AD=self.w_k.weight,
         )
-        return scores_BN
 
     def attention(self, student_logits_BK: Tensor) -> Tensor:
         """Return lambda_i of each sample, summing to 1 over the prototypes; (B, N)."""

@@ -356,7 +356,8 @@ class Params(Block):
         """
         if self.other is None or not self.grid.others:
             raise ValueError("grid.others names no other model")
-        grid = self.grid.model_copy(update={"teachers": self.grid.others})
+        nothing = dict.fromkeys(("controls", "arms", "shifts", "shift_arms", "others"), ())
+        grid = self.grid.model_copy(update={"teachers": self.grid.others, **nothing})
         return self.model_copy(update={"grid": grid, "data": self.other.data})
 
     def blocks(self, *keys: str) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Listing(StrEnum):
 
     methods = "methods"
     backbones = "backbones"
+    arms = "arms"
     datasets = "datasets"
     presets = "presets"
 
@@ -157,6 +158,7 @@ def check(context: typer.Context) -> None:
 @app.command("list")
 def list_names(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
     """List names that params.yaml and `kdci preset` take, one a line."""
+    from kdci.arms import ARMS
     from kdci.catalog import BACKBONE_NAMES, DATASETS
     from kdci.config import METHOD_NAMES
     from pipelines.presets import preset_names
@@ -164,6 +166,7 @@ def list_names(what: Annotated[Listing, typer.Argument(help="What to list.")]) -
     names = {
         Listing.methods: METHOD_NAMES,
         Listing.backbones: BACKBONE_NAMES,
+        Listing.arms: ARMS,
         Listing.datasets: DATASETS,
         Listing.presets: preset_names(),
     }

@@ -18,12 +18,13 @@ from typing import Any
 from kdci.artifacts import replace_file, storage_errors
 from kdci.config import Params
 from kdci.layout import Layout, all_cells
+from kdci.reporting.arm_comparison import compare_arms, has_further_arms
 from kdci.reporting.comparison import compare, metrics_tree
-from kdci.reporting.evidence import CurvePoint
+from kdci.reporting.evidence import CurvePoint, Evidence
 from kdci.reporting.figures import DrawnFigure, draw_figures
 from kdci.reporting.gather import gather
 from kdci.reporting.markdown import report_text
-from kdci.reporting.results import rows_as_json
+from kdci.reporting.results import measure_of, rows_as_json
 from stages._main import Stage, main
 
 
@@ -36,9 +37,11 @@ def report(params: Params, layout: Layout) -> None:
     """
     for leftover in layout.report.rglob(".*.tmp"):  # of a report that was killed
         leftover.unlink(missing_ok=True)
-    evidence = gather(layout, list(all_cells(params.grid)), spec=params.data.spec)
+    grid = params.grid
+    wanted = list(all_cells(grid))
+    evidence = gather(layout, wanted, spec=params.data.spec, shifts=grid.shifts)
     figures = draw_figures(evidence)
-    metrics = metrics_tree(compare(evidence.rows, evidence.keys))
+    metrics = _metrics(evidence)
     accuracies = {name: facts["accuracy"] for name, facts in evidence.teachers.items()}
     known = {name: value for name, value in accuracies.items() if value is not None}
     if known:
@@ -52,6 +55,15 @@ def report(params: Params, layout: Layout) -> None:
     _write_figures(layout.report / "figures", figures)
     for name, data in files.items():
         replace_file(layout.report / name, data)
+
+
+def _metrics(evidence: Evidence) -> dict[str, Any]:
+    """Return means of methods and known shifts, and what each arm gains on them."""
+    measure = measure_of(evidence.rows)
+    methods, shifts = evidence.method_rows, evidence.shift_rows
+    arms = compare_arms(methods, measure) if has_further_arms(methods) else []
+    arms += compare_arms(shifts, measure, over_methods=False)
+    return metrics_tree([*compare(evidence.rows, evidence.keys), *compare(shifts)], arms)
 
 
 def _json(value: Any) -> bytes:

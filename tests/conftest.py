@@ -20,7 +20,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from kdci.config import Params
-from kdci.layout import Cell, Layout, cells
+from kdci.layout import Cell, Layout, cells, shift_cells
 from kdci.params_file import load_params
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,11 +48,10 @@ class Call:
             "teacher": ("teacher",),
             "substitute": ("teacher", "method", "pool_seed"),
             "dictionary": ("teacher", "method", "pool_seed"),
-            "distill_vanilla": tuple(cell),
-            "distill_kdci": tuple(cell),
+            "shift": ("teacher", "method", "pool_seed"),
             "evaluate": ("teacher", "student", "method"),
             "report": (),
-        }[stage]
+        }.get(stage, tuple(cell))
         return cls(stage, tuple((axis, cell[axis]) for axis in axes))
 
     @property
@@ -66,7 +65,7 @@ class Call:
 
     @property
     def arguments(self) -> list[str]:
-        flags = ["--variant", self.stage.split("_")[1]] if "_" in self.stage else []
+        flags = ["--variant", self.stage.split("_", 1)[1]] if "_" in self.stage else []
         for axis, value in self.cell:
             flags += [f"--{axis.replace('_', '-')}", str(value)]
         return flags
@@ -101,17 +100,22 @@ class Project:
         return self
 
     def calls(self) -> list[Call]:
-        """Return every stage of the grid, parents first."""
+        """Return every stage of the grid, parents first; those of another model left out."""
         grid = self.params.grid
         calls = [Call("teacher", (("teacher", teacher),)) for teacher in grid.teachers]
-        pools = sorted({(cell.teacher, cell.method, cell.pool_seed) for cell in cells(grid)})
-        for stage in ("substitute", "dictionary"):
-            axes = ("teacher", "method", "pool_seed")
+        found = [*cells(grid), *shift_cells(grid)]
+        axes = ("teacher", "method", "pool_seed")
+        for stage, of_stage in (
+            ("substitute", cells(grid)),
+            ("shift", shift_cells(grid)),
+            ("dictionary", found),
+        ):
+            pools = sorted({(cell.teacher, cell.method, cell.pool_seed) for cell in of_stage})
             calls += [Call(stage, tuple(zip(axes, pool, strict=True))) for pool in pools]
-        for cell in cells(grid):
+        for cell in found:
             axes_of = {k: v for k, v in cell.asdict().items() if k != "variant"}
             calls.append(Call(f"distill_{cell.variant}", tuple(axes_of.items())))
-        for pair in sorted({(c.teacher, c.student, c.method) for c in cells(grid)}):
+        for pair in sorted({(c.teacher, c.student, c.method) for c in found}):
             pair_axes = zip(("teacher", "student", "method"), pair, strict=True)
             calls.append(Call("evaluate", tuple(pair_axes)))
         return [*calls, Call("report")]

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from kdci.arms import ARMS, FURTHER_ARMS
 from kdci.config import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,12 +27,29 @@ CONTROLS = {
     "evaluate_control": "evaluate",
 }
 """Entries for controls, each the twin of a method's."""
-DVC = {name: entry for name, entry in ALL.items() if name not in CONTROLS}
+SHIFTS = {
+    "dictionary_shift": "dictionary",
+    "distill_shift": "distill_arm",
+    "evaluate_shift": "evaluate",
+}
+"""Entries for pools with a known shift, each the twin of a method's."""
+OTHERS = {
+    "teacher_other": "teacher",
+    "substitute_other": "substitute",
+    "dictionary_other": "dictionary",
+}
+"""Entries for another pre-trained model, each the twin of the teacher's."""
+ARM_ENTRIES = {"distill_arm": "distill_kdci", "distill_other": "distill_kdci"}
+"""Entries for further arms; what they add to KDCI's is told in the tests."""
+TWINS = {**CONTROLS, **SHIFTS, **OTHERS, **ARM_ENTRIES}
+DVC = {name: entry for name, entry in ALL.items() if name not in {*TWINS, "shift"}}
 MODULES = ("teacher", "substitute", "dictionary", "distill", "evaluate", "report")
+FURTHER = {f"distill_{name}" for name in ARMS} - {"distill_vanilla", "distill_kdci"}
 STAGES = {
     stage.name: stage
     for module in MODULES
     for stage in importlib.import_module(f"stages.{module}").STAGES
+    if stage.name not in FURTHER
 }
 PLACES = {"preset": "digits-smoke"}
 
@@ -43,7 +61,7 @@ def test_stages_are_those_of_the_code():
     assert list(DVC) == ["teacher", "substitute", "dictionary", "distill_vanilla", "distill_kdci",
                          "evaluate", "report"]  # fmt: skip
     assert set(DVC) == set(STAGES)
-    assert set(ALL) - set(DVC) == set(CONTROLS)
+    assert set(ALL) - set(DVC) == {*TWINS, "shift"}
 
 
 @pytest.mark.parametrize(("control", "twin"), CONTROLS.items())
@@ -63,6 +81,128 @@ def test_a_control_is_run_as_a_method_is_on_the_first_seeds(control, twin):
     if twin != "substitute":
         matrix["student"] = "${grid.students}"
     assert ALL[control]["matrix"] == matrix
+
+
+def swapped(entry, changes):
+    """Return an entry of dvc.yaml with texts replaced, its matrix left out."""
+    text = json.dumps({key: value for key, value in entry.items() if key != "matrix"})
+    for before, after in changes.items():
+        text = text.replace(before, after)
+    return json.loads(text)
+
+
+def without_matrix(name):
+    return {key: value for key, value in ALL[name].items() if key != "matrix"}
+
+
+def matrix_with(twin, changes):
+    """Return a twin's matrix with axes renamed: old name to new name and values."""
+    return {
+        changes.get(axis, (axis,))[0]: changes.get(axis, (axis, values))[1]
+        for axis, values in ALL[twin]["matrix"].items()
+    }
+
+
+@pytest.mark.parametrize(("shift", "twin"), SHIFTS.items())
+def test_a_known_shift_is_run_as_a_method_is(shift, twin):
+    """The same command, dependencies and places; `grid.shifts` in the place of the methods."""
+    changes = {"${item.method}": "${item.shift}"}
+    twin_entry = swapped(ALL[twin], changes)
+    found = without_matrix(shift)
+    if shift == "distill_shift":
+        # Its images come from the base's pool, its student's recipe is the base's.
+        at = twin_entry["deps"].index("kdci/substitution/${item.shift}.py")
+        twin_entry["deps"][at] = "kdci/substitution/resampled.py"
+        at = twin_entry["params"].index("methods.${item.shift}")
+        twin_entry["params"][at : at + 2] = ["shift", "shifts.${item.shift}", "recipes.${shift.base}"]
+    if shift == "evaluate_shift":
+        twin_entry["params"][-2:] = ["grid.shift_arms"]
+        assert ALL[twin]["params"][-2:] == ["grid.arms", "grid.others"]
+    assert found == twin_entry
+    axes = {"method": ("shift", "${grid.shifts}"), "arm": ("arm", "${grid.shift_arms}")}
+    assert ALL[shift]["matrix"] == matrix_with(twin, axes)
+
+
+@pytest.mark.parametrize(("other", "twin"), OTHERS.items())
+def test_the_other_model_is_run_as_the_teacher_is(other, twin):
+    changes = {
+        f"python -m stages.{twin} ": f"python -m stages.{twin} --other ",
+        "${item.teacher}": "${item.other}",
+        "artifacts/${preset}/": "artifacts/${preset}/other/",
+        '"data': '"other.data',
+    }
+    assert without_matrix(other) == swapped(ALL[twin], changes)
+    assert ALL[other]["matrix"] == matrix_with(twin, {"teacher": ("other", "${grid.others}")})
+
+
+@pytest.mark.parametrize(
+    ("entry", "arm", "axis", "values"),
+    [
+        ("distill_arm", "${item.arm}", "arm", "${grid.arms}"),
+        ("distill_other", "kdci_other", "other", "${grid.others}"),
+    ],
+)
+def test_a_further_arm_is_run_as_kdci_is(entry, arm, axis, values):
+    changes = {"--variant kdci": f"--variant {arm}", "/kdci/pool": f"/{arm}/pool"}
+    twin, found = swapped(ALL["distill_kdci"], changes), without_matrix(entry)
+    if entry == "distill_other":
+        at = twin["deps"].index(DICTIONARY)
+        twin["deps"][at] = DICTIONARY.replace("dictionaries/", "other/dictionaries/").replace(
+            "teacher", "other"
+        )
+    else:
+        assert set(found["deps"]) - set(twin["deps"]) == {
+            "kdci/logit_adjustment.py",
+            "kdci/strata.py",
+        }
+        assert set(found["params"]) - set(twin["params"]) == {"intervention"}
+        found = {
+            **found,
+            **{
+                key: [one for one in found[key] if one in twin[key]] for key in ("deps", "params")
+            },
+        }
+    assert found == twin
+    before = list(ALL["distill_kdci"]["matrix"].items())
+    assert list(ALL[entry]["matrix"].items()) == [*before[:3], (axis, values), *before[3:]]
+
+
+DICTIONARY = "artifacts/${preset}/dictionaries/${item.teacher}/${item.method}/pool${item.pool_seed}"
+
+
+def test_further_arms_depend_on_no_block_that_their_entry_lacks():
+    from stages.distill import STAGES as DISTILL_STAGES
+
+    stated = {re.sub(r"\$\{item\.(\w+)\}", r"{\1}", key) for key in ALL["distill_arm"]["params"]}
+    blocks = {stage.arm: set(stage.blocks) for stage in DISTILL_STAGES}
+    assert set().union(*(blocks[arm] for arm in FURTHER_ARMS)) == stated
+    assert blocks["kdci_other"] == blocks["kdci"]
+    assert not blocks["class_balanced"] & {"compensation", "dictionary.rebuild"}
+
+
+def test_shift_entry_is_that_of_its_stage():
+    from kdci.layout import Layout
+    from stages.shift import STAGES as SHIFT_STAGES
+
+    entry, (stage,) = ALL["shift"], SHIFT_STAGES
+    assert tuple(entry["matrix"]) == ("teacher", "shift", "pool_seed")
+    assert entry["params"] == ["runtime", "data.name", "shift", "shifts.${item.shift}"]
+    assert stage.blocks == ("runtime", "data.name", "methods.{method}")
+    layout = Layout(Path("/project"), PLACES["preset"])
+    cell = {"teacher": "wrn-10-1", "method": "tail", "pool_seed": 3}
+    values = {"teacher": "wrn-10-1", "shift": "tail", "pool_seed": 3}
+    artifact = stage.artifact(layout, cell)
+    assert [filled(out, values) for out in entry["outs"]] == [
+        str(place.relative_to(layout.root)) for place in (artifact, layout.timing(artifact))
+    ]
+    assert filled(entry["cmd"], values).split()[2:] == [
+        *("stages.shift", "--teacher", "wrn-10-1", "--method", "tail", "--pool-seed", "3")
+    ]
+    modules = reached("shift", "resampled") - OPEN_WORLD
+    files = {str(source_of(module).relative_to(ROOT)) for module in modules}
+    deps = {dep for dep in entry["deps"] if not dep.startswith("artifacts/")}
+    assert {file for file in files if not covered(file, deps)} == set()
+    assert {dep for dep in deps if not any(covered(file, {dep}) for file in files)} == set()
 
 
 @pytest.mark.parametrize("name", DVC)
@@ -154,6 +294,41 @@ def test_stage_names_are_those_of_dvc(smoke_project, dvc):
     assert sorted(names) == sorted(call.name for call in smoke_project.calls())
 
 
+FULL = {
+    "grid__methods": ["fast"],
+    "grid__controls": ["noise"],
+    "grid__arms": ["stratified", "logit_adjusted"],
+    "grid__others": ["wrn-16-1"],
+    "grid__shifts": ["balanced", "tail"],
+    "grid__shift_arms": ["vanilla", "kdci_stratified"],
+    "grid__pool_seeds": [0, 3],
+    "compensation__fusion": "residual",
+    "other": {"data": {"name": "digits5", "path": None, "test": "test"}},
+    "shift": {"base": "fast", "num_images": 40, "temperature": 4.0},
+    "shifts": {"balanced": {}, "tail": {"imbalance": 4.0}},
+}
+"""Params that use every axis of the grid."""
+
+
+def test_tracking_knows_every_stage_by_the_name_it_has_in_dvc(recorded):
+    from pipelines.tracking.files import slots
+
+    project, dvc = recorded
+    original = (dvc.root / "params.yaml").read_text()
+    try:
+        project.edit(**FULL)
+        names = dvc.names()
+        found = slots(project.layout, project.params.grid)
+    finally:
+        (dvc.root / "params.yaml").write_text(original)
+    teachers, pools, dictionaries = 2, 2 + 1 + 2 * 2 + 2, 2 + 2 * 2 + 2
+    students, evaluations = 2 * 5 + 1 + 2 * 2 * 2, 1 + 1 + 2
+    expected = teachers + pools + dictionaries + students + evaluations + 1
+    assert len(set(names)) == len(names) == expected
+    assert sorted(slot.dvc_stage for slot in found) == sorted(set(names) - {"report"})
+    assert len({slot.path for slot in found}) == len(found)
+
+
 # -- code dependencies ---------------------------------------------------------------------------
 
 GLUE = {
@@ -181,10 +356,18 @@ GLUE = {
 OPEN_WORLD = {
     f"kdci.data.{name}" for name in ("decoding", "labelled", "open_world", "parquet", "photographs")
 }
+DE_CONFOUNDING = {
+    f"kdci.{name}"
+    for name in ("additive_attention", "clustering", "compensation", "confounder", "rebuilding")
+}
+OF_FURTHER_ARMS = {"kdci.logit_adjustment", "kdci.strata"}
+OF_SHIFTS = {"kdci.substitution.resampled"}
 REACHED_BUT_UNUSED = {
-    # Only a substitute stage asks its context for the open world.
-    "distill_vanilla": OPEN_WORLD | {"kdci.compensation"},
-    "distill_kdci": OPEN_WORLD,
+    # Only a substitute stage asks its context for the open world, only a known shift's pool stays
+    # as it is; arms import what they use once they are chosen.
+    "substitute": OF_SHIFTS,
+    "distill_vanilla": OPEN_WORLD | DE_CONFOUNDING | OF_FURTHER_ARMS | OF_SHIFTS,
+    "distill_kdci": OPEN_WORLD | OF_FURTHER_ARMS | OF_SHIFTS,
     # image_bank re-exports ShuffledRows; these go over the images in their own order.
     "dictionary": {"kdci.data.shuffled_rows"},
     "evaluate": {"kdci.data.shuffled_rows"},

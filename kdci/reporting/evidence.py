@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from kdci.catalog import DatasetSpec
 from kdci.layout import Cell
-from kdci.reporting.results import Key, Row
+from kdci.reporting.results import Key, Part, Row
+from kdci.reporting.statistics import Discordant, mcnemar
 
 SERIES = ("vanilla", "kdci backbone", "kdci compensated")
 """The three learning curves of a method."""
@@ -60,7 +61,8 @@ class DictionaryView:
     Attributes:
         prototypes: z_i, (N, D).
         proportions: P(z_i), (N,).
-        facts: Of the card: space, requested, top_class [N], num_predictions.
+        facts: Of the card: space, requested, top_class [N], num_predictions, and what
+            ``kdci.dictionary_quality.quality`` states.
     """
 
     teacher: str
@@ -90,12 +92,30 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class LambdaCurve:
+    """What a compensated student weighs the prototypes with, while it learns.
+
+    Attributes:
+        points: Steps, with the mean of each lambda_i over held-out substitutes, (N,).
+    """
+
+    teacher: str
+    student: str
+    method: str
+    variant: str
+    replicate: str
+    points: list[tuple[int, list[float]]]
+
+
+@dataclass(frozen=True)
 class Examples:
     """Images with the classes predicted for them.
 
     Attributes:
         images: uint8 (E, C, H, W).
-        predictions: One a image: label (or null), teacher, vanilla, kdci (or null).
+        predictions: One a image: label (or null), teacher, vanilla, kdci (or null), and the
+            group it was chosen for: `gained` (only KDCI right), `lost` (only vanilla right),
+            `differ` (there is no KDCI student; vanilla and the teacher differ), `other`.
         evaluated_on: `test` or `holdout`.
     """
 
@@ -103,8 +123,51 @@ class Examples:
     student: str
     method: str
     images: NDArray[np.uint8]
-    predictions: list[dict[str, int | None]]
+    predictions: list[dict[str, Any]]
     evaluated_on: str
+
+
+@dataclass(frozen=True)
+class PoolShift:
+    """How far a substitution pool is shifted, by the teacher's predictions on it.
+
+    Attributes:
+        total_variation: Of the class proportions from uniform, 0 to 1 - 1/K.
+        entropy: Of the class proportions, in nats; log K if all classes are even.
+        confidence: Mean probability of the predicted class.
+        teacher_fid: Frechet distance from the test images in the teacher's features; null
+            without test data.
+    """
+
+    teacher: str
+    method: str
+    pool_seed: int
+    total_variation: float
+    entropy: float
+    confidence: float
+    teacher_fid: float | None
+
+
+@dataclass(frozen=True)
+class PredictedClasses:
+    """What the students of a pair and a method take the test images for (M images).
+
+    Attributes:
+        classes: `expected`, the labels, and `<variant>/<replicate>/<part>`; (M,) each.
+    """
+
+    teacher: str
+    student: str
+    method: str
+    classes: dict[str, NDArray[np.int16]]
+
+    def discordant(self, arm: str, replicate: str, part: Part) -> Discordant | None:
+        """Compare an arm's student with its vanilla twin; null if one is not there."""
+        vanilla = self.classes.get(f"vanilla/{replicate}/backbone")
+        other = self.classes.get(f"{arm}/{replicate}/{part}")
+        if vanilla is None or other is None:
+            return None
+        return mcnemar(self.classes["expected"], vanilla, other)
 
 
 @dataclass(frozen=True)
@@ -119,6 +182,10 @@ class Evidence:
         teachers: Facts by name.
         students: Cards by cell.
         evaluation_cards: Cards of the evaluations.
+        shifts: Pools with a known shift, which cells name as their `method`.
+        pool_shifts: Of the pools that were evaluated on.
+        predictions: Of the evaluations that had test images.
+        lambdas: Of the students with a learned lambda, in the order of the grid.
     """
 
     preset: str
@@ -132,16 +199,59 @@ class Evidence:
     points: list[CurvePoint]
     examples: list[Examples]
     evaluation_cards: list[dict[str, Any]]
+    shifts: Sequence[str] = ()
+    pool_shifts: list[PoolShift] = field(default_factory=list)
+    predictions: list[PredictedClasses] = field(default_factory=list)
+    lambdas: list[LambdaCurve] = field(default_factory=list)
 
     @property
     def keys(self) -> list[Key]:
-        """Teacher, student and method of every comparison of the grid."""
-        return list(
-            dict.fromkeys((cell.teacher, cell.student, cell.method) for cell in self.wanted)
-        )
+        """Teacher, student and method of every comparison of the grid; known shifts are none."""
+        cells = (cell for cell in self.wanted if cell.method not in self.shifts)
+        return list(dict.fromkeys((cell.teacher, cell.student, cell.method) for cell in cells))
+
+    @property
+    def method_rows(self) -> list[Row]:
+        """Results on the pools of methods and controls."""
+        return [row for row in self.rows if row.method not in self.shifts]
+
+    @property
+    def shift_rows(self) -> list[Row]:
+        """Results on the pools with a known shift."""
+        return [row for row in self.rows if row.method in self.shifts]
+
+    def proportions_of(self, curve: LambdaCurve) -> NDArray[np.float32] | None:
+        """Return P(z) of the dictionary a student ended with; null where that is not known."""
+
+        def key(student: Cell | LambdaCurve) -> tuple[str, ...]:
+            pair = (student.teacher, student.student, student.method)
+            return (*pair, student.variant, student.replicate)
+
+        cell = next((cell for cell in self.students if key(cell) == key(curve)), None)
+        if cell is None or self.students[cell]["facts"].get("rebuilt"):
+            return None  # one that was built anew on the way has more images than the pool
+        pool = (cell.teacher, cell.method, cell.pool_seed)
+        for view in self.dictionaries:
+            if (view.teacher, view.method, view.pool_seed) == pool:
+                return view.proportions
+        return None
 
     @property
     def not_run(self) -> list[Cell]:
         """Cells of the grid without an evaluation."""
         done = {(*row.key, row.variant, *row.replicate) for row in self.rows}
         return [cell for cell in self.wanted if astuple(cell) not in done]
+
+    def discordant(self, cell: Cell) -> Discordant | None:
+        """Compare a cell's deployed prediction with its vanilla twin's, image by image.
+
+        Null without test images, or where one of the two was not run.
+        """
+        identity = astuple(cell)
+        for row in self.rows:
+            if (*row.key, row.variant, *row.replicate) != identity:
+                continue
+            for one in self.predictions:
+                if (one.teacher, one.student, one.method) == row.key:
+                    return one.discordant(cell.variant, cell.replicate, row.deployed)
+        return None

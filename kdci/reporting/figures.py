@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdci.catalog import CONTROL_NAMES
+from kdci.reporting.arm_comparison import ArmResult, compare_arms, has_further_arms
 from kdci.reporting.comparison import compare
-from kdci.reporting.evidence import Evidence, PoolView
+from kdci.reporting.evidence import Evidence, Examples, PoolView
 from kdci.reporting.results import measure_of
+from kdci.reporting.statistics import Discordant
 from kdci.reporting.wording import method_title
 
 if TYPE_CHECKING:
@@ -40,7 +42,16 @@ def draw_figures(evidence: Evidence) -> list[DrawnFigure]:
     with drawing():
         return [
             DrawnFigure(name + ".png", section, caption, png(figure))
-            for draw in (_overviews, _galleries, _pools, _dictionaries, _curves, _predictions)
+            for draw in (
+                _overviews,
+                _arms,
+                _shifts,
+                _galleries,
+                _pools,
+                _dictionaries,
+                _curves,
+                _predictions,
+            )
             for name, section, caption, figure in draw(evidence)
         ]
 
@@ -68,6 +79,36 @@ def _overviews(evidence: Evidence) -> _Drawn:
         yield name, "Overview", caption, figure
 
 
+def _arms(evidence: Evidence) -> _Drawn:
+    rows = evidence.method_rows
+    if has_further_arms(rows):
+        results = compare_arms(rows, measure_of(evidence.rows))
+        yield from _gains(results, "arms", "Arms", "What each arm gains on each method")
+
+
+def _shifts(evidence: Evidence) -> _Drawn:
+    measure = measure_of(evidence.rows)
+    results = compare_arms(evidence.shift_rows, measure, over_methods=False)
+    yield from _gains(results, "shifts", "Known shifts", "What each arm gains on a known shift")
+
+
+def _gains(results: Sequence[ArmResult], name: str, section: str, title: str) -> _Drawn:
+    from kdci.reporting.arm_figures import arm_gains
+
+    for pair in dict.fromkeys((one.teacher, one.student) for one in results):
+        of_pair = [one for one in results if (one.teacher, one.student) == pair]
+        if all(one.difference is None for one in of_pair):
+            continue
+        caption = (
+            f"{title}, {pair[0]} to {pair[1]}: paired difference to vanilla, with its 95 % "
+            "interval over replicates; ticks are single replicates. All panels have one axis; an "
+            "arrow says that an interval goes on beyond it. Intervals are each for itself, not "
+            "corrected for the number of comparisons."
+        )
+        figure = arm_gains(of_pair, title=f"{title}: {pair[0]} to {pair[1]}")
+        yield f"{name}-{pair[0]}-{pair[1]}", section, caption, figure
+
+
 def _galleries(evidence: Evidence) -> _Drawn:
     from kdci.reporting.gallery_figures import by_class, over_time
 
@@ -82,7 +123,9 @@ def _galleries(evidence: Evidence) -> _Drawn:
             "method."
         )
         yield f"gallery-{teacher}", "Substitution pools", caption, by_class(pools, names)
-        made = [pool for pool in pools if pool.num_made and pool.method not in CONTROL_NAMES]
+        # A pool with a known shift is drawn from a base's: its order tells nothing of time.
+        timeless = (*CONTROL_NAMES, *evidence.shifts)
+        made = [pool for pool in pools if pool.num_made and pool.method not in timeless]
         if made:
             caption = (
                 "What the methods that synthesise made over time, from the first images of the "
@@ -114,14 +157,45 @@ def _pools(evidence: Evidence) -> _Drawn:
 
 def _dictionaries(evidence: Evidence) -> _Drawn:
     from kdci.reporting.chart_figures import dictionary
+    from kdci.reporting.inspector import has_quality, prototypes
 
+    names = evidence.spec.class_names
+    pools = {(pool.teacher, pool.method, pool.pool_seed): pool for pool in evidence.pools}
     for view in evidence.dictionaries:
+        title = f"{method_title(view.method)}, pool {view.pool_seed}"
         caption = (
-            f"{method_title(view.method)}, pool {view.pool_seed}: the confounder dictionary, its "
-            f"prototypes in {view.facts['space']} and their proportions P(z); dashed: uniform."
+            f"{title}: the confounder dictionary, its prototypes in {view.facts['space']} and "
+            "their proportions P(z); dashed: uniform."
         )
-        name = f"dictionary-{view.teacher}-{view.method}-pool{view.pool_seed}"
-        yield name, "Confounder dictionary", caption, dictionary(view, evidence.spec.class_names)
+        place = f"{view.teacher}-{view.method}-pool{view.pool_seed}"
+        yield f"dictionary-{place}", "Confounder dictionary", caption, dictionary(view, names)
+        if has_quality(view):
+            caption = (
+                f"{title}: each prototype with its proportion P(z), the classes of its members, "
+                "their mean distance to z, and the images of the pool nearest to z."
+            )
+            figure = prototypes(view, pools.get((view.teacher, view.method, view.pool_seed)), names)
+            yield f"prototypes-{place}", "Confounder dictionary", caption, figure
+    yield from _lambdas(evidence)
+
+
+def _lambdas(evidence: Evidence) -> _Drawn:
+    """Draw the first KDCI student of each method."""
+    from kdci.reporting.inspector import lambda_over_training
+
+    drawn = set()
+    for curve in evidence.lambdas:
+        key = (curve.teacher, curve.student, curve.method)
+        if curve.variant != "kdci" or key in drawn:
+            continue
+        drawn.add(key)
+        caption = (
+            f"{method_title(curve.method)}, {curve.teacher} to {curve.student}, "
+            f"{curve.replicate}: the weight lambda that the KDCI student gives each prototype "
+            "while it learns, and at the right edge the prototype's proportion P(z)."
+        )
+        figure = lambda_over_training(curve, evidence.proportions_of(curve))
+        yield "lambda-" + "-".join(key), "Confounder dictionary", caption, figure
 
 
 def _curves(evidence: Evidence) -> _Drawn:
@@ -129,9 +203,10 @@ def _curves(evidence: Evidence) -> _Drawn:
 
     measure = measure_of(evidence.rows)
     deploy = next((row.deploy for row in evidence.rows if row.variant == "kdci"), "backbone")
-    for pair in dict.fromkeys((point.teacher, point.student) for point in evidence.points):
+    of_methods = [point for point in evidence.points if point.method not in evidence.shifts]
+    for pair in dict.fromkeys((point.teacher, point.student) for point in of_methods):
         teacher, student = pair
-        points = [point for point in evidence.points if (point.teacher, point.student) == pair]
+        points = [point for point in of_methods if (point.teacher, point.student) == pair]
         if all((p.accuracy if measure == "accuracy" else p.agreement) is None for p in points):
             continue
         accuracies = [row.teacher_accuracy for row in evidence.rows if row.teacher == teacher]
@@ -158,10 +233,20 @@ def _predictions(evidence: Evidence) -> _Drawn:
         pictures = "test images" if on_test else "held-out substitutes (there is no test data)"
         caption = (
             f"{method_title(examples.method)}, {examples.teacher} to {examples.student}: "
-            f"{pictures} and what the teacher, a vanilla and a KDCI student take them for. Images "
-            "on which the two students differ come first, so errors are more frequent here than "
-            "on the whole set."
+            f"{pictures} and what the students of the first seed and the teacher take them for. "
+            "Images on which they differ come first, so errors are more frequent here than on the "
+            "whole set."
         )
         name = f"predictions-{examples.teacher}-{examples.student}-{examples.method}"
-        figure = predictions(examples, evidence.spec.class_names)
+        counts = _counts(evidence, examples)
+        figure = predictions(examples, evidence.spec.class_names, counts)
         yield name, "Predictions", caption, figure
+
+
+def _counts(evidence: Evidence, examples: Examples) -> Discordant | None:
+    """Return how often only one of the two students that examples show is right."""
+    key = (examples.teacher, examples.student, examples.method)
+    for cell in evidence.wanted:
+        if (cell.teacher, cell.student, cell.method) == key and cell.variant == "kdci":
+            return evidence.discordant(cell)  # the first of a grid's pool seeds and seeds
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,7 @@ _LABELS = 1.1
 _PITCH = (WIDTH - _LABELS - 2 * MARGIN) / MAX_COLUMNS
 _TILE = _PITCH - 0.06
 _SEED = 0
+_LONG_TITLE = 12
 
 
 def by_class(pools: Sequence[PoolView], class_names: Sequence[str]) -> Figure:
@@ -100,4 +102,7 @@ def over_time(pools: Sequence[PoolView]) -> Figure:
 
 
 def _row_label(sheet: Axes, pool: PoolView, middle: float) -> None:
-    sheet.text(MARGIN, middle, method_title(pool.method), size=10, weight="bold", va="center")
+    title = method_title(pool.method)
+    size = 10 if len(title) <= _LONG_TITLE else 8  # a known shift may have a long name
+    words = "\n".join(textwrap.wrap(title, _LONG_TITLE))
+    sheet.text(MARGIN, middle, words, size=size, weight="bold", va="center")

@@ -13,16 +13,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdci.arms import ARMS
 from kdci.artifacts import CARD, REBUILD, Artifact, open_artifact, read_card
 from kdci.catalog import DatasetSpec
 from kdci.errors import IntegrityError
 from kdci.layout import Cell, Layout
-from kdci.reporting.evidence import CurvePoint, DictionaryView, Evidence, Examples, PoolView
+from kdci.reporting.evidence import (
+    CurvePoint,
+    DictionaryView,
+    Evidence,
+    Examples,
+    LambdaCurve,
+    PoolShift,
+    PoolView,
+    PredictedClasses,
+)
 from kdci.reporting.results import Row
 
+_PREDICTIONS = "predictions.safetensors"
+"""Absent from an evaluation without test data."""
 
-def gather(layout: Layout, wanted: Sequence[Cell], *, spec: DatasetSpec) -> Evidence:
+
+def gather(
+    layout: Layout, wanted: Sequence[Cell], *, spec: DatasetSpec, shifts: Sequence[str] = ()
+) -> Evidence:
     """Read every artifact of the ``wanted`` cells that is in place.
+
+    Args:
+        layout: Of the experiment.
+        wanted: Cells of the grid.
+        spec: The dataset.
+        shifts: Which of the cells' methods are pools with a known shift.
 
     Raises:
         IntegrityError: An artifact is damaged or was changed.
@@ -58,6 +79,14 @@ def gather(layout: Layout, wanted: Sequence[Cell], *, spec: DatasetSpec) -> Evid
         points=_points(wanted, evaluations),
         examples=[_examples(artifact) for artifact in evaluations],
         evaluation_cards=[artifact.card for artifact in evaluations],
+        shifts=shifts,
+        pool_shifts=_pool_shifts(pools, evaluations),
+        predictions=[
+            _predicted(artifact)
+            for artifact in evaluations
+            if _PREDICTIONS in artifact.card["files"]
+        ],
+        lambdas=_lambdas(wanted, evaluations),
     )
 
 
@@ -135,20 +164,37 @@ def _points(wanted: Iterable[Cell], evaluations: Iterable[Artifact]) -> list[Cur
 
 
 def _curve_points(cell: Cell, point: dict[str, Any]) -> list[CurvePoint]:
-    vanilla = cell.variant == "vanilla"
-    parts = ("backbone",) if vanilla else ("backbone", "compensated")
+    compensated = ARMS[cell.variant].compensated
+    parts = ("backbone", "compensated") if compensated else ("backbone",)
     return [
         CurvePoint(
             step=point["step"],
             accuracy=point[f"accuracy_{part}"],
             agreement=point[f"agreement_{part}"],
             method=cell.method,
-            variant="vanilla" if vanilla else f"kdci {part}",
+            variant=f"{cell.variant} {part}" if compensated else cell.variant,
             teacher=cell.teacher,
             student=cell.student,
             replicate=cell.replicate,
         )
         for part in parts
+    ]
+
+
+def _lambdas(wanted: Iterable[Cell], evaluations: Iterable[Artifact]) -> list[LambdaCurve]:
+    """Return what each student weighs; vanilla, and lambda drawn at random, say nothing."""
+    found: dict[tuple[Any, ...], list[tuple[int, list[float]]]] = {}
+    for artifact in evaluations:
+        for curve in artifact.json("curves.json"):
+            found[_identity(curve)] = [
+                (point["step"], point["lambda"])
+                for point in curve["points"]
+                if point.get("lambda") is not None
+            ]
+    return [
+        LambdaCurve(cell.teacher, cell.student, cell.method, cell.variant, cell.replicate, points)
+        for cell in wanted
+        if (points := found.get(_identity(cell.asdict())))
     ]
 
 
@@ -162,3 +208,28 @@ def _examples(artifact: Artifact) -> Examples:
         predictions=artifact.json("examples.json"),
         evaluated_on=facts["evaluated_on"],
     )
+
+
+def _pool_shifts(
+    wanted: Sequence[tuple[str, str, int]], evaluations: Iterable[Artifact]
+) -> list[PoolShift]:
+    """Return each pool's shift once: the evaluations of several students tell of the same pool."""
+    found: dict[tuple[str, str, int], PoolShift] = {}
+    for artifact in evaluations:
+        pools = artifact.json("pools.json") if "pools.json" in artifact.card["files"] else []
+        for values in pools:
+            key = (artifact.facts["teacher"], artifact.facts["method"], values["pool_seed"])
+            found[key] = PoolShift(
+                *key,
+                total_variation=values["total_variation"],
+                entropy=values["entropy"],
+                confidence=values["confidence"],
+                teacher_fid=values["teacher_fid"],
+            )
+    return [found[key] for key in wanted if key in found]
+
+
+def _predicted(artifact: Artifact) -> PredictedClasses:
+    facts = artifact.facts
+    classes = _arrays(artifact, _PREDICTIONS)
+    return PredictedClasses(facts["teacher"], facts["student"], facts["method"], classes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kdci.reporting.evidence import Examples, PoolView
+from kdci.reporting.statistics import Discordant
 from kdci.reporting.style import (
     FAINT,
     HEADING,
@@ -105,42 +107,110 @@ def _empty_row(sheet: Axes, y: float) -> None:
     sheet.text(left + 0.15, y + _EMPTY_ROW / 2, note, color=WRONG, va="center")
 
 
-def predictions(examples: Examples, class_names: Sequence[str]) -> Figure:
-    """Draw images with what teacher, vanilla and KDCI take them for; errors in red."""
-    shown = min(len(examples.predictions), MAX_EXAMPLES)
-    num_blocks = -(-shown // NUM_COLUMNS)
-    block_height = _TILE + 1.15
-    figure = Figure(figsize=(WIDTH, HEADING + block_height * num_blocks))
+_TITLES_ON_TEST = {
+    "gained": "Only KDCI is right",
+    "lost": "Only vanilla is right",
+    "other": "Others: both are right, or both wrong",
+}
+_TITLES_ON_HOLDOUT = {
+    "gained": "Only KDCI agrees with the teacher",
+    "lost": "Only vanilla agrees with the teacher",
+    "other": "Others: both agree with it, or neither",
+}
+_TITLES_ALONE = {
+    "differ": "The student and the teacher differ",
+    "other": "The student and the teacher agree",
+}
+_LINE = 0.2
+_GROUP_HEADING = 0.34
+_BLOCK = _TILE + 1.15
+_SPEAKERS = {"vanilla": VANILLA, "kdci": KDCI, "teacher": INK}
+
+
+def predictions(
+    examples: Examples, class_names: Sequence[str], counts: Discordant | None = None
+) -> Figure:
+    """Draw a case study: images with what each model takes them for; errors in red.
+
+    What only KDCI gets right comes first, then what only vanilla does, each under a heading.
+
+    Args:
+        examples: Of the first pool's and seed's students.
+        class_names: Of the teacher's classes.
+        counts: How many such images there are in the whole test set.
+    """
+    groups = shown_groups(examples.predictions)
+    num_blocks = sum(-(-len(members) // NUM_COLUMNS) for members in groups.values())
+    body = len(groups) * _GROUP_HEADING + num_blocks * _BLOCK
+    figure = Figure(figsize=(WIDTH, HEADING + body))
     on_test = examples.evaluated_on == "test"
     pictures = "Test images" if on_test else "Held-out substitutes"
-    truth = "the label" if on_test else "the teacher"
     heading(
         figure,
         f"{pictures} as the models see them: {method_title(examples.method)}",
-        f"{examples.teacher} to {examples.student}, two students of one seed; first come images "
-        f"that these take for different classes. Red: not what {truth} says",
+        _subtitle(examples, counts),
     )
+    has_kdci = _has_kdci(examples.predictions)
+    speakers = [name for name in _SPEAKERS if name != "kdci" or has_kdci]
+    together = _TITLES_ON_TEST if on_test else _TITLES_ON_HOLDOUT
+    titles = together if has_kdci else _TITLES_ALONE
     sheet = canvas(figure)
-    for block in range(num_blocks):
-        first = block * NUM_COLUMNS
-        y = HEADING + block * block_height
-        _prediction_labels(sheet, y + _TILE, on_test=on_test)
-        for column, index in enumerate(range(first, min(first + NUM_COLUMNS, shown))):
-            x = MARGIN + _LABELS + column * _PITCH
-            show_image(sheet, examples.images[index], x, y, _TILE)
-            _prediction_column(sheet, examples.predictions[index], class_names, x, y + _TILE)
+    y = HEADING
+    for group, members in groups.items():
+        title = titles[group] + ("" if members else ": none")
+        sheet.text(MARGIN, y + 0.12, title, size=10, weight="bold", va="center")
+        y += _GROUP_HEADING
+        for first in range(0, len(members), NUM_COLUMNS):
+            _prediction_labels(sheet, y + _TILE, speakers, on_test=on_test)
+            for column, index in enumerate(members[first : first + NUM_COLUMNS]):
+                x = MARGIN + _LABELS + column * _PITCH
+                show_image(sheet, examples.images[index], x, y, _TILE)
+                said = examples.predictions[index]
+                _prediction_column(sheet, said, speakers, class_names, x, y + _TILE)
+            y += _BLOCK
     return figure
 
 
-_LINE = 0.2
-_SPEAKERS = (("teacher", INK), ("vanilla", VANILLA), ("kdci", KDCI))
+def shown_groups(said: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Return the shown images' indices by group, a row of each kind that students differ on.
+
+    Images they agree on are there where the others would not fill a row, or where there is no
+    KDCI student.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, one in enumerate(said):
+        groups.setdefault(one.get("group", "other"), []).append(index)
+    others = groups.get("other", [])
+    if not _has_kdci(said):
+        differ = groups.get("differ", [])[:MAX_EXAMPLES]
+        found = {"differ": differ, "other": others[: MAX_EXAMPLES - len(differ)]}
+        return {name: members for name, members in found.items() if members}
+    found = {name: groups.get(name, [])[:NUM_COLUMNS] for name in ("gained", "lost")}
+    if others and sum(map(len, found.values())) < NUM_COLUMNS:
+        found["other"] = others[:NUM_COLUMNS]
+    return found
 
 
-def _prediction_labels(sheet: Axes, y: float, *, on_test: bool) -> None:
+def _has_kdci(said: Sequence[Mapping[str, Any]]) -> bool:
+    return any(one["kdci"] is not None for one in said)
+
+
+def _subtitle(examples: Examples, counts: Discordant | None) -> str:
+    pair = f"{examples.teacher} to {examples.student}"
+    red = f"red: not what the {'label' if examples.evaluated_on == 'test' else 'teacher'} says"
+    if not _has_kdci(examples.predictions):
+        return f"{pair}, one student; {red}"
+    alone = ""
+    if counts is not None:
+        alone = f"; alone right of all test images: KDCI {counts.gained:,}, vanilla {counts.lost:,}"
+    return f"{pair}, students of one seed{alone}; {red}"
+
+
+def _prediction_labels(sheet: Axes, y: float, speakers: Sequence[str], *, on_test: bool) -> None:
     if on_test:
         sheet.text(MARGIN, y + _LINE, "label", size=8.5, color=MUTED, va="center")
-    for line, (name, color) in enumerate(_SPEAKERS, start=2):
-        title = "KDCI" if name == "kdci" else name
+    for line, name in enumerate(speakers, start=2):
+        title, color = "KDCI" if name == "kdci" else name, _SPEAKERS[name]
         sheet.text(
             MARGIN, y + line * _LINE, title, size=8.5, color=color, weight="bold", va="center"
         )
@@ -149,7 +219,12 @@ def _prediction_labels(sheet: Axes, y: float, *, on_test: bool) -> None:
 
 
 def _prediction_column(
-    sheet: Axes, said: dict[str, int | None], class_names: Sequence[str], x: float, y: float
+    sheet: Axes,
+    said: Mapping[str, Any],
+    speakers: Sequence[str],
+    class_names: Sequence[str],
+    x: float,
+    y: float,
 ) -> None:
     label = said["label"]
     truth = said["teacher"] if label is None else label
@@ -159,7 +234,7 @@ def _prediction_column(
     if label is not None:
         name = class_names[label]
         sheet.text(middle, y + _LINE, name, size=size, color=MUTED, ha="center", va="center")
-    for line, (speaker, _) in enumerate(_SPEAKERS, start=2):
+    for line, speaker in enumerate(speakers, start=2):
         index = said[speaker]
         name = "-" if index is None else class_names[index]
         wrong = index is not None and index != truth

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from kdci.reporting.arm_sections import arms_section, known_shifts_section, mcnemar_section
 from kdci.reporting.comparison import Comparison, compare
 from kdci.reporting.evidence import DictionaryView, Evidence, PoolView
 from kdci.reporting.figures import DrawnFigure
-from kdci.reporting.table import MEASURE_NOTES, markdown_table, rows_table
-from kdci.reporting.wording import headline, method_title, number
+from kdci.reporting.shift_section import distribution_shift
+from kdci.reporting.table import markdown_table, rows_table
+from kdci.reporting.wording import MEASURE_NOTES, headline, method_title, number
 
 _MAX_LISTED = 12
 
@@ -33,12 +35,15 @@ def report_text(evidence: Evidence, figures: Sequence[DrawnFigure]) -> str:
         _headlines(comparisons),
         *(_image(figure) for figure in figures if figure.section == "Overview"),
         "## Results\n\n" + _results(evidence, comparisons),
+        illustrated("Arms", arms_section(evidence)),
+        illustrated("Known shifts", known_shifts_section(evidence)),
         "## Setting\n\n" + _setting(evidence),
         "## What was run\n\n" + _what_was_run(evidence),
         illustrated("Substitution pools", _pool_table(evidence)),
+        illustrated("Distribution shift", distribution_shift(evidence)),
         illustrated("Confounder dictionary", _dictionary_table(evidence.dictionaries)),
         illustrated("Learning curves", ""),
-        illustrated("Predictions", ""),
+        illustrated("Predictions", mcnemar_section(evidence)),
         "## Every student\n\n" + _every_student(evidence) if evidence.rows else "",
         "## Run it again\n\n`dvc repro` repeats whatever its inputs have changed for and writes "
         "this report anew; `dvc repro -f` repeats everything.",
@@ -187,19 +192,30 @@ def _dictionary_table(dictionaries: Sequence[DictionaryView]) -> str:
         return ""
 
     def cells(view: DictionaryView) -> list[str]:
-        shares = 100 * view.proportions
+        shares, facts = 100 * view.proportions, view.facts
+        purity = facts.get("purity")
         return [
             f"{method_title(view.method)}, pool {view.pool_seed}",
-            str(view.facts["teacher"]),
-            str(view.facts["space"]),
-            f"{len(shares)} of {view.facts['requested']}",
+            str(facts["teacher"]),
+            str(facts["space"]),
+            f"{len(shares)} of {facts['requested']}",
             str(view.prototypes.shape[1]),
-            f"{view.facts['num_predictions']:,}",
+            f"{facts['num_predictions']:,}",
             f"{number(float(shares.min()))} to {number(float(shares.max()))} %",
+            number(facts.get("effective_n")),
+            "-" if purity is None else f"{number(100 * purity)} %",
+            number(facts.get("nmi"), 2),
+            number(facts.get("mean_spread"), 2),
         ]
 
     head = ["dictionary", "teacher", "space", "prototypes N", "dimension", "predictions", "P(z)"]
-    return _table(head, dictionaries, cells)
+    head += ["effective N", "purity", "NMI", "mean distance to z"]
+    return (
+        f"{_table(head, dictionaries, cells)}\n\nEffective N: as many even prototypes have the "
+        "entropy of P(z). Purity: the share of predictions whose class is the most frequent one "
+        "of their prototype; it grows with N by itself. NMI: normalised mutual information of "
+        "prototypes and classes, 0 to 1. Classes are the teacher's."
+    )
 
 
 def _every_student(evidence: Evidence) -> str:

@@ -29,6 +29,7 @@ from kdci.reporting.style import (
     heading,
     place,
     show_image,
+    signed_tick,
 )
 from kdci.reporting.wording import interval_text, method_title, number, signed, verdict
 
@@ -179,11 +180,6 @@ def _result_block(
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="x", labelsize=6.5)
     axes.xaxis.set_major_formatter(lambda value, _: signed_tick(value))
-
-
-def signed_tick(value: float) -> str:
-    """Return an axis label with its sign: "+5", "0", "−5"."""
-    return f"{value:+g}".translate(MINUS) if value else "0"
 
 
 def _result_words(sheet: Axes, one: Comparison, top: float) -> None:

@@ -27,6 +27,7 @@ PANEL = "#f5f7f9"
 VANILLA = "#6d8cae"
 KDCI = "#e2711d"
 COMPENSATED = "#f0ab6f"
+BOTH = "#7d5a94"
 POOL = "#a9b4bf"
 WRONG = "#c0341d"
 DIVERGING = LinearSegmentedColormap.from_list(
@@ -141,6 +142,11 @@ def empty_tile(sheet: Axes, x: float, y: float, width: float, height: float | No
     sheet.add_patch(
         Rectangle((x, y), width, height or width, facecolor=PANEL, edgecolor=FAINT, linewidth=0.8)
     )
+
+
+def signed_tick(value: float) -> str:
+    """Return an axis label with its sign: "+5", "0", "−5"."""
+    return f"{value:+g}".translate(MINUS) if value else "0"
 
 
 def few_ticks() -> MaxNLocator:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
+from kdci.arms import arm_title
+from kdci.reporting.arm_comparison import compare_arms, compare_shifts, has_further_arms
+from kdci.reporting.arm_tables import arm_cells, shift_cells
 from kdci.reporting.comparison import Comparison, compare
-from kdci.reporting.results import Row, measure_of
+from kdci.reporting.results import Measure, Row, measure_of
+from kdci.reporting.text_table import WIDTH, aligned, markdown
 from kdci.reporting.wording import (
+    ARMS_NOTE,
+    COST_NOTE,
+    MEASURE_NOTES,
+    SHIFTS_NOTE,
     UNKNOWN,
     difference_text,
     headline,
+    is_shift,
     mean_text,
     method_title,
     number,
 )
-
-MEASURE_NOTES = {
-    "accuracy": "accuracy on the test split, percent, last epoch",
-    "agreement": "no test data: agreement with the teacher on held-out substitutes, percent",
-}
 
 
 def terminal_table(rows: Sequence[Row]) -> str:
@@ -29,14 +34,34 @@ def terminal_table(rows: Sequence[Row]) -> str:
     """
     if not rows:
         return "No results yet: nothing of the grid has been evaluated."
-    comparisons = compare(rows)
+    measure = measure_of(rows)
+    comparisons = compare([row for row in rows if not is_shift(row.method)])
     blocks = []
-    for pair in dict.fromkeys((one.teacher, one.student) for one in comparisons):
-        of_pair = [one for one in comparisons if (one.teacher, one.student) == pair]
-        lines = _cells(of_pair, plus_minus="+-")
-        words = [headline(one) for one in of_pair]
-        blocks.append("\n".join([_pair_title(pair, rows), "", *_aligned(lines), "", *words]))
-    return "\n\n".join([*blocks, "\n".join(_notes(comparisons))])
+    for pair in dict.fromkeys((row.teacher, row.student) for row in rows):
+        of_pair = [row for row in rows if (row.teacher, row.student) == pair]
+        compared = [one for one in comparisons if (one.teacher, one.student) == pair]
+        parts = [_pair_title(of_pair[0]), *_pair_blocks(of_pair, compared, measure)]
+        blocks.append("\n\n".join(parts))
+    return "\n\n".join([*blocks, "\n".join(_notes(rows, measure))])
+
+
+def _pair_blocks(
+    rows: Sequence[Row], comparisons: Sequence[Comparison], measure: Measure
+) -> list[str]:
+    """Return a pair's tables: vanilla and KDCI, all arms, known shifts; those there is one of."""
+    methods = [row for row in rows if not is_shift(row.method)]
+    shifts = [row for row in rows if is_shift(row.method)]
+    blocks = []
+    if comparisons:
+        blocks.append("\n".join(aligned(_cells(comparisons, plus_minus="+-"))))
+        blocks.append("\n".join(headline(one) for one in comparisons))
+    if has_further_arms(methods):
+        lines = arm_cells(compare_arms(methods, measure), plus_minus="+-")
+        blocks.append("\n".join(["Arms", *aligned(lines)]))
+    if shifts:
+        lines = shift_cells(compare_shifts(shifts, measure), plus_minus="+-")
+        blocks.append("\n".join(["Known shifts", *aligned(lines)]))
+    return blocks
 
 
 def markdown_table(comparisons: Sequence[Comparison]) -> str:
@@ -45,45 +70,41 @@ def markdown_table(comparisons: Sequence[Comparison]) -> str:
     Args:
         comparisons: Those of one teacher-student pair.
     """
-    head, *body = _cells(comparisons, plus_minus="±")
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *body])
+    return markdown(_cells(comparisons, plus_minus="±"))
 
 
 def rows_table(rows: Sequence[Row]) -> str:
     """Return one Markdown line a student: the replicates behind the means."""
     measure = measure_of(rows)
     head = ["method", "variant", "pool", "seed", "backbone", "compensated", "steps", "seconds"]
-    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    lines = [head]
     for row in rows:
         values = [number(row.value(measure, part)) for part in ("backbone", "compensated")]
-        name = [method_title(row.method), variant_title(row.variant)]
+        name = [method_title(row.method), arm_title(row.variant)]
         seeds = [str(row.pool_seed), str(row.seed)]
         lines.append([*name, *seeds, *values, f"{row.num_steps:,}", number(row.seconds)])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown(lines, num_names=2)
 
 
-def variant_title(variant: str) -> str:
-    """Return a variant's name as the paper writes it."""
-    return "KDCI" if variant == "kdci" else variant
-
-
-def _notes(comparisons: Sequence[Comparison]) -> list[str]:
-    deploy = next((one.deploy for one in comparisons if one.kdci), "backbone")
-    return [
-        f"Numbers: {MEASURE_NOTES[comparisons[0].measure]}; +- is half of a 95 % t-interval.",
+def _notes(rows: Sequence[Row], measure: Measure) -> list[str]:
+    deploy = next((row.deploy for row in rows if row.variant == "kdci"), "backbone")
+    notes = [
+        f"Numbers: {MEASURE_NOTES[measure]}; +- is half of a 95 % t-interval.",
         f"Paired difference: KDCI's {deploy} (the deployed one) minus vanilla, by replicate.",
         "Seconds a student: distillation alone, vanilla / KDCI.",
     ]
+    if has_further_arms(row for row in rows if not is_shift(row.method)):
+        notes += textwrap.wrap(ARMS_NOTE, WIDTH)
+    if any(is_shift(row.method) for row in rows):
+        notes += textwrap.wrap(f"{SHIFTS_NOTE} {COST_NOTE}", WIDTH)
+    return notes
 
 
-def _pair_title(pair: tuple[str, str], rows: Sequence[Row]) -> str:
-    teacher, student = pair
-    row = next(row for row in rows if (row.teacher, row.student) == pair)
+def _pair_title(row: Row) -> str:
     accuracy = ""
     if row.teacher_accuracy is not None:
         accuracy = f", teacher {number(row.teacher_accuracy)} %"
-    return f"{row.preset}: {teacher} -> {student} on {row.dataset}{accuracy}"
+    return f"{row.preset}: {row.teacher} -> {row.student} on {row.dataset}{accuracy}"
 
 
 def _cells(comparisons: Sequence[Comparison], plus_minus: str) -> list[list[str]]:
@@ -118,12 +139,3 @@ def _kdci_cells(one: Comparison, plus_minus: str) -> list[str]:
 def _seconds(one: Comparison) -> str:
     vanilla = number(one.vanilla_seconds)
     return vanilla if one.is_control else f"{vanilla} / {number(one.kdci_seconds)}"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Pad columns to the width of their widest cell."""
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]

@@ -14,6 +14,44 @@ METHOD_TITLES = {
     "dfnd": "DFND",
     "noise": "Noise",
 }
+MEASURE_NOTES = {
+    "accuracy": "accuracy on the test split, percent, last epoch",
+    "agreement": "no test data: agreement with the teacher on held-out substitutes, percent",
+}
+ARMS_NOTE = (
+    "Arms: each arm's deployed prediction against vanilla, paired by replicate (pool seed and "
+    "student seed), in points with a 95 % t-interval. p: two-sided paired Student's t-test over "
+    "replicates, none for n = 1; p (Holm): adjusted over all lines of single methods, and apart "
+    "from them over those of all methods. All methods: differences are averaged over methods "
+    "within each replicate first, for the methods of a replicate share its seed."
+)
+SHIFTS_NOTE = (
+    "Known shifts: a line is a pool with that shift built in. Below an arm: its paired difference "
+    "to vanilla on the same pool, deployed prediction, in points with a 95 % t-interval."
+)
+COST_NOTE = (
+    "vanilla - balanced: what the shift costs the plain method, paired with its student of the "
+    "same seeds on the balanced pool."
+)
+MCNEMAR_NOTE = (
+    "McNemar's exact test compares a student with its vanilla twin on the same test images. b: "
+    "images that only vanilla gets right; c: that only the other does (deployed prediction); p: "
+    "two-sided, binomial over the b + c. It is about these two students: whether an arm is better "
+    "shows over replicates, in the paired differences. Not corrected for the number of tests."
+)
+POOL_SHIFT_NOTE = (
+    "All by the teacher's predictions. Total variation: of the class proportions from uniform; "
+    "entropy: of the class proportions. Teacher-FID: squared Frechet distance between Gaussians "
+    "fitted to the teacher's features of the pool and of the test images. It is no FID, whose "
+    "features are an Inception network's: it compares pools of one teacher, never those of two, "
+    "and never with a published FID."
+)
+STUDENT_SHIFT_NOTE = (
+    "Of the deployed prediction on the test split, mean ± half of the 95 % t-interval; lower is "
+    "better. Marginal bias: total variation of the predicted class proportions from the true ones, "
+    "in percent. Calibration error: expected calibration error, 15 bins, in percent. Change: "
+    "paired with vanilla by replicate, in points with a 95 % t-interval."
+)
 NOT_RUN = "not run"
 UNKNOWN = "-"
 
@@ -21,6 +59,11 @@ UNKNOWN = "-"
 def method_title(method: str) -> str:
     """Return a method's name as the paper writes it."""
     return METHOD_TITLES.get(method, method)
+
+
+def is_shift(method: str) -> bool:
+    """Return whether a row's `method` is a pool with a known shift: no method has its name."""
+    return method not in METHOD_TITLES
 
 
 def number(value: float | None, decimals: int = 1) -> str:
@@ -63,6 +106,13 @@ def _bound(value: float) -> str:
     """Return a bound so that rounding does not hide on which side of 0 it lies."""
     text = number(value)
     return text if float(text) != 0 or value == 0 else number(value, 2)
+
+
+def p_text(p: float | None) -> str:
+    """Return "0.034", "<0.001", or "-" where there was nothing to test."""
+    if p is None:
+        return UNKNOWN
+    return "<0.001" if p < 0.001 else number(p, 3)
 
 
 def verdict(estimate: Estimate | None) -> str:

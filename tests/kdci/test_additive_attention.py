@@ -141,3 +141,47 @@ def test_a_second_derivative_is_refused_and_not_wrong(power: int) -> None:
     with pytest.raises(RuntimeError):
         (first,) = torch.autograd.grad(total**power, query, create_graph=True)
         first.sum().backward()
+
+
+def test_projections_made_inside_are_those_made_outside() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (6, 5), (4, 3), (7,), (7, 5), (7, 3)
+    logits, prototypes, weight, w_q, w_k = inputs = tuple(
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in shapes
+    )
+    inside = additive_scores(logits, prototypes, weight, w_q_AK=w_q, w_k_AD=w_k)
+    outside = additive_scores(logits @ w_q.T, prototypes @ w_k.T, weight)
+    torch.testing.assert_close(inside, outside, atol=1e-12, rtol=1e-12)
+    upstream = torch.randn(6, 4, generator=generator).double()
+    for one, other in zip(
+        torch.autograd.grad(inside, inputs, upstream),
+        torch.autograd.grad(outside, inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+def test_projections_made_inside_are_not_saved() -> None:
+    logits, prototypes, weight = torch.randn(32, 5), torch.randn(20, 3), torch.randn(16)
+    w_q, w_k = torch.randn(16, 5, requires_grad=True), torch.randn(16, 3, requires_grad=True)
+
+    def scores(*inputs: Tensor) -> Tensor:
+        return additive_scores(*inputs, w_q_AK=w_q, w_k_AD=w_k)
+
+    kept = saved_bytes(scores, (logits, prototypes, weight))
+    inputs = (logits, prototypes, weight, w_q, w_k)
+    assert sum(kept.values()) == 4 * sum(value.numel() for value in inputs)
+
+
+def test_autocast_around_it_changes_nothing() -> None:
+    """Neither the scores nor their gradients: a user's loop may have it around the module."""
+    inputs = make_inputs(dtype=torch.float32)
+    upstream = torch.ones(5, 3)
+    expected = gradients(additive_scores, inputs, upstream)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = additive_scores(*inputs)
+        within = gradients(additive_scores, inputs, upstream)
+    assert torch.equal(scores, additive_scores(*inputs))
+    for got in (torch.autograd.grad(scores, inputs, upstream), within):
+        assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))

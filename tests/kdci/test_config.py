@@ -116,10 +116,70 @@ def test_a_method_outside_the_grid_may_be_left_out(tree: dict[str, Any]) -> None
 def test_catalogued_names_are_all_taken(tree: dict[str, Any]) -> None:
     tree["grid"]["teachers"] = list(BACKBONE_NAMES)
     for name in DATASETS:
-        tree["data"] = {"name": name, "path": None if name == "digits" else "data"}
+        tree["data"] = {"name": name, "path": None if DATASETS[name].bundled else "data"}
         params = Params.model_validate(tree)
         assert params.data.spec is DATASETS[name]
         assert params.grid.teachers == BACKBONE_NAMES
+
+
+SHIFT = {"base": "fast", "num_images": 40}
+
+
+@pytest.mark.parametrize(
+    ("edits", "key"),
+    [
+        ({"grid.arms": ["kdci"]}, "grid.arms.0"),
+        ({"grid.arms": ["kdci_other"]}, "grid.arms.0"),
+        ({"grid.arms": ["stratified", "stratified"]}, "grid.arms"),
+        ({"grid.shifts": ["Tail"]}, "grid.shifts.0"),
+        ({"grid.others": ["wrn-10-1", "vgg-11"]}, "grid.others"),
+        ({"grid.shifts": ["tail"], "shifts": {"tail": {}}, "grid.shift_arms": ["vanilla"]}, ""),
+        ({"grid.shifts": ["tail"], "shift": SHIFT, "grid.shift_arms": ["vanilla"]}, ""),
+        ({"grid.shifts": ["tail"], "shift": SHIFT, "shifts": {"tail": {}}}, ""),
+        ({"shifts": {"tail": {"imbalance": 0.5}}}, "shifts.tail.imbalance"),
+        ({"shifts": {"tail": {"contrast": 0}}}, "shifts.tail.contrast"),
+        ({"shift": {**SHIFT, "num_images": 1}}, "shift.num_images"),
+        ({"grid.others": ["wrn-10-1"]}, ""),
+        ({"grid.others": ["wrn-10-1"], "other": {"data": {"name": "digits5"}}}, ""),
+        ({"intervention.max_repeats": 0.5}, "intervention.max_repeats"),
+        ({"compensation.scale": "M"}, "compensation.scale.literal['N','shift']"),
+        ({"dictionary.rebuild": 0}, "dictionary.rebuild"),
+    ],
+)
+def test_arms_shifts_and_others_are_checked(
+    tree: dict[str, Any], edits: dict[str, Any], key: str
+) -> None:
+    for name, value in edits.items():
+        put(tree, name, value)
+    with pytest.raises(ValidationError) as raised:
+        Params.model_validate(tree)
+    keys = [".".join(map(str, error["loc"])) for error in raised.value.errors()]
+    assert key in keys, keys
+
+
+def test_a_known_shift_has_the_block_and_recipe_of_its_base(tree: dict[str, Any]) -> None:
+    put(tree, "grid.shifts", ["tail"])
+    put(tree, "grid.shift_arms", ["vanilla", "class_balanced"])
+    tree["shift"], tree["shifts"] = SHIFT, {"tail": {"imbalance": 10.0}}
+    params = Params.model_validate(tree)
+    assert params.base_of("tail") == "fast" and params.base_of("dfnd") == "dfnd"
+    assert params.recipe("tail") is params.recipe("fast")
+    assert params.method("tail") is params.method("fast")
+    assert params.blocks("shifts.tail")["shifts.tail"]["imbalance"] == 10.0
+
+
+def test_the_other_models_params_differ_in_backbone_and_data(tree: dict[str, Any]) -> None:
+    put(tree, "grid.others", ["wrn-16-1"])
+    put(tree, "compensation.fusion", "residual")
+    tree["other"] = {"data": {"name": "digits5", "path": None}}
+    params = Params.model_validate(tree)
+    other = params.of_other()
+    assert other.grid.teachers == ("wrn-16-1",) and other.data.spec.num_classes == 5
+    changed = {"grid", "data"}
+    for name in type(params).model_fields:
+        assert (getattr(other, name) == getattr(params, name)) is (name not in changed)
+    with pytest.raises(ValueError, match="no other model"):
+        Params.model_validate({**tree, "grid": {**tree["grid"], "others": []}}).of_other()
 
 
 def test_is_frozen(tree: dict[str, Any]) -> None:

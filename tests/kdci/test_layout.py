@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kdci.arms import ARMS, BASE_ARMS, FURTHER_ARMS, OTHER_ARM
 from kdci.config import Grid
-from kdci.layout import VARIANTS, Cell, Layout, all_cells, cells, control_cells
+from kdci.layout import Cell, Layout, all_cells, cells, control_cells, shift_cells
 
 GRID = Grid(
     teachers=("wrn-40-2", "vgg-11"),
@@ -22,7 +23,7 @@ def test_cells_are_the_product_each_once() -> None:
         Cell(teacher, "wrn-16-1", method, variant, pool_seed, seed)
         for teacher in ("wrn-40-2", "vgg-11")
         for method in ("fast", "dfnd")
-        for variant in VARIANTS
+        for variant in BASE_ARMS
         for pool_seed in (0, 4)
         for seed in (1, 2, 3)
     }
@@ -48,6 +49,42 @@ def test_controls_have_one_vanilla_student_a_pair_of_the_first_seeds() -> None:
     assert list(control_cells(controlled)) == expected
     assert list(cells(controlled)) == list(cells(GRID))
     assert list(all_cells(controlled)) == [*cells(GRID), *expected]
+
+
+def test_further_arms_come_after_vanilla_and_kdci_the_other_dictionary_last() -> None:
+    grid = GRID.model_copy(update={"arms": ("logit_adjusted", "stratified"), "others": ("vgg-11",)})
+    expected = ("vanilla", "kdci", "logit_adjusted", "stratified", OTHER_ARM)
+    assert grid.method_arms == expected
+    assert tuple(dict.fromkeys(cell.variant for cell in cells(grid))) == expected
+    assert len(list(cells(grid))) == 5 * len(list(cells(GRID))) // 2
+
+
+def test_every_arm_can_be_asked_for_in_one_way() -> None:
+    assert {*BASE_ARMS, *FURTHER_ARMS, OTHER_ARM} == set(ARMS)
+    assert len(BASE_ARMS) + len(FURTHER_ARMS) + 1 == len(ARMS)
+    assert not ARMS["vanilla"].compensated and ARMS["vanilla"].dictionary is None
+
+
+def test_known_shifts_have_the_arms_that_are_asked_for_on_every_seed() -> None:
+    assert list(shift_cells(GRID)) == []
+    grid = GRID.model_copy(
+        update={"shifts": ("blur", "tail"), "shift_arms": ("vanilla", "class_balanced")}
+    )
+    found = list(shift_cells(grid))
+    assert len(found) == len(set(found)) == 2 * 2 * 2 * 2 * 3
+    assert found[0] == Cell("wrn-40-2", "wrn-16-1", "blur", "vanilla", 0, 1)
+    assert list(cells(grid)) == list(cells(GRID))
+    assert list(all_cells(grid))[-len(found) :] == found
+    assert grid.sources == ("fast", "dfnd", "blur", "tail")
+
+
+def test_the_other_model_has_places_of_its_own() -> None:
+    other = LAYOUT.other
+    assert other.dictionary("vgg-11", "fast", 0) != LAYOUT.dictionary("vgg-11", "fast", 0)
+    assert other.teacher("vgg-11") == Path("/project/artifacts/paper/other/teachers/vgg-11")
+    timing = other.timing(other.teacher("vgg-11"))
+    assert timing == Path("/project/artifacts/paper/other/timings/teachers/vgg-11.json")
+    assert other.work == LAYOUT.work
 
 
 def test_a_cell_says_its_name_and_fields() -> None:

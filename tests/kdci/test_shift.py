@@ -183,14 +183,20 @@ class TestCalibration:
         assert again == pytest.approx(error, abs=1e-3)
 
     def test_by_hand(self) -> None:
-        """Confidence 0.8 four times, three right, and 0.6 once, wrong: (4 * 0.05 + 0.6) / 5."""
+        """Confidence 0.8 four times, all right, and 0.6 once, wrong: (4 * 0.2 + 0.6) / 5."""
         confident, unsure = [math.log(0.8), math.log(0.2)], [math.log(0.6), math.log(0.4)]
         logits = torch.tensor([confident] * 4 + [unsure])
-        got = expected_calibration_error(logits, torch.tensor([0, 0, 0, 1, 1]))
-        assert got == pytest.approx(16, abs=1e-4)
+        labels = torch.tensor([0, 0, 0, 0, 1])
+        assert expected_calibration_error(logits, labels) == pytest.approx(28, abs=1e-4)
         # In one bin an excess and a lack of confidence make up for each other.
-        merged = expected_calibration_error(logits, torch.tensor([0, 0, 0, 1, 1]), num_bins=1)
-        assert merged == pytest.approx(100 * abs(3 / 5 - 3.8 / 5), abs=1e-4)
+        merged = expected_calibration_error(logits, labels, num_bins=1)
+        assert merged == pytest.approx(100 * (4 / 5 - 3.8 / 5), abs=1e-4)
+
+    def test_the_upper_edge_belongs_to_a_bin(self) -> None:
+        """Confidence 0.5, right, and 0.9, wrong, of two bins: (0.5 + 0.9) / 2."""
+        logits = torch.tensor([[0.0, 0.0], [math.log(0.9), math.log(0.1)]])
+        got = expected_calibration_error(logits, torch.tensor([0, 1]), num_bins=2)
+        assert got == pytest.approx(70, abs=1e-4)
 
     def test_the_ends(self) -> None:
         sure = torch.tensor([[100.0, 0.0], [0.0, 100.0]])

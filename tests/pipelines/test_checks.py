@@ -159,8 +159,9 @@ def test_plan_names_stages_and_places_as_dvc_does(tree: dict[str, Any]) -> None:
     layout = Layout(ROOT, params.preset)
     stages = {stage.name: stage for stage in planned_stages(params, layout)}
     dvc_stages = set(read_yaml(ROOT / "dvc.yaml")["stages"]) - {"report"}
-    # A control goes through the stages of a method.
-    dvc_stages = {name for name in dvc_stages if not name.endswith("_control")}
+    # A control goes through the stages of a method, and so do shifts, others and further arms.
+    endings = ("_control", "shift", "_other", "_arm")
+    dvc_stages = {name for name in dvc_stages if not name.endswith(endings)}
     assert {name.partition("@")[0] for name in stages} == dvc_stages
     assert len(stages) == 1 + 2 + 2 + 2 * 2 * 2 * 2 + 2 * 2
     assert {layout.student(cell) for cell in cells(params.grid)} == {
@@ -170,6 +171,44 @@ def test_plan_names_stages_and_places_as_dvc_does(tree: dict[str, Any]) -> None:
     assert one.artifact == layout.students("wrn-10-1", "wrn-16-1", "dfnd") / "kdci/pool3-seed1"
     assert one.params["recipes.dfnd"]["batch_size"] == 8
     assert "recipes.fast" not in one.params
+
+
+def test_arms_shifts_and_the_other_model_are_planned(tree: dict[str, Any]) -> None:
+    tree["grid"].update(methods=["fast"], arms=["stratified"], others=["wrn-16-1"])
+    tree["grid"].update(shifts=["tail"], shift_arms=["vanilla", "kdci"])
+    tree["compensation"]["fusion"] = "residual"
+    tree["other"] = {"data": {"name": "digits5", "path": None}}
+    tree["shift"], tree["shifts"] = {"base": "fast", "num_images": 40}, {"tail": {}}
+    params = Params.model_validate(tree)
+    planned = [stage.name for stage in planned_stages(params, Layout(ROOT, params.preset))]
+    student = "wrn-10-1-wrn-10-1"
+    assert planned == [
+        "teacher_other@wrn-16-1",
+        "substitute_other@wrn-16-1-fast-0",
+        "dictionary_other@wrn-16-1-fast-0",
+        "teacher@wrn-10-1",
+        "substitute@wrn-10-1-fast-0",
+        "shift@wrn-10-1-tail-0",
+        "dictionary@wrn-10-1-fast-0",
+        "dictionary@wrn-10-1-tail-0",
+        f"distill_vanilla@{student}-fast-0-0",
+        f"distill_vanilla@{student}-tail-0-0",
+        f"distill_kdci@{student}-fast-0-0",
+        f"distill_kdci@{student}-tail-0-0",
+        f"distill_kdci_other@{student}-fast-0-0",
+        f"distill_stratified@{student}-fast-0-0",
+        f"evaluate@{student}-fast",
+        f"evaluate@{student}-tail",
+    ]
+
+
+def test_shifts_that_a_pool_can_not_hold_are_told(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["grid"].update(shifts=["tail"], shift_arms=["vanilla"])
+    tree["shift"] = {"base": "fast", "num_images": 40}
+    tree["shifts"] = {"tail": {"imbalance": 1000.0}}
+    assert "leave a class without any" in told(tree, tmp_path)["shifts.tail"]
+    tree["shift"]["num_images"] = 4
+    assert "less than a batch or N" in told(tree, tmp_path)["shift.num_images"]
 
 
 def test_a_control_is_planned_once_a_pair_on_the_first_seeds(tree: dict[str, Any]) -> None:

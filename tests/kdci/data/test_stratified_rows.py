@@ -96,6 +96,19 @@ class TestStratifiedRows:
             for count, share in zip(counts, expected, strict=True):
                 assert math.floor(share - 1e-9) <= count <= math.ceil(share + 1e-9)
 
+    @pytest.mark.parametrize("offset", [0.0, 1 - 2**-53])
+    @pytest.mark.parametrize("size", [1, 3, 4, 100])
+    def test_the_ends_of_the_draw_fall_into_strata_that_have_rows(
+        self, offset: float, size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first place is 0, where an empty stratum lies; the last one rounds to 1."""
+        strata = torch.tensor([1, 1, 3, 6, 3])
+        rows = make_rows(strata=strata)
+        drawn = torch.tensor(offset, dtype=torch.float64)
+        monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: drawn)
+        counts = torch.bincount(strata[rows.next(size)], minlength=7)[[1, 3, 6]]
+        assert int(counts.sum()) == size and int(counts.max() - counts.min()) <= 1
+
     @pytest.mark.parametrize("cap", [1.0, 1.5, math.inf])
     def test_many_small_batches_have_the_shares(self, cap: float) -> None:
         """Three rows a batch can not be even: what they are short of evens out."""

@@ -1,29 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from scipy import stats
 
-from kdci.reporting.comparison import compare, differences, estimate, metrics_tree
-
-
-def test_interval_of_three_values_as_computed_by_hand():
-    # mean 2, standard deviation 1, t(0.975, 2) = 4.302653 (any table), 4.302653 / sqrt(3)
-    known = estimate([1.0, 2.0, 3.0])
-    assert known.mean == 2.0
-    assert known.n == 3
-    assert known.interval == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-5)
-
-
-def test_interval_is_scipys(values=(91.2, 90.1, 93.7, 92.2, 90.8)):
-    known = estimate(values)
-    expected = stats.t.interval(0.95, len(values) - 1, loc=known.mean, scale=stats.sem(values))
-    assert known.interval == pytest.approx(expected)
-
-
-def test_one_value_has_no_interval_and_none_no_estimate():
-    assert estimate([5.0]).interval is None
-    assert estimate([5.0]).half_width is None
-    assert estimate([]) is None
+from kdci.reporting.arm_comparison import compare_arms
+from kdci.reporting.comparison import compare, differences, metrics_tree
 
 
 def test_differences_are_paired_by_pool_and_seed_whatever_the_order(row):
@@ -92,6 +72,24 @@ def test_metrics_name_the_pair_only_where_there_are_several(row):
     tree = metrics_tree(compare(two_pairs))
     assert tree["wrn-16-1-wrn-10-1"]["fast"]["vanilla"] == 90.0
     assert tree["wrn-16-1-wrn-40-1"] == {"fast": {"vanilla": 80.0}}
+
+
+def test_metrics_hold_what_further_arms_gain_on_each_method_and_on_all(row):
+    rows = [
+        row(variant, method=method, accuracy_backbone=value)
+        for method, values in (("fast", (90.0, 92.0, 95.0)), ("dfnd", (20.0, 19.0, 33.0)))
+        for variant, value in zip(("vanilla", "kdci", "stratified"), values, strict=True)
+    ]
+    plain = metrics_tree(compare(rows))
+    tree = metrics_tree(compare(rows), compare_arms(rows, "accuracy"))
+    assert tree["fast"] == {**plain["fast"], "stratified": 95.0, "difference_stratified": 5.0}
+    assert tree["dfnd"]["difference_stratified"] == 13.0
+    assert tree["all_methods"] == {"difference_kdci": 0.5, "difference_stratified": 9.0}
+    untested = [
+        row(one.variant, method=one.method, accuracy_backbone=None) for one in rows
+    ]
+    arms = compare_arms(untested, "agreement")
+    assert "difference_stratified_agreement" in metrics_tree(compare(untested), arms)["fast"]
 
 
 def test_seconds_are_means_over_the_students_whose_times_are_known(row):

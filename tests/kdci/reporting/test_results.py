@@ -32,6 +32,23 @@ def test_unknown_keys_of_an_evaluation_are_left_out(row):
     assert Row.from_json({**values, "proportions_backbone": [1.0]}) == row()
 
 
+def test_results_of_before_shifts_were_measured_are_read(row):
+    values = rows_as_json([row()])[0]
+    old = {name: value for name, value in values.items() if "_bias_" not in name}
+    assert Row.from_json(old) == row()
+    with pytest.raises(KeyError):
+        Row.from_json({name: value for name, value in values.items() if name != "deploy"})
+    known = Row.from_json({**old, "marginal_bias_compensated": 0.25})
+    assert known.value("marginal_bias", "compensated") == 0.25
+
+
+def test_only_an_arm_with_a_module_can_deploy_it(row):
+    assert row("vanilla", deploy="compensated").deployed == "backbone"
+    assert row("class_balanced", deploy="compensated").deployed == "backbone"
+    assert row("kdci", deploy="compensated").deployed == "compensated"
+    assert row("kdci_stratified", deploy="backbone").deployed == "backbone"
+
+
 def test_no_results_yet_is_the_users_business(tmp_path):
     with pytest.raises(UserError, match="dvc repro"):
         load_rows(tmp_path / "results.json")

@@ -2,16 +2,30 @@ from __future__ import annotations
 
 import pytest
 
-from kdci.reporting.comparison import Estimate, compare
+from kdci.config import METHOD_NAMES
+from kdci.catalog import CONTROL_NAMES
+from kdci.reporting.comparison import compare
+from kdci.reporting.statistics import Estimate
 from kdci.reporting.wording import (
+    METHOD_TITLES,
     difference_text,
     headline,
     interval_text,
+    is_shift,
     mean_text,
     number,
+    p_text,
     signed,
     verdict,
 )
+
+
+def test_whatever_has_no_title_is_a_known_shift():
+    """Rows do not say what their `method` is, so every method and control needs its title."""
+    assert set(METHOD_TITLES) == {*METHOD_NAMES, *CONTROL_NAMES}
+    assert is_shift("long-tail-100")
+    assert not is_shift("fast")
+    assert not is_shift("noise")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +38,14 @@ def test_number(value, expected):
 @pytest.mark.parametrize(("value", "expected"), [(0.3, "+0.3"), (-0.5, "-0.5"), (0.04, "0.0")])
 def test_signed(value, expected):
     assert signed(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [(0.0344, "0.034"), (0.0009, "<0.001"), (0.001, "0.001"), (1.0, "1.000"), (None, "-")],
+)
+def test_p_text(p, expected):
+    assert p_text(p) == expected
 
 
 def test_estimates_with_and_without_interval():
