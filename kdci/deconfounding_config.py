@@ -20,8 +20,6 @@ class Dictionary(Block):
     """N; empty clusters are dropped and the effective N is recorded."""
     artifact: Folder | None = None
     """Folder of another teacher's dictionary to use instead."""
-    rebuild: Positive | None = None
-    """Build it anew while distilling each time the pool has grown by this share; null: never."""
 
 
 class CompensationBlock(Block):
@@ -39,6 +37,8 @@ class CompensationBlock(Block):
     proportions: Literal["cluster", "uniform", "none", "centred", "log"] = "cluster"
     initialisation: Literal["normal", "zero"] = "normal"
     """`zero`: W_t and W_g start at 0, so lambda is even and `residual` adds nothing."""
+    rebuild: Positive | None = None
+    """Build the dictionary anew each time the pool has grown by this share; null: never."""
     learning_rate: Positive | None = None
     """Rate of the module's parameter group; null: the student's."""
 

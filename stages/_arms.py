@@ -78,7 +78,7 @@ def rebuilder_of(
     session: Session, arm: Arm, teacher: PixelModel, source: SubstitutionSource
 ) -> DictionaryRebuilder | None:
     """Return what builds the teacher's own dictionary anew, if that is asked for."""
-    growth = session.params.dictionary.rebuild
+    growth = session.params.compensation.rebuild
     if growth is None or not arm.compensated or arm.dictionary != "own":
         return None
     dictionary = session.artifact("dictionary")

@@ -26,7 +26,8 @@ def build(session: Session) -> None:
     block = session.params.dictionary
     session.parent("teacher", _teacher_path(session))
     session.parent("pool", _pool_path(session))
-    if block.artifact is not None:
+    # The other model's own dictionary is what is asked for there, whatever the teacher adopts.
+    if block.artifact is not None and not session.layout.branch:
         adopt(session, session.parent("dictionary", session.layout.root / block.artifact))
         return
     _build_own(session)

@@ -208,7 +208,7 @@ def _blocks(arm: Arm) -> tuple[str, ...]:
     """Return what an arm depends on: vanilla on nothing of KDCI."""
     blocks: tuple[str, ...] = _BLOCKS
     if arm.compensated:
-        blocks = (*blocks, "compensation", "dictionary.rebuild")
+        blocks = (*blocks, "compensation")
     return (*blocks, "intervention") if arm.strata or arm.adjusted else blocks
 
 

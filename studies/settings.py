@@ -21,7 +21,7 @@ from typing import Any
 
 from kdci.layout import Layout
 from kdci.params_file import load_params
-from kdci.reporting.comparison import estimate
+from kdci.reporting.statistics import estimate
 from kdci.reporting.wording import difference_text
 from kdci.runtime import start
 from stages._provenance import git_revision

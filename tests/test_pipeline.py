@@ -114,7 +114,11 @@ def test_a_known_shift_is_run_as_a_method_is(shift, twin):
         at = twin_entry["deps"].index("kdci/substitution/${item.shift}.py")
         twin_entry["deps"][at] = "kdci/substitution/resampled.py"
         at = twin_entry["params"].index("methods.${item.shift}")
-        twin_entry["params"][at : at + 2] = ["shift", "shifts.${item.shift}", "recipes.${shift.base}"]
+        twin_entry["params"][at : at + 2] = [
+            "shift",
+            "shifts.${item.shift}",
+            "recipes.${shift.base}",
+        ]
     if shift == "evaluate_shift":
         twin_entry["params"][-2:] = ["grid.shift_arms"]
         assert ALL[twin]["params"][-2:] == ["grid.arms", "grid.others"]
@@ -158,9 +162,7 @@ def test_a_further_arm_is_run_as_kdci_is(entry, arm, axis, values):
         assert set(found["params"]) - set(twin["params"]) == {"intervention"}
         found = {
             **found,
-            **{
-                key: [one for one in found[key] if one in twin[key]] for key in ("deps", "params")
-            },
+            **{key: [one for one in found[key] if one in twin[key]] for key in ("deps", "params")},
         }
     assert found == twin
     before = list(ALL["distill_kdci"]["matrix"].items())
@@ -177,7 +179,7 @@ def test_further_arms_depend_on_no_block_that_their_entry_lacks():
     blocks = {stage.arm: set(stage.blocks) for stage in DISTILL_STAGES}
     assert set().union(*(blocks[arm] for arm in FURTHER_ARMS)) == stated
     assert blocks["kdci_other"] == blocks["kdci"]
-    assert not blocks["class_balanced"] & {"compensation", "dictionary.rebuild"}
+    assert not blocks["class_balanced"] & {"compensation"}
 
 
 def test_shift_entry_is_that_of_its_stage():

@@ -177,9 +177,7 @@ def compare_shifts(rows: Sequence[Row], measure: Measure) -> list[ShiftResult]:
         balanced = _vanilla(rows, (teacher, student, BALANCED), measure)
         cost = None if shift == BALANCED else estimate(list(minus(here, balanced).values()))
         arms = [one for one in results if (one.teacher, one.student, one.method) == key]
-        found.append(
-            ShiftResult(*key, vanilla=estimate(list(here.values())), cost=cost, arms=arms)
-        )
+        found.append(ShiftResult(*key, vanilla=estimate(list(here.values())), cost=cost, arms=arms))
     return found
 
 

@@ -106,7 +106,7 @@ def _panel(axes: Axes, results: Sequence[ArmResult | None], limits: tuple[float,
         axes.plot(known.mean, height, "o", color=color, markersize=4.5)
     axes.set(xlim=limits, ylim=(len(results) - 0.4, -0.7))
     axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0, labelsize=SMALL, labelcolor=INK)
+    axes.tick_params(axis="y", length=0, pad=7, labelsize=SMALL, labelcolor=INK)
     axes.tick_params(axis="x", labelsize=6.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: signed_tick(value))

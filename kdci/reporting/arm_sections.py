@@ -78,7 +78,7 @@ def mcnemar_section(evidence: Evidence) -> str:
         name = [pair + method_title(cell.method), arm_title(cell.variant)]
         counts = [str(found.lost), str(found.gained)]
         lines.append([*name, str(cell.pool_seed), str(cell.seed), *counts, p_text(found.p)])
-    parts = [MCNEMAR_NOTE, markdown(lines, num_names=2)]
+    parts = ["### McNemar's test", MCNEMAR_NOTE, markdown(lines, num_names=2)]
     if len(tests) > MAX_TESTS:
         below = sum(found.p < 0.05 for _, found in tests[MAX_TESTS:])
         parts.append(f"{len(tests) - MAX_TESTS} more are not listed; p is below 0.05 in {below}.")

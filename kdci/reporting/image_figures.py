@@ -202,7 +202,8 @@ def _subtitle(examples: Examples, counts: Discordant | None) -> str:
         return f"{pair}, one student; {red}"
     alone = ""
     if counts is not None:
-        alone = f"; alone right of all test images: KDCI {counts.gained:,}, vanilla {counts.lost:,}"
+        gained, lost = f"{counts.gained:,}", f"{counts.lost:,}"
+        alone = f"; of all test images KDCI alone gets {gained} right, vanilla alone {lost}"
     return f"{pair}, students of one seed{alone}; {red}"
 
 

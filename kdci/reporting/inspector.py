@@ -73,10 +73,12 @@ def prototypes(view: DictionaryView, pool: PoolView | None, class_names: Sequenc
 
     Args:
         view: With the facts that ``kdci.dictionary_quality`` states.
-        pool: What it was made from; None where its images are not there.
+        pool: What it was made from; None where that is not there.
         class_names: Of the own teacher.
     """
     adopted = bool(view.facts.get("adopted"))
+    if pool is not None and len(pool.images) != view.facts["num_predictions"]:
+        pool = None  # another one by now, as where a grid is half run again
     if adopted:  # its classes are those of another teacher, and so were its images
         class_names = [f"#{index}" for index in range(view.facts["num_classes"])]
         pool = None
@@ -152,7 +154,7 @@ def _short(name: str) -> str:
 
 
 def _percent(share: float) -> str:
-    """Return a share so that a few images are no "0 %", and almost all no "100 %"."""
+    """Return a share in percent, with a decimal where it is nearly none or nearly all."""
     decimals = 0 if share == 1 or 0.01 <= share < 0.995 else 1
     return f"{100 * share:.{decimals}f} %"
 
@@ -172,7 +174,7 @@ def _no_images(sheet: Axes, top: float, height: float, *, adopted: bool) -> None
     note = (
         "The dictionary of another pre-trained model:\nits images are not in this pool."
         if adopted
-        else "The pool is not there."
+        else "The pool that it was made from is not there."
     )
     middle = _TILES_LEFT + width / 2
     sheet.text(middle, top + height / 2, note, color=MUTED, ha="center", va="center")
@@ -196,6 +198,8 @@ def lambda_over_training(
     )
     steps, lambdas_SN = _table(curve)
     last_N = lambdas_SN[-1]
+    if proportions_N is not None and len(proportions_N) != len(last_N):
+        proportions_N = None  # of another dictionary, as where a grid is half run again
     shares_N = last_N if proportions_N is None else 100 * proportions_N.astype(float)
     largest = np.argsort(-shares_N, kind="stable").tolist()
     named = dict(zip(largest, _LINE_COLORS, strict=False))
@@ -207,7 +211,8 @@ def lambda_over_training(
         _lambda_line(axes, steps, lambdas_SN[:, index], named.get(index))
         _to_proportion(edge, last_N[index], shares_N[index], named.get(index))
     _lambda_axes(axes, steps, [*lambdas_SN.flatten().tolist(), *shares_N.tolist()])
-    axes.axhline(100 / len(last_N), color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    even = 100 / len(last_N)
+    axes.axhline(even, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
     edge.set(xlim=(0, 1), ylim=axes.get_ylim())
     blank(edge)
     edge.patch.set_visible(False)

@@ -11,11 +11,13 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from kdci.reporting.results import Part, Quantity, Row
+
+if TYPE_CHECKING:  # `kdci show` starts without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 NO_SPREAD = 1e-9

@@ -55,14 +55,23 @@ def slots(layout: Layout, grid: Grid) -> list[Slot]:
     found += [_student_slot(layout, *_distill_stage(cell, grid)) for cell in of_methods]
     found += _evaluation_slots(layout, of_methods, "evaluate")
     controls = list(control_cells(grid))
-    found += _cell_slots(layout, "substitute_control", layout.pool, controls)
-    found += [_student_slot(layout, cell, "distill_control") for cell in controls]
+    pools = _cell_slots(layout, "substitute_control", layout.pool, controls)
+    students = [_student_slot(layout, cell, "distill_control") for cell in controls]
+    found += [_without_seeds(slot) for slot in (*pools, *students)]
     found += _evaluation_slots(layout, controls, "evaluate_control")
     shifts = list(shift_cells(grid))
     found += _cell_slots(layout, "shift", layout.pool, shifts)
     found += _cell_slots(layout, "dictionary_shift", layout.dictionary, shifts)
     found += [_student_slot(layout, cell, "distill_shift", cell.variant) for cell in shifts]
     return [*found, *_evaluation_slots(layout, shifts, "evaluate_shift")]
+
+
+def _without_seeds(slot: Slot) -> Slot:
+    """Return a control's slot: its entry of ``dvc.yaml`` has no axis of seeds."""
+    kept = [
+        value for name, value in slot.fields.items() if name in ("teacher", "student", "method")
+    ]
+    return replace(slot, dvc_stage=f"{slot.stage}@{'-'.join(kept)}")
 
 
 def _pool_slots(layout: Layout, grid: Grid, of_methods: list[Cell], ending: str = "") -> list[Slot]:

@@ -143,7 +143,7 @@ SHIFT = {"base": "fast", "num_images": 40}
         ({"grid.others": ["wrn-10-1"], "other": {"data": {"name": "digits5"}}}, ""),
         ({"intervention.max_repeats": 0.5}, "intervention.max_repeats"),
         ({"compensation.scale": "M"}, "compensation.scale.literal['N','shift']"),
-        ({"dictionary.rebuild": 0}, "dictionary.rebuild"),
+        ({"compensation.rebuild": 0}, "compensation.rebuild"),
     ],
 )
 def test_arms_shifts_and_others_are_checked(

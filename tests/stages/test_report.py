@@ -11,7 +11,7 @@ import torch
 from kdci.artifacts import new_artifact
 from kdci.config import Grid
 from kdci.errors import IntegrityError
-from kdci.layout import Layout, cells
+from kdci.layout import Layout, all_cells, cells
 from kdci.params_file import load_params
 from kdci.reporting.figures import DrawnFigure
 from stages.report import report
@@ -97,18 +97,24 @@ def _write_student(layout, cell):
     timing.write_text(json.dumps({"seconds": 9.0, "loop_seconds": 2.0 + cell.seed}))
 
 
-def _write_evaluation(layout, params, *, tested):
-    rows, curves = [], []
-    for cell in cells(params.grid):
-        if cell.method != "fast":
+def _write_evaluation(layout, params, *, tested, method="fast"):
+    rows, curves, predictions = [], [], {"expected": np.ones(8, np.int16)}
+    for cell in all_cells(params.grid):
+        if cell.method != method:
             continue
         kdci = cell.variant == "kdci"
+        # Vanilla is wrong on image 0, the others on 1 and 2.
+        predictions[f"{cell.variant}/{cell.replicate}/backbone"] = np.array(
+            [0, *[1] * 7] if cell.variant == "vanilla" else [1, 0, 0, *[1] * 5], np.int16
+        )
         accuracy = (KDCI if kdci else VANILLA)[cell.seed]
         values = {
             "accuracy_backbone": accuracy if tested else None,
             "accuracy_compensated": accuracy - 1 if tested and kdci else None,
             "agreement_backbone": accuracy - 20,
             "agreement_compensated": accuracy - 21 if kdci else None,
+            "calibration_error_backbone": 5.0 + cell.seed if tested else None,
+            "marginal_bias_backbone": 0.25 if tested else None,
         }
         rows.append(
             {
@@ -125,15 +131,22 @@ def _write_evaluation(layout, params, *, tested):
         )
         curves.append({**cell.asdict(), "points": [{"step": 20, **values}, {"step": 40, **values}]})
     stale = {**rows[0], "seed": 77}  # of a grid that had more seeds
-    facts = {"teacher": TEACHER, "student": STUDENT, "method": "fast", "num_cells": 4}
+    facts = {"teacher": TEACHER, "student": STUDENT, "method": method, "num_cells": len(rows)}
     card = _card(**facts, evaluated_on="test" if tested else "holdout")
-    path = layout.evaluation(TEACHER, STUDENT, "fast")
+    path = layout.evaluation(TEACHER, STUDENT, method)
     with new_artifact(path, kind="evaluation", card=card) as draft:
         draft.save_json("cells.json", [stale, *rows])
         draft.save_json("curves.json", curves)
+        pool = {"total_variation": 0.6, "entropy": 1.04, "confidence": 0.9}
+        shift = {**pool, "pool_seed": 0, "teacher_fid": 12.25 if tested else None}
+        draft.save_json("pools.json", [{**shift, "pool_seed": 77}, shift])
+        if tested:
+            tensors = {name: torch.from_numpy(said) for name, said in predictions.items()}
+            draft.save_tensors("predictions.safetensors", tensors)
         np.save(draft.folder / "examples.npy", np.zeros((2, 1, 16, 16), np.uint8))
         label = 3 if tested else None
-        examples = [{"label": label, "teacher": 3, "vanilla": 3, "kdci": 5}] * 2
+        said = {"label": label, "teacher": 3, "vanilla": 3, "kdci": 5, "group": "lost"}
+        examples = [said] * 2
         draft.save_json("examples.json", examples)
 
 
@@ -175,6 +188,52 @@ def test_curves_are_in_long_form_with_a_line_a_point(params, layout):
 
 
 @pytest.mark.usefixtures("no_drawing")
+def test_shift_and_mcnemar_are_of_what_evaluate_left(params, layout):
+    report(params, layout)
+    rows = json.loads((layout.report / "results.json").read_text())
+    assert [row["calibration_error_backbone"] for row in rows] == [5.0, 6.0, 5.0, 6.0]
+    assert rows[0]["marginal_bias_backbone"] == 0.25
+    assert rows[2]["marginal_bias_compensated"] is None
+    text = (layout.report / "report.md").read_text()
+    assert "| Fast, pool 0 | wrn-16-1 | 0.60 | 1.04 | 90.0 % | 12.2 |" in text
+    assert "pool 77" not in text, "of a grid that had more pools"
+    assert "| Fast | KDCI | 25.0 ± 0.0 | 0.0 (0.0 to 0.0) |" in text
+    assert "| Fast | KDCI | 0 | 1 | 2 | 1 | 1.000 |" in text  # b = 2, c = 1
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_arms_and_known_shifts_are_reported_apart_from_methods(params, layout):
+    grid = params.grid.model_copy(
+        update={
+            "arms": ("class_balanced",),
+            "shifts": ("blur",),
+            "shift_arms": ("vanilla", "class_balanced"),
+        }
+    )
+    params = params.model_copy(update={"grid": grid})
+    for method in ("fast", "blur"):
+        _write_evaluation(layout, params, tested=True, method=method)
+    report(params, layout)
+    rows = json.loads((layout.report / "results.json").read_text())
+    assert [(row["method"], row["variant"]) for row in rows[4::2]] == [
+        ("fast", "class_balanced"), ("blur", "vanilla"), ("blur", "class_balanced"),
+    ]  # fmt: skip
+    metrics = json.loads((layout.report / "metrics.json").read_text())
+    assert metrics["fast"]["class_balanced"] == 85.0
+    assert metrics["fast"]["difference_class_balanced"] == 0.0
+    assert metrics["blur"] == {
+        "vanilla": 85.0, "class_balanced": 85.0, "difference_class_balanced": 0.0,
+    }  # fmt: skip
+    text = (layout.report / "report.md").read_text()
+    assert "blur" not in text[: text.index("## Arms")]
+    assert "| blur | 85.0 ± 63.5 | 0.0 (0.0 to 0.0) | 2 |" in text
+    with (layout.report / "curves.csv").open() as file:
+        assert {point["variant"] for point in csv.DictReader(file)} == {
+            "vanilla", "kdci backbone", "kdci compensated", "class_balanced",
+        }  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_without_test_data_the_report_is_about_agreement(params, layout):
     _write_evaluation(layout, params, tested=False)
     report(params, layout)
@@ -184,6 +243,8 @@ def test_without_test_data_the_report_is_about_agreement(params, layout):
     assert metrics["fast"]["difference_agreement"] == 1.25
     text = (layout.report / "report.md").read_text()
     assert "No test data" in text
+    assert "McNemar" not in text
+    assert "| Fast, pool 0 | wrn-16-1 | 0.60 | 1.04 | 90.0 % | - |" in text
 
 
 @pytest.mark.usefixtures("no_drawing")

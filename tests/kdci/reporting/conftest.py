@@ -106,7 +106,7 @@ def evidence(pool: PoolView) -> Evidence:
         student="wrn-10-1",
         method="fast",
         images=random.integers(0, 256, (3, 1, 16, 16), dtype=np.uint8),
-        predictions=[{"label": 1, "teacher": 1, "vanilla": 2, "kdci": 1}] * 3,
+        predictions=[{"label": 1, "teacher": 1, "vanilla": 2, "kdci": 1, "group": "gained"}] * 3,
         evaluated_on="test",
     )
     card = {

@@ -85,9 +85,7 @@ def test_metrics_hold_what_further_arms_gain_on_each_method_and_on_all(row):
     assert tree["fast"] == {**plain["fast"], "stratified": 95.0, "difference_stratified": 5.0}
     assert tree["dfnd"]["difference_stratified"] == 13.0
     assert tree["all_methods"] == {"difference_kdci": 0.5, "difference_stratified": 9.0}
-    untested = [
-        row(one.variant, method=one.method, accuracy_backbone=None) for one in rows
-    ]
+    untested = [row(one.variant, method=one.method, accuracy_backbone=None) for one in rows]
     arms = compare_arms(untested, "agreement")
     assert "difference_stratified_agreement" in metrics_tree(compare(untested), arms)["fast"]
 

@@ -12,7 +12,9 @@ from kdci.catalog import DATASETS, DatasetSpec
 from kdci.reporting import image_figures
 from kdci.reporting.chart_figures import class_bars, dictionary
 from kdci.reporting.curve_figures import learning_curves
+from kdci.reporting.evidence import PredictedClasses
 from kdci.reporting.figures import draw_figures
+from kdci.reporting.statistics import Discordant
 from kdci.reporting.style import canvas, drawing, show_image, spread
 
 NAMES = DATASETS["digits"].class_names
@@ -102,6 +104,74 @@ def test_predictions_marks_what_the_label_does_not_say(evidence):
     figure = image_figures.predictions(evidence.examples[0], NAMES)
     wrong = [t for t in figure.findobj(mpl.text.Text) if t.get_color() == image_figures.WRONG]
     assert [text.get_text() for text in wrong] == ["2", "2", "2"]
+
+
+def _case(group, label=1, **said):
+    known = {"label": label, "teacher": 1, "vanilla": 1, "kdci": 1, "group": group}
+    return {**known, **said}
+
+
+def test_a_case_study_has_a_heading_for_what_each_student_alone_gets_right(evidence):
+    said = [_case("gained", vanilla=2)] * 12 + [_case("lost", kdci=3)] * 2 + [_case("other")] * 8
+    assert {name: len(shown) for name, shown in image_figures.shown_groups(said).items()} == {
+        "gained": 10, "lost": 2,
+    }  # fmt: skip
+    images = np.zeros((len(said), 1, 16, 16), dtype=np.uint8)
+    examples = replace(evidence.examples[0], predictions=said, images=images)
+    figure = image_figures.predictions(examples, NAMES, Discordant(lost=2, gained=1234, p=0.0))
+    texts = _texts(figure)
+    assert texts.index("Only KDCI is right") < texts.index("Only vanilla is right")
+    assert any("KDCI alone gets 1,234 right, vanilla alone 2;" in text for text in texts)
+    assert len(figure.findobj(mpl.image.AxesImage)) == 12
+    for name in ("label", "vanilla", "KDCI", "teacher"):
+        assert texts.count(name) == 2
+    wrong = [t for t in figure.findobj(mpl.text.Text) if t.get_color() == image_figures.WRONG]
+    assert [text.get_text() for text in wrong] == ["2"] * 10 + ["3"] * 2
+
+
+def test_other_images_are_shown_where_students_hardly_differ():
+    said = [_case("lost", kdci=3)] + [_case("other")] * 23
+    assert image_figures.shown_groups(said) == {
+        "gained": [], "lost": [0], "other": list(range(1, 11)),
+    }  # fmt: skip
+
+
+def test_without_a_kdci_student_it_is_the_teacher_that_one_differs_from(evidence):
+    said = [_case("differ", vanilla=2, kdci=None)] * 4 + [_case("other", kdci=None)] * 20
+    shown = image_figures.shown_groups(said)
+    assert {name: len(members) for name, members in shown.items()} == {"differ": 4, "other": 16}
+    images = np.zeros((len(said), 1, 16, 16), dtype=np.uint8)
+    examples = replace(evidence.examples[0], predictions=said, images=images)
+    texts = _texts(image_figures.predictions(examples, NAMES))
+    assert "The student and the teacher differ" in texts
+    assert "KDCI" not in texts
+
+
+def test_held_out_substitutes_have_no_label_and_nobody_is_right(evidence):
+    said = [_case("gained", label=None, vanilla=2)]
+    examples = replace(evidence.examples[0], predictions=said, evaluated_on="holdout")
+    texts = _texts(image_figures.predictions(examples, NAMES))
+    assert "Only KDCI agrees with the teacher" in texts
+    assert "label" not in texts
+    assert not any("right" in text for text in texts)
+
+
+def test_counts_are_of_the_students_that_are_shown(evidence):
+    vanilla, kdci = np.array([0, 0, 1, 1]), np.array([1, 1, 1, 0])
+    classes = {"expected": np.ones(4)}
+    for seed, one in ((0, kdci), (1, vanilla)):
+        classes[f"vanilla/pool0-seed{seed}/backbone"] = vanilla
+        classes[f"kdci/pool0-seed{seed}/backbone"] = one
+    predictions = [PredictedClasses("wrn-16-1", "wrn-10-1", "fast", classes)]
+    known = replace(evidence, predictions=predictions)
+    first = next(cell for cell in known.wanted if cell.variant == "kdci")
+    assert (known.discordant(first).gained, known.discordant(first).lost) == (2, 1)
+    assert known.discordant(replace(first, seed=1)).gained == 0
+    assert known.discordant(replace(first, seed=2)) is None
+    without = {f.name: f.png for f in draw_figures(evidence)}
+    drawn = {f.name: f.png for f in draw_figures(known)}
+    changed = [name for name in drawn if drawn[name] != without[name]]
+    assert changed == ["predictions-wrn-16-1-wrn-10-1-fast.png"]
 
 
 def test_class_bars_are_the_pools_proportions(pool):

@@ -135,6 +135,10 @@ class TestPrototypes:
         assert not figure.findobj(mpl.image.AxesImage)
         assert "1  90 %" in _texts(figure)
 
+    def test_another_pool_than_its_own_shows_no_images(self, view, pool):
+        newer = replace(pool, images=pool.images[:20])
+        assert not prototypes(view, newer, NAMES).findobj(mpl.image.AxesImage)
+
     def test_a_long_class_name_is_cut(self, view, pool):
         names = ["American lobster, Northern lobster"] * 10
         figure = prototypes(view, pool, names)
@@ -185,6 +189,10 @@ class TestLambdaOverTraining:
         for line in figure.axes[0].lines:
             if line.get_linestyle() == "-":
                 assert list(line.get_xdata()) == [10, 20]
+
+    def test_proportions_of_another_dictionary_are_not_drawn(self, curve):
+        figure = lambda_over_training(curve, np.array([0.5, 0.5], dtype=np.float32))
+        assert "P(z)" not in _texts(figure)
 
     def test_one_step_is_drawn_as_dots(self, curve):
         figure = lambda_over_training(replace(curve, points=curve.points[:1]))

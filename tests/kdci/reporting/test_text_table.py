@@ -20,7 +20,10 @@ def test_columns_without_room_go_on_below_beside_the_first():
 
 def test_markdown_has_numbers_at_the_right():
     assert markdown(LINES).splitlines() == [
-        "| name | one | two |", "| --- | ---: | ---: |", "| a | 1 | 22 |", "| long name | 333 | 4 |",
-    ]  # fmt: skip
+        "| name | one | two |",
+        "| --- | ---: | ---: |",
+        "| a | 1 | 22 |",
+        "| long name | 333 | 4 |",
+    ]
     assert "| --- | --- | ---: |" in markdown(LINES, num_names=2)
     assert "| --- | --- | --- |" in markdown(LINES, num_names=None)

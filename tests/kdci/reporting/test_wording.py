@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kdci.config import METHOD_NAMES
 from kdci.catalog import CONTROL_NAMES
+from kdci.config import METHOD_NAMES
 from kdci.reporting.comparison import compare
 from kdci.reporting.statistics import Estimate
 from kdci.reporting.wording import (
