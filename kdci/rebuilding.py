@@ -1,8 +1,8 @@
 """The dictionary built anew while distilling, as the pool grows.
 
-Methods that synthesise on the way (Fast, CMI, DeepInv) add images that the first dictionary has not
-seen. k-means starts from the prototypes so far, so that z_i stays about the same stratum and lambda_i
-keeps its meaning.
+Methods that synthesise on the way (Fast, CMI, DeepInv) add images that the first dictionary has
+not seen. k-means starts from the prototypes so far, so that z_i stays about the same stratum and
+lambda_i keeps its meaning.
 """
 
 from __future__ import annotations

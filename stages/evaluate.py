@@ -61,11 +61,11 @@ def evaluate(session: Session) -> None:
     for cell in own:
         artifact = session.artifact(cell.name)
         holdout = holdouts[cell.pool_seed]
-        points = _curve(session, artifact, test, holdout)
-        curves.append({**cell.asdict(), "points": points})
         student = student_of(artifact)
         on_holdout = score(session, student, holdout)
         on_test = score(session, student, test) if test is not None else None
+        points = _curve(session, artifact, test, holdout, finished=(on_test, on_holdout))
+        curves.append({**cell.asdict(), "points": points})
         measures = {
             **percentages(on_test, test, "accuracy"),
             **percentages(on_holdout, holdout, "agreement"),
@@ -120,9 +120,14 @@ def _holdout_set(session: Session, teacher: Any, pool_seed: int) -> ScoredSet:
 
 
 def _curve(
-    session: Session, artifact: Artifact, test: ScoredSet | None, holdout: ScoredSet
+    session: Session,
+    artifact: Artifact,
+    test: ScoredSet | None,
+    holdout: ScoredSet,
+    *,
+    finished: tuple[Scores | None, Scores],
 ) -> list[dict[str, Any]]:
-    """Score every snapshot; the last one is the student itself.
+    """Score every snapshot; the last one is the student itself, whose scores are there.
 
     `lambda` is the mean lambda_i over held-out substitutes: which prototypes the student leans on.
     """
@@ -130,9 +135,11 @@ def _curve(
 
     points = []
     for step, name in artifact.facts["snapshots"]:
-        student = snapshot_of(artifact, name)
-        on_holdout = score(session, student, holdout)
-        on_test = score(session, student, test) if test is not None else None
+        on_test, on_holdout = finished
+        if step < artifact.facts["num_steps"]:
+            student = snapshot_of(artifact, name)
+            on_holdout = score(session, student, holdout)
+            on_test = score(session, student, test) if test is not None else None
         weights = on_holdout.weights
         points.append(
             {

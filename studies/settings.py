@@ -92,6 +92,12 @@ FACTORS: dict[str, Setting] = {
     "log, scale 2": kdci(proportions="log", scale=2.0),
     "class strata, at most 5 x": Setting(strata="classes", max_repeats=5.0),
     "class strata, at most 20 x": Setting(strata="classes", max_repeats=20.0),
+    "log, zero, module rate x 0.01": kdci(proportions="log", initialisation="zero", rate=0.01),
+    "kdci, class strata, at most 20 x": kdci(strata="classes", max_repeats=20.0),
+    "scale shift, class strata": kdci(scale="shift", strata="classes"),
+    "scale shift, class strata, at most 20 x": kdci(
+        scale="shift", strata="classes", max_repeats=20.0
+    ),
     "kdci, class strata, at most 10 x, drawn": kdci(**STRATA),
     "log, class strata, at most 10 x": kdci(proportions="log", strata="classes", max_repeats=10.0),
     "log, class strata, at most 10 x, drawn": kdci(proportions="log", **STRATA),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kdci.confounder import Space, build_dictionary
+from kdci.data.stratified_rows import StratifiedRows
 from kdci.models import PixelModel, Prediction
-from kdci.strata import class_strata, prototype_strata
+from kdci.strata import class_strata, drawn_proportions, prototype_strata
 
 MakeModel = Callable[[int], PixelModel]
 
@@ -122,3 +124,37 @@ def test_the_teacher_stays_as_it_was_and_no_graph_is_kept(kind: str, tiny_model:
     assert not teacher.training
     for name, value in teacher.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+class TestDrawnProportions:
+    def test_by_hand(self) -> None:
+        """Strata of 6 and 2 rows are drawn alike: each row has 1/12 or 1/4 of the draws."""
+        strata = torch.tensor([0, 0, 0, 0, 0, 0, 2, 2])
+        assignments = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2])
+        got = drawn_proportions(assignments, strata)
+        assert got.dtype == torch.float32
+        assert got.tolist() == pytest.approx([4 / 12, 2 / 12 + 1 / 4, 1 / 4])
+
+    def test_at_a_cap_of_one_it_is_what_lies_in_the_pool(self) -> None:
+        strata, assignments = torch.arange(12) // 7, torch.arange(12) % 5 % 3
+        got = drawn_proportions(assignments, strata, max_repeats=1)
+        assert got.tolist() == pytest.approx([5 / 12, 5 / 12, 2 / 12])
+
+    def test_strata_that_are_the_prototypes_are_even(self) -> None:
+        own = torch.tensor([0, 1, 1, 2, 2, 2, 2])
+        assert drawn_proportions(own, own).tolist() == pytest.approx([1 / 3] * 3)
+
+    @pytest.mark.parametrize("cap", [1.5, math.inf])
+    def test_equals_the_share_of_many_draws(self, cap: float) -> None:
+        generator = torch.Generator().manual_seed(0)
+        strata = torch.randint(0, 16, (50,), generator=generator).float().sqrt().long()
+        other = torch.randint(0, 4, (50,), generator=generator)
+        assignments = torch.where(torch.rand(50, generator=generator) < 0.6, strata, other)
+        rows = StratifiedRows(0, max_repeats=cap)
+        rows.extend(strata)
+        drawn = torch.cat([assignments[rows.next(100)] for _ in range(100)])
+        expected = torch.bincount(drawn) / len(drawn)
+        got = drawn_proportions(assignments, strata, max_repeats=cap)
+        torch.testing.assert_close(got, expected, atol=0.01, rtol=0)
+        in_the_pool = torch.bincount(assignments) / 50
+        assert float((got - in_the_pool).abs().max()) > 0.03
