@@ -177,7 +177,7 @@ class Compensation(nn.Module):
         if self._prototypes == "random":
             noise = torch.Generator().manual_seed(self._noise_seed)
             prototypes_ND = random_prototypes(prototypes_ND, generator=noise)
-        self.prototypes_ND = prototypes_ND.clone().to(device)
+        self.prototypes_ND = prototypes_ND.detach().clone().to(device)
         self.factors_N = proportion_factors(proportions_N, self._proportions).clone().to(device)
         self.scale = torch.tensor(prior_scale(proportions_N, self._scale), device=device)
 

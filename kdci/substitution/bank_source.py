@@ -73,7 +73,8 @@ class BankSource:
         """
         if self._strata is None or self.stratum_of is None:
             return self._rows.next(size, num_rows)
-        for rows in torch.split(torch.arange(len(self._strata), num_rows), _STRATUM_BATCH):
+        new = torch.arange(len(self._strata), num_rows)
+        for rows in torch.split(new, _STRATUM_BATCH) if len(new) else ():
             images = self.bank.rows(rows).to(self.context.device).float() / 255
             self._strata.extend(self.stratum_of(images))
         return self._strata.next(size)
