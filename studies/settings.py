@@ -1,11 +1,13 @@
 """The search for the best setting of KDCI: one factor at a time, then finalists on all methods.
 
+    python -m studies.settings --root PROJECT --pools dafl cmi deepinv mosaick --settings kdci ...
     python -m studies.settings --out studies/settings.jsonl --table
 
 PROJECT is a folder whose params.yaml is a preset and whose `dvc repro substitute` has run: each
-replicate is one of its `grid.pool_seeds`, with a pool, an initial student and an order of batches of
-its own. A line of the output is one student, scored on the test split at its last step; a rerun goes
-on where the last one ended. `--table` prints mean paired differences to vanilla with 95 % t-intervals.
+replicate is one of its `grid.pool_seeds`, with a pool, an initial student and an order of batches
+of its own. A line of the output is one student, scored on the test split at its last step; a rerun
+goes on where the last one ended. `--table` prints mean paired differences to vanilla with 95 %
+t-intervals.
 """
 
 from __future__ import annotations
@@ -99,6 +101,8 @@ FACTORS: dict[str, Setting] = {
         scale="shift", strata="classes", max_repeats=20.0
     ),
     "kdci, class strata, at most 10 x, drawn": kdci(**STRATA),
+    "kdci, class strata, at most 20 x, drawn": kdci(**{**STRATA, "max_repeats": 20.0}),
+    "scale shift, class strata, at most 10 x, drawn": kdci(scale="shift", **STRATA),
     "log, class strata, at most 10 x": kdci(proportions="log", strata="classes", max_repeats=10.0),
     "log, class strata, at most 10 x, drawn": kdci(proportions="log", **STRATA),
 }

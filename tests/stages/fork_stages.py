@@ -23,12 +23,15 @@ from typing import Any
 
 from stages import _main, _session
 
-MODULES = ("teacher", "substitute", "dictionary", "distill", "evaluate", "report")
+MODULES = ("teacher", "substitute", "shift", "dictionary", "distill", "evaluate", "report")
 PRELOADED = (
     "kdci.checkpoints",
     "kdci.confounder",
     "kdci.distillation",
     "kdci.evaluation",
+    "kdci.logit_adjustment",
+    "kdci.rebuilding",
+    "kdci.strata",
     "kdci.students",
     "kdci.substitution.registry",
     "kdci.training",

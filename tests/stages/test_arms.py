@@ -1,0 +1,348 @@
+"""Further arms, pools with a known shift, and another model's dictionary, stage by stage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdci.arms import ARMS, FURTHER_ARMS
+from kdci.artifacts import open_artifact
+from kdci.checkpoints import load_state
+from kdci.compensation import Compensation
+from kdci.data import datasets
+from kdci.data.image_bank import ImageBank
+from kdci.data.known_shift import degrade, long_tail_counts
+from kdci.distillation import Distiller
+from kdci.layout import all_cells
+from kdci.logit_adjustment import LogitAdjustment
+from kdci.pretrained import build_network, load_teacher
+from kdci.reporting.results import load_rows
+from kdci.runtime import derive_seed
+from kdci.substitution.base import SourceContext
+from kdci.substitution.fast import FastSource
+from tests.conftest import Call, Project
+from tests.stages.test_session import IN_LOOP
+
+WRN = "wrn-10-1"
+SHIFT_ARMS = ["vanilla", "kdci", "class_balanced", "logit_adjusted", "kdci_stratified"]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """A small experiment with every arm. Shared: tests change copies only."""
+    from tests.conftest import ROOT
+
+    root = tmp_path_factory.mktemp("arms") / "project"
+    root.mkdir()
+    shutil.copy(ROOT / "pipelines/presets/digits-smoke.yaml", root / "params.yaml")
+    project = Project(root).edit(
+        grid__methods=["fast"],
+        grid__arms=list(FURTHER_ARMS),
+        grid__others=[WRN],
+        grid__shifts=["balanced", "tail", "poor"],
+        grid__shift_arms=SHIFT_ARMS,
+        # A teacher and a pool that know all classes, or none could be balanced.
+        teacher__num_epochs=8,
+        methods__fast__warmup_calls=12,
+        methods__fast__batch_size=32,
+        methods__fast__num_steps=5,
+        compensation__fusion="residual",
+        compensation__rebuild=0.05,
+        other={"data": {"name": "digits5", "path": None, "test": "test"}},
+        shift={"base": "fast", "num_images": 60, "temperature": 4.0},
+        shifts={"balanced": {}, "tail": {"imbalance": 8.0}, "poor": {"noise": 0.2, "blur": 0.7}},
+    )
+    for stage in ("teacher", "substitute", "dictionary"):
+        assert project.run(Call.of(stage), "--other") == 0
+    return project.build()
+
+
+@pytest.fixture
+def copy(everything, tmp_path):
+    root = tmp_path / "copy"
+    for name in ("artifacts", "report"):
+        shutil.copytree(everything.root / name, root / name)
+    shutil.copy(everything.root / "params.yaml", root)
+    return Project(root)
+
+
+def student_of(project, arm, method="fast"):
+    cell = next(c for c in all_cells(project.params.grid) if (c.variant, c.method) == (arm, method))
+    return open_artifact(project.layout.student(cell), kind="student")
+
+
+# -- arms ------------------------------------------------------------------------------------------
+
+
+def test_every_cell_has_its_row(everything):
+    rows = load_rows(everything.layout.report / "results.json")
+    wanted = [(cell.method, cell.variant) for cell in all_cells(everything.params.grid)]
+    assert [(row.method, row.variant) for row in rows] == wanted
+    assert len(wanted) == len(ARMS) + 3 * len(SHIFT_ARMS)
+    for row in rows:
+        assert (row.accuracy_compensated is not None) == ARMS[row.variant].compensated
+        assert row.accuracy == row.accuracy_backbone
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_opens_the_dictionary_it_needs_and_no_other(everything, name):
+    parents = student_of(everything, name).card["parents"]
+    own = everything.card(Call.of("dictionary"))["content"]
+    other = everything.layout.other.dictionary(WRN, "fast", 0)
+    contents = {
+        None: None,
+        "own": own,
+        "other": open_artifact(other, kind="dictionary").card["content"],
+    }
+    assert parents.get("dictionary") == contents[ARMS[name].dictionary]
+
+
+def test_arms_start_alike_and_end_apart(everything):
+    weights = {
+        name: student_of(everything, name).card["files"]["model.safetensors"]["sha256"]
+        for name in ARMS
+    }
+    assert len(set(weights.values())) == len(ARMS)
+    assert len({json.dumps(student_of(everything, name).card["seeds"]) for name in ARMS}) == 1
+
+
+def by_hand(project, tmp_path, *, module=None, stratum_of=None):
+    """Distil Fast's student without the stage, from the same pool and seeds."""
+    params, layout = project.params, project.layout
+    spec, seed = params.data.spec, derive_seed(0, 0, "distill")
+    artifact = open_artifact(layout.teacher(WRN), kind="teacher")
+    pool = open_artifact(layout.pool(WRN, "fast", 0), kind="pool")
+    teacher = load_teacher(artifact, spec)
+    bank = ImageBank(tmp_path / "bank.bin", shape=(1, 16, 16), base=pool.file("images.npy"))
+    context = SourceContext(teacher, spec, bank, derive_seed(seed, "source"), 0.5, lambda: None)
+    block = params.methods.fast
+    source = FastSource(
+        context, **{name: getattr(block, name) for name in type(block).model_fields}
+    )
+    source.load_state_dict(load_state(pool.path / "source"))
+    source.reseed(context.seed)
+    if stratum_of is not None:
+        source.stratify(lambda images: stratum_of(teacher(images)), max_repeats=float("inf"))
+    student = build_network(WRN, spec, seed=derive_seed(seed, "student"))
+    sink = type("Sink", (), {"log": lambda self, step, **values: None})()
+    distiller = Distiller(
+        teacher=teacher,
+        student=student,
+        source=source,
+        compensation=module,
+        sink=sink,
+        **params.recipe("fast").model_dump(),
+    )
+    for _ in distiller.run():
+        pass
+    return student.state_dict()
+
+
+def assert_is_student(project, arm, weights):
+    stored = load_file(student_of(project, arm).path / "model.safetensors")
+    assert weights.keys() == stored.keys()
+    for name, tensor in weights.items():
+        assert tensor.equal(stored[name]), name
+
+
+def test_class_balanced_draws_evenly_over_the_teachers_classes(everything, tmp_path):
+    torch.set_num_threads(1)
+    weights = by_hand(everything, tmp_path, stratum_of=lambda out: out.logits.argmax(dim=1))
+    assert_is_student(everything, "class_balanced", weights)
+
+
+def test_stratified_draws_evenly_over_the_prototypes(everything, tmp_path):
+    torch.set_num_threads(1)
+    path = everything.layout.dictionary(WRN, "fast", 0) / "dictionary.safetensors"
+    prototypes = load_file(path)["prototypes"]
+
+    def nearest(output):
+        return (output.logits[:, None] - prototypes).square().sum(dim=2).argmin(dim=1)
+
+    assert_is_student(everything, "stratified", by_hand(everything, tmp_path, stratum_of=nearest))
+
+
+def test_logit_adjusted_adds_the_pools_log_proportions(everything, tmp_path):
+    torch.set_num_threads(1)
+    pool = open_artifact(everything.layout.pool(WRN, "fast", 0), kind="pool")
+    classes = pool.tensors("predictions.safetensors")["logits"].argmax(dim=1)
+    counts = np.bincount(classes.numpy(), minlength=10) + 1
+    prior = torch.from_numpy(np.log(counts / counts.sum())).float()
+    weights = by_hand(everything, tmp_path, module=LogitAdjustment(prior))
+    assert_is_student(everything, "logit_adjusted", weights)
+    artifact = student_of(everything, "logit_adjusted")
+    assert artifact.facts["compensation"] is None  # nothing of it is deployed
+    assert not (artifact.path / "compensation.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arm", "option"),
+    [
+        ("kdci_random_lambda", {"weights": "random"}),
+        ("kdci_random_prototypes", {"prototypes": "random"}),
+        ("kdci_without_proportions", {"proportions": "none"}),
+    ],
+)
+def test_ablations_are_the_compensation_with_one_value_changed(copy, tmp_path, arm, option):
+    torch.set_num_threads(1)
+    copy.edit(compensation__rebuild=None).build(
+        Call(f"distill_{arm}", Call.of("distill_kdci").cell)
+    )
+    path = copy.layout.dictionary(WRN, "fast", 0) / "dictionary.safetensors"
+    tensors = load_file(path)
+    seed = derive_seed(derive_seed(0, 0, "distill"), "compensation")
+    module = Compensation(
+        tensors["prototypes"],
+        tensors["proportions"],
+        num_classes=10,
+        fusion="residual",
+        seed=seed,
+        **option,
+    )
+    assert_is_student(copy, arm, by_hand(copy, tmp_path, module=module))
+
+
+def test_rebuilt_dictionaries_lie_beside_the_student(everything):
+    """The bank grows by a call of 32 an epoch: by 9 % and then by 8 % of what was clustered."""
+    artifact = student_of(everything, "kdci")
+    assert artifact.facts["rebuilt"] == [0, 6]
+    first = load_file(everything.layout.dictionary(WRN, "fast", 0) / "dictionary.safetensors")
+    last = load_file(artifact.path / "dictionary-000000006.safetensors")
+    assert not last["prototypes"].equal(first["prototypes"])
+    assert float(last["proportions"].sum()) == pytest.approx(1)
+    module = load_file(artifact.path / "compensation.safetensors")
+    assert module["prototypes_ND"].equal(last["prototypes"])
+    assert student_of(everything, "class_balanced").facts["rebuilt"] == []
+    assert student_of(everything, "kdci_other").facts["rebuilt"] == []
+
+
+KILLED = ("kdci", "class_balanced", "logit_adjusted", "kdci_stratified", "kdci_random_lambda")
+
+
+@pytest.mark.parametrize("arm", KILLED)
+def test_a_killed_arm_ends_with_the_same_bytes(copy, forks, arm):
+    call = Call(f"distill_{arm}", Call.of("distill_kdci").cell)
+    expected = copy.content(call)
+    assert forks.run(copy, call, **IN_LOOP["after a checkpoint"]) == -signal.SIGKILL
+    assert copy.run(call) == 0
+    assert copy.content(call) == expected
+    assert copy.leftovers() == []
+
+
+def test_strata_of_an_adopted_dictionary_are_refused(copy, capsys):
+    other = copy.layout.other.dictionary(WRN, "fast", 0).relative_to(copy.root)
+    copy.edit(dictionary__artifact=str(other)).build(Call.of("dictionary"))
+    assert copy.run(Call("distill_stratified", Call.of("distill_kdci").cell)) == 2
+    assert "dictionary.artifact: strata are prototypes" in capsys.readouterr().err
+
+
+# -- known shifts ----------------------------------------------------------------------------------
+
+
+def pool_of(project, method):
+    pool = open_artifact(project.layout.pool(WRN, method, 0), kind="pool")
+    images, holdout = np.load(pool.file("images.npy")), np.load(pool.file("holdout.npy"))
+    return pool, images, holdout
+
+
+@pytest.mark.parametrize(("shift", "imbalance"), [("balanced", 1.0), ("tail", 8.0)])
+def test_a_long_tail_is_made_of_the_bases_images(everything, shift, imbalance):
+    base, base_images, base_holdout = pool_of(everything, "fast")
+    pool, images, holdout = pool_of(everything, shift)
+    labels = base.tensors("predictions.safetensors")["logits"].argmax(dim=1).tolist()
+    label_of = {image.tobytes(): labels[row] for row, image in enumerate(base_images)}
+    classes = np.array([label_of[image.tobytes()] for image in images])
+    counts = sorted(np.bincount(classes, minlength=10).tolist(), reverse=True)
+    assert counts == long_tail_counts(60, 10, imbalance).tolist()
+    assert np.array_equal(holdout, base_holdout)
+    assert pool.facts["num_distinct"] == len({image.tobytes() for image in images})
+    assert pool.card["parents"]["base"] == base.card["content"]
+
+
+def test_quality_is_lowered_of_the_same_images(everything):
+    """The same rows as `balanced` has, degraded; what is held out is degraded alike."""
+    _, plain, plain_holdout = pool_of(everything, "balanced")
+    pool, images, holdout = pool_of(everything, "poor")
+    seed = derive_seed(0, "shift")
+    for before, after, role in ((plain, images, "pool"), (plain_holdout, holdout, "holdout")):
+        noise = derive_seed(seed, "noise", role)
+        expected = degrade(torch.from_numpy(before), blur=0.7, noise=0.2, contrast=1.0, seed=noise)
+        assert np.array_equal(after, expected.numpy())
+    assert pool.facts["confidence"] > 0
+
+
+@pytest.mark.parametrize("arm", SHIFT_ARMS)
+def test_a_known_shift_stays_as_it_is(everything, arm):
+    _, images, _ = pool_of(everything, "tail")
+    artifact = student_of(everything, arm, "tail")
+    assert artifact.facts["num_images"] == len(images) == 60
+    assert "shifts.tail" in artifact.card["params"] and "recipes.fast" in artifact.card["params"]
+
+
+def test_same_shift_same_bytes(copy):
+    for call in (Call.of("shift", "tail"), Call.of("distill_kdci", "tail")):
+        expected = copy.content(call)
+        copy.build(call)
+        assert copy.content(call) == expected
+
+
+def test_a_base_without_some_class_is_told(copy, capsys):
+    copy.edit(shift={"base": "fast", "num_images": 9, "temperature": 4.0})
+    assert copy.run(Call.of("shift", "balanced")) == 2
+    assert "shifts.balanced: 9 images leave a class without any" in capsys.readouterr().err
+
+
+# -- the other model -------------------------------------------------------------------------------
+
+
+def test_the_other_dictionary_has_the_other_models_classes(everything):
+    layout = everything.layout.other
+    teacher = open_artifact(layout.teacher(WRN), kind="teacher")
+    assert teacher.facts["num_classes"] == 5 and teacher.facts["dataset"] == "digits5"
+    dictionary = open_artifact(layout.dictionary(WRN, "fast", 0), kind="dictionary")
+    assert dictionary.facts["dimension"] == 5 and not dictionary.facts["adopted"]
+    shape = student_of(everything, "kdci_other").facts["compensation"]
+    assert shape["dimension"] == 5 and shape["fusion"] == "residual"
+    assert student_of(everything, "kdci").facts["compensation"]["dimension"] == 10
+
+
+def test_the_other_model_has_to_be_in_the_grid(copy, capsys):
+    copy.edit(grid__others=[])
+    assert copy.run(Call.of("teacher"), "--other") == 2
+    assert "grid.others" in capsys.readouterr().err
+
+
+# -- data-free -------------------------------------------------------------------------------------
+
+FREE = [
+    Call.of("shift", "tail"),
+    Call.of("dictionary", "tail"),
+    *(Call.of(f"distill_{arm}", "tail") for arm in SHIFT_ARMS),
+    *(Call.of(f"distill_{arm}") for arm in ARMS),
+]
+
+
+@pytest.mark.parametrize("call", FREE, ids=lambda call: call.name)
+def test_no_arm_opens_original_data(copy, monkeypatch, call):
+    def refuse(*args, **kwargs):
+        raise AssertionError("original data was opened")
+
+    monkeypatch.setattr(datasets, "load_split", refuse)
+    assert copy.run(call) == 0
+    with pytest.raises(AssertionError, match="original data"):  # the guard does guard
+        copy.run(Call.of("evaluate", "tail"))
+
+
+@pytest.mark.parametrize("stage", ["substitute", "dictionary"])
+def test_neither_does_the_other_models_pool(copy, monkeypatch, stage):
+    def refuse(*args, **kwargs):
+        raise AssertionError("original data was opened")
+
+    monkeypatch.setattr(datasets, "load_split", refuse)
+    assert copy.run(Call.of(stage), "--other") == 0
