@@ -26,6 +26,7 @@ class Arm:
         compensated: Whether phi takes the place of f_S.
         changes: Values that replace those of the `compensation` block.
         strata: What batches are drawn evenly over; `chosen`: as `intervention.strata` says.
+        capped: Whether `intervention.max_repeats` holds for how often an image is drawn.
         adjusted: Whether log proportions are added to the student's logits while training.
     """
 
@@ -35,6 +36,7 @@ class Arm:
     compensated: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
     strata: Strata | Literal["chosen"] | None = None
+    capped: bool = False
     adjusted: bool = False
 
 
@@ -78,6 +80,7 @@ ARMS: dict[str, Arm] = {
         "batches drawn evenly over the dictionary's prototypes",
         "own",
         strata="prototypes",
+        capped=True,
     ),
     "logit_adjusted": Arm(
         "logit adjustment",
@@ -86,10 +89,13 @@ ARMS: dict[str, Arm] = {
     ),
     "kdci_stratified": Arm(
         "KDCI + strata",
-        "bias compensation on batches drawn evenly over strata",
+        "bias compensation on batches drawn evenly over strata, with the P(z) that is drawn",
         "own",
         compensated=True,
+        # P(z) of the draw is near even, which `scale: shift` would take for nothing to do.
+        changes={"scale": 1.0},
         strata="chosen",
+        capped=True,
     ),
 }
 """Every arm by its key; `vanilla` first, what is measured against it after."""

@@ -49,7 +49,8 @@ class Intervention(Block):
     strata: Literal["classes", "prototypes"] = "classes"
     """What `kdci_stratified` draws its batches evenly over."""
     max_repeats: Annotated[float, Field(ge=1)] | None = None
-    """Cap on how often strata draw an image for each time it would be drawn without; null: none."""
+    """Cap on how often strata draw an image for each time it would be drawn without; null: none.
+    `class_balanced`, the plain remedy, has none."""
     tau: Positive = 1.0
     """Strength of `logit_adjusted`."""
 

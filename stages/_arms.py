@@ -12,6 +12,8 @@ from kdci.arms import Arm
 from stages._session import Session
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kdci.compensation import Compensation
     from kdci.logit_adjustment import LogitAdjustment
     from kdci.models import PixelModel
@@ -38,7 +40,7 @@ def correction(session: Session, arm: Arm, seed: int) -> Compensation | LogitAdj
     tensors = session.artifact("dictionary").tensors("dictionary.safetensors")
     return Compensation(
         tensors["prototypes"],
-        tensors["proportions"],
+        _drawn_proportions(session, arm) if arm.strata else tensors["proportions"],
         num_classes=num_classes,
         fusion=block.fusion,
         scale=block.scale,
@@ -51,16 +53,37 @@ def correction(session: Session, arm: Arm, seed: int) -> Compensation | LogitAdj
     )
 
 
+def _strata(session: Session, arm: Arm) -> str | None:
+    return session.params.intervention.strata if arm.strata == "chosen" else arm.strata
+
+
+def _max_repeats(session: Session, arm: Arm) -> float:
+    cap = session.params.intervention.max_repeats
+    return math.inf if cap is None or not arm.capped else cap
+
+
+def _drawn_proportions(session: Session, arm: Arm) -> Tensor:
+    """Return P(z) of what the arm's strata draw from the pool: the student meets no other."""
+    from kdci.strata import drawn_proportions
+
+    dictionary = session.artifact("dictionary")
+    tensors = dictionary.tensors("dictionary.safetensors")
+    if dictionary.facts["adopted"]:
+        return tensors["proportions"]  # of another pool, whose images none of these are
+    assignments_M = tensors["assignments"].long()
+    logits_MK = session.artifact("pool").tensors("predictions.safetensors")["logits"]
+    strata_M = logits_MK.argmax(dim=1) if _strata(session, arm) == "classes" else assignments_M
+    return drawn_proportions(assignments_M, strata_M, max_repeats=_max_repeats(session, arm))
+
+
 def stratify(session: Session, arm: Arm, teacher: PixelModel, source: SubstitutionSource) -> None:
     """Let the source draw evenly over the arm's strata, if it has any."""
-    block = session.params.intervention
-    strata = block.strata if arm.strata == "chosen" else arm.strata
+    strata, max_repeats = _strata(session, arm), _max_repeats(session, arm)
     if strata is None:
         return
     from kdci.errors import UserError
     from kdci.strata import class_strata, prototype_strata
 
-    max_repeats = math.inf if block.max_repeats is None else block.max_repeats
     if strata == "classes":
         source.stratify(class_strata(teacher), max_repeats=max_repeats)
         return
@@ -77,9 +100,12 @@ def stratify(session: Session, arm: Arm, teacher: PixelModel, source: Substituti
 def rebuilder_of(
     session: Session, arm: Arm, teacher: PixelModel, source: SubstitutionSource
 ) -> DictionaryRebuilder | None:
-    """Return what builds the teacher's own dictionary anew, if that is asked for."""
+    """Return what builds the teacher's own dictionary anew, if that is asked for.
+
+    With strata it stays: its P(z) is that of the draw, which the pool's growth does not change.
+    """
     growth = session.params.compensation.rebuild
-    if growth is None or not arm.compensated or arm.dictionary != "own":
+    if growth is None or not arm.compensated or arm.dictionary != "own" or arm.strata:
         return None
     dictionary = session.artifact("dictionary")
     if dictionary.facts["adopted"]:

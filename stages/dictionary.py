@@ -61,9 +61,11 @@ def _build_own(session: Session) -> None:
         seed=derive_seed(int(cell["pool_seed"]), "dictionary"),
     )
     num_classes = session.params.data.spec.num_classes
+    assert dictionary.assignments_M is not None
     tensors = {
         "prototypes": dictionary.prototypes_ND,
         "proportions": dictionary.proportions_N,
+        "assignments": dictionary.assignments_M.int(),
     }
     facts = {
         "space": block.space,

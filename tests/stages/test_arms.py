@@ -181,6 +181,17 @@ def test_logit_adjusted_adds_the_pools_log_proportions(everything, tmp_path):
     assert not (artifact.path / "compensation.safetensors").exists()
 
 
+def test_strata_leave_the_compensation_the_proportions_that_are_drawn(copy):
+    """Evenly over the prototypes, P(z) is 1/N; a cap of 1 leaves the pool's."""
+    call = Call("distill_kdci_stratified", Call.of("distill_kdci").cell)
+    path = copy.layout.dictionary(WRN, "fast", 0) / "dictionary.safetensors"
+    pools = load_file(path)["proportions"]
+    for cap, expected in ((None, torch.full_like(pools, 1 / len(pools))), (1.0, pools)):
+        copy.edit(intervention={"strata": "prototypes", "max_repeats": cap, "tau": 1.0}).build(call)
+        module = load_file(copy.artifact(call) / "compensation.safetensors")
+        torch.testing.assert_close(module["factors_N"], expected)
+
+
 @pytest.mark.parametrize(
     ("arm", "option"),
     [
