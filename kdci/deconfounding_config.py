@@ -27,7 +27,7 @@ class CompensationBlock(Block):
 
     fusion: Literal["identity", "residual", "linear"] = "identity"
     """phi: f + F | f + W_g F | W_h f + W_g F."""
-    scale: Positive | Literal["N", "shift"] = 1.0
+    scale: Positive | Literal["N", "shift"] = "shift"
     """Factor on F(z); `N` makes up for lambda and P(z) being about 1/N each, `shift` is N times
     the total-variation distance of P(z) from uniform."""
     hidden_dim: Count = 64

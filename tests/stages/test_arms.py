@@ -202,7 +202,7 @@ def test_strata_leave_the_compensation_the_proportions_that_are_drawn(copy):
 )
 def test_ablations_are_the_compensation_with_one_value_changed(copy, tmp_path, arm, option):
     torch.set_num_threads(1)
-    copy.edit(compensation__rebuild=None).build(
+    copy.edit(compensation__rebuild=None, compensation__scale=1.0).build(
         Call(f"distill_{arm}", Call.of("distill_kdci").cell)
     )
     path = copy.layout.dictionary(WRN, "fast", 0) / "dictionary.safetensors"
