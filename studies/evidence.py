@@ -11,15 +11,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from kdci.arms import arm_title
 from kdci.reporting.arm_comparison import compare_arms, compare_shifts
 from kdci.reporting.arm_tables import arm_cells, shift_cells
 from kdci.reporting.results import Quantity, Row
-from kdci.reporting.statistics import by_replicate, estimate, minus
+from kdci.reporting.statistics import (
+    by_replicate,
+    estimate,
+    minus,
+    paired_t_test,
+    pooled_differences,
+)
 from kdci.reporting.text_table import markdown
-from kdci.reporting.wording import difference_text, mean_text, method_title, number
+from kdci.reporting.wording import difference_text, mean_text, method_title, number, p_text
 from studies.keep import RESULTS
 from studies.workbench import read_rows
 
@@ -123,6 +130,38 @@ def pools(preset: str) -> str:
     return markdown(lines)
 
 
+def by_shift(preset: str) -> str:
+    """Return each arm's gain over the pools that are balanced, and over the strongly shifted ones.
+
+    Within a replicate the differences are averaged over the pools of a group first.
+    """
+    rows = [*rows_of(preset, shifts=False), *rows_of(preset, shifts=True)]
+    found = kept(preset)["pools"]
+    distance = {
+        method: mean(pool["total_variation"] for pool in found if pool["method"] == method)
+        for method in dict.fromkeys(pool["method"] for pool in found)
+    }
+    results = compare_arms(rows, "accuracy", over_methods=False)
+    lines = [["pools", "arm", "paired difference", "p", "n"]]
+    for title, inside in _GROUPS.items():
+        pools_in = [method for method in distance if inside(distance[method])]
+        for arm in dict.fromkeys(one.arm for one in results):
+            own = [one for one in results if one.arm == arm and one.method in pools_in]
+            paired = list(pooled_differences([one.paired for one in own if one.paired]).values())
+            if paired:
+                names = ", ".join(method_title(str(one.method)) for one in own if one.paired)
+                shown = difference_text(estimate(paired))
+                p = p_text(paired_t_test(paired))
+                lines.append([f"{title}: {names}", arm_title(arm), shown, p, str(len(paired))])
+    return markdown(lines, num_names=2)
+
+
+_GROUPS: dict[str, Callable[[float], bool]] = {
+    "balanced (total variation below 0.1)": lambda distance: distance < 0.1,
+    "strongly shifted (0.4 and more)": lambda distance: distance >= 0.4,
+}
+
+
 def mcnemar(preset: str) -> str:
     """Return McNemar's tests in short: in how many pairs of students who was shown better."""
     tests = kept(preset)["mcnemar"]
@@ -191,7 +230,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "finalists": lambda: settings(("dafl", "cmi", "deepinv", "mosaick")),
 }
 for _preset in PRESETS:
-    for _make in (arms, shifts, students, pools, mcnemar, source):
+    for _make in (arms, shifts, by_shift, students, pools, mcnemar, source):
         TABLES[f"{_preset}: {_make.__name__}"] = lambda p=_preset, make=_make: make(p)
 
 if __name__ == "__main__":

@@ -579,6 +579,16 @@ def expected(method=None, stages=(), seeds=(0,)):
     return names
 
 
+ARM_CELLS = {
+    f"distill_arm@wrn-10-1-wrn-10-1-{method}-logit_adjusted-0-0" for method in ("fast", "dfnd")
+}
+SHIFT_CELLS = {
+    "shift@wrn-10-1-tail-0",
+    "dictionary_shift@wrn-10-1-tail-0",
+    "distill_shift@wrn-10-1-wrn-10-1-tail-vanilla-0-0",
+    "distill_shift@wrn-10-1-wrn-10-1-tail-kdci-0-0",
+    "evaluate_shift@wrn-10-1-wrn-10-1-tail",
+}
 DISTILL = ("distill_vanilla", "distill_kdci")
 AFTER = ("evaluate", "report")
 
@@ -636,6 +646,29 @@ def test_nothing_is_stale_after_a_build(recorded):
             | expected("fast", DISTILL, seeds=(1,))
             | expected("dfnd", DISTILL, seeds=(1,)),
             id="one more seed",
+        ),
+        pytest.param(
+            {"grid__arms": ["logit_adjusted"]},
+            ARM_CELLS | expected("fast", ("evaluate",)) | expected("dfnd", AFTER),
+            ARM_CELLS | expected("fast", ("evaluate",)) | expected("dfnd", AFTER),
+            id="one more arm",
+        ),
+        pytest.param(
+            {"intervention__tau": 2.0},
+            set(),
+            set(),
+            id="what no arm of the grid uses",
+        ),
+        pytest.param(
+            {
+                "grid__shifts": ["tail"],
+                "grid__shift_arms": ["vanilla", "kdci"],
+                "shift": {"base": "fast", "num_images": 40, "temperature": 4.0},
+                "shifts": {"tail": {"imbalance": 4.0}},
+            },
+            SHIFT_CELLS | {"report"},
+            SHIFT_CELLS | {"report"},
+            id="a known shift",
         ),
         pytest.param(
             {"grid__methods": ["fast"]},
