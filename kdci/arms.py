@@ -75,11 +75,17 @@ ARMS: dict[str, Arm] = {
         "batches drawn evenly over the teacher's classes",
         strata="classes",
     ),
-    "stratified": Arm(
-        "stratified",
+    "prototype_balanced": Arm(
+        "prototype-balanced",
         "batches drawn evenly over the dictionary's prototypes",
         "own",
         strata="prototypes",
+    ),
+    "stratified": Arm(
+        "stratified",
+        "batches drawn evenly over strata, with a cap on how often an image repeats",
+        "own",
+        strata="chosen",
         capped=True,
     ),
     "logit_adjusted": Arm(
@@ -89,7 +95,7 @@ ARMS: dict[str, Arm] = {
     ),
     "kdci_stratified": Arm(
         "KDCI + strata",
-        "bias compensation on batches drawn evenly over strata, with the P(z) that is drawn",
+        "bias compensation on batches drawn as `stratified` does, with the P(z) that is drawn",
         "own",
         compensated=True,
         # P(z) of the draw is near even, which `scale: shift` would take for nothing to do.

@@ -38,7 +38,8 @@ class CompensationBlock(Block):
     initialisation: Literal["normal", "zero"] = "normal"
     """`zero`: W_t and W_g start at 0, so lambda is even and `residual` adds nothing."""
     rebuild: Positive | None = None
-    """Build the dictionary anew each time the pool has grown by this share; null: never."""
+    """Build the dictionary anew each time the pool has grown by this share; null: never. Holds for
+    the teacher's own dictionary without strata, whose P(z) would be that of the draw."""
     learning_rate: Positive | None = None
     """Rate of the module's parameter group; null: the student's."""
 
@@ -47,10 +48,10 @@ class Intervention(Block):
     """What the arms beside KDCI do: how batches are drawn, how logits are adjusted."""
 
     strata: Literal["classes", "prototypes"] = "classes"
-    """What `kdci_stratified` draws its batches evenly over."""
+    """What `stratified` and `kdci_stratified` draw their batches evenly over."""
     max_repeats: Annotated[float, Field(ge=1)] | None = None
-    """Cap on how often strata draw an image for each time it would be drawn without; null: none.
-    `class_balanced`, the plain remedy, has none."""
+    """Cap on how often these two draw an image for each time it would be drawn without; null: none.
+    `class_balanced` and `prototype_balanced`, the plain remedies, have none."""
     tau: Positive = 1.0
     """Strength of `logit_adjusted`."""
 

@@ -63,7 +63,10 @@ def _max_repeats(session: Session, arm: Arm) -> float:
 
 
 def _drawn_proportions(session: Session, arm: Arm) -> Tensor:
-    """Return P(z) of what the arm's strata draw from the pool: the student meets no other."""
+    """Return P(z) of what the arm's strata draw from the pool as it is when distillation starts.
+
+    Of images that are made later, and of MosaicKD's fresh ones, it knows nothing.
+    """
     from kdci.strata import drawn_proportions
 
     dictionary = session.artifact("dictionary")
@@ -90,7 +93,10 @@ def stratify(session: Session, arm: Arm, teacher: PixelModel, source: Substituti
     dictionary = session.artifact("dictionary")
     if dictionary.facts["adopted"]:
         what = "strata are prototypes of the teacher's own dictionary, this one is another's"
-        fix = "set it to null, or intervention.strata to classes"
+        by_choice = (
+            "or intervention.strata to classes" if arm.strata == "chosen" else "or no such arm"
+        )
+        fix = f"set it to null, {by_choice}"
         raise UserError("dictionary.artifact", what, fix)
     prototypes = dictionary.tensors("dictionary.safetensors")["prototypes"]
     stratum_of = prototype_strata(teacher, prototypes, space=dictionary.facts["space"])
@@ -102,7 +108,7 @@ def rebuilder_of(
 ) -> DictionaryRebuilder | None:
     """Return what builds the teacher's own dictionary anew, if that is asked for.
 
-    With strata it stays: its P(z) is that of the draw, which the pool's growth does not change.
+    With strata it stays: its P(z) is that of the draw, which a rebuild would make the pool's again.
     """
     growth = session.params.compensation.rebuild
     if growth is None or not arm.compensated or arm.dictionary != "own" or arm.strata:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdci.config import Params
+from kdci.config import Grid, Params
 from kdci.errors import KdciError, StoppedError, StorageError
 from kdci.layout import Layout
 from kdci.params_file import load_params
@@ -120,11 +120,21 @@ def _session(stage: Stage, arguments: argparse.Namespace, stop: StopFlag) -> Ses
         # Controls and known shifts have pools as methods have.
         values = params.grid.sources if axis == "method" else getattr(params.grid, _GRID[axis])
         require_choice(f"grid.{_GRID[axis]}", value, values)
+    if stage.arm is not None:
+        key, arms = _arms_of(params.grid, str(cell["method"]))
+        require_choice(key, stage.arm, arms)
     artifact = stage.artifact(layout, cell)
     require_writable(artifact.parent)
     require_writable(layout.work)
     identity = StageIdentity(name, cell, params.blocks(*stage.keys(cell, params)), artifact)
     return Session(params, layout, identity, stop=stop)
+
+
+def _arms_of(grid: Grid, method: str) -> tuple[str, Sequence[str]]:
+    """Return the arms that the grid asks for on a pool, and the key that says so."""
+    if method in grid.shifts:
+        return "grid.shift_arms", grid.shift_arms
+    return "grid.arms", grid.method_arms if method in grid.methods else ("vanilla",)
 
 
 def _worded(error: Exception) -> KdciError:

@@ -45,7 +45,7 @@ def shift(session: Session) -> None:
     base = session.parent("base", base_path, kind="pool")
     runtime = session.start_runtime(Path(__file__))
     teacher = open_teacher(session, teacher_artifact, runtime)
-    # One seed for all shifts of a pool: they differ in what is built in, and in nothing else.
+    # One seed for all shifts of a pool: they share rare classes, and images as far as counts allow.
     seed = derive_seed(pool_seed, "shift")
     holdout = torch.from_numpy(open_npy(base.file("holdout.npy")).copy())
     rows = _rows(session, base, num_images=params.shift.num_images, seed=seed)

@@ -67,13 +67,17 @@ def resample_rows(
     random = torch.Generator().manual_seed(seed)
     counts_K = long_tail_counts(num_images, num_classes, imbalance)
     classes_K = torch.randperm(num_classes, generator=random)
+    # A stream for each class: how many of one are drawn shifts the draw of no other, so that pools
+    # of other imbalances share as many images as their counts allow.
+    streams_K = torch.randint(2**62, (num_classes,), generator=random)
     parts = []
     for class_index, count in zip(classes_K.tolist(), counts_K.tolist(), strict=True):
         members = torch.nonzero(classes_M == class_index).flatten()
         if not len(members):
             raise ValueError(f"the bank has no image of class {class_index}")
+        stream = torch.Generator().manual_seed(int(streams_K[class_index]))
         passes = -(-count // len(members))
-        orders = [torch.randperm(len(members), generator=random) for _ in range(passes)]
+        orders = [torch.randperm(len(members), generator=stream) for _ in range(passes)]
         parts.append(members[torch.cat(orders)[:count]])
     rows_B = torch.cat(parts)
     return rows_B[torch.randperm(len(rows_B), generator=random)]

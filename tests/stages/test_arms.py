@@ -157,7 +157,7 @@ def test_class_balanced_draws_evenly_over_the_teachers_classes(everything, tmp_p
     assert_is_student(everything, "class_balanced", weights)
 
 
-def test_stratified_draws_evenly_over_the_prototypes(everything, tmp_path):
+def test_prototype_balanced_draws_evenly_over_the_prototypes(everything, tmp_path):
     torch.set_num_threads(1)
     path = everything.layout.dictionary(WRN, "fast", 0) / "dictionary.safetensors"
     prototypes = load_file(path)["prototypes"]
@@ -165,7 +165,8 @@ def test_stratified_draws_evenly_over_the_prototypes(everything, tmp_path):
     def nearest(output):
         return (output.logits[:, None] - prototypes).square().sum(dim=2).argmin(dim=1)
 
-    assert_is_student(everything, "stratified", by_hand(everything, tmp_path, stratum_of=nearest))
+    weights = by_hand(everything, tmp_path, stratum_of=nearest)
+    assert_is_student(everything, "prototype_balanced", weights)
 
 
 def test_logit_adjusted_adds_the_pools_log_proportions(everything, tmp_path):
@@ -249,7 +250,7 @@ def test_a_killed_arm_ends_with_the_same_bytes(copy, forks, arm):
 def test_strata_of_an_adopted_dictionary_are_refused(copy, capsys):
     other = copy.layout.other.dictionary(WRN, "fast", 0).relative_to(copy.root)
     copy.edit(dictionary__artifact=str(other)).build(Call.of("dictionary"))
-    assert copy.run(Call("distill_stratified", Call.of("distill_kdci").cell)) == 2
+    assert copy.run(Call("distill_prototype_balanced", Call.of("distill_kdci").cell)) == 2
     assert "dictionary.artifact: strata are prototypes" in capsys.readouterr().err
 
 
