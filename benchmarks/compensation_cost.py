@@ -37,7 +37,7 @@ from kdci.distillation import Distiller
 from kdci.models import PixelModel
 from kdci.optimizers import SGD
 from kdci.pretrained import build_network
-from kdci.runtime import Runtime, generator, start
+from kdci.runtime import Runtime, generator, processor, start
 from kdci.substitution.base import SoftLabelCriterion, StudentCriterion, SubstitutionSource
 from stages._provenance import git_revision
 
@@ -289,12 +289,7 @@ def hardware(runtime: Runtime) -> str:
     """Name the processor, with its cores and vector instructions."""
     if runtime.device.type == "cuda":
         return str(torch.cuda.get_device_name(runtime.device))
-    name = platform.processor() or platform.machine()
-    facts = Path("/proc/cpuinfo")
-    if facts.exists():
-        models = [line for line in facts.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].split(":", 1)[1].strip() if models else name
-    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

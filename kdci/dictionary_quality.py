@@ -14,17 +14,12 @@ import torch
 from torch import Tensor
 
 from kdci.confounder import ConfounderDictionary
+from kdci.shift import entropy
 
 MAX_CLASSES = 3
 """Classes that are named for a prototype."""
 MAX_NEAREST = 8
 """Nearest images that are named for a prototype."""
-
-
-def entropy(proportions_N: Tensor) -> float:
-    """Return -sum p log p in nats; a share of 0 adds nothing."""
-    values_N = proportions_N.double()
-    return float(torch.special.entr(values_N).sum())
 
 
 def effective_number(proportions_N: Tensor) -> float:

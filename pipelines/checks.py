@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from kdci.arms import ARMS
 from kdci.artifacts import read_card, storage_errors
 from kdci.config import Params
 from kdci.errors import KdciError, UserError
@@ -231,6 +232,13 @@ def _dictionary(params: Params, layout: Layout) -> Iterator[KdciError]:
                 f"identity adds {dimension} dimensions of that dictionary to {num_classes} logits"
             )
             yield UserError("compensation.fusion", what, "use residual")
+    for arm in {*params.grid.method_arms, *params.grid.shift_arms}:
+        strata = params.intervention.strata if ARMS[arm].strata == "chosen" else ARMS[arm].strata
+        if strata == "prototypes":
+            what = (
+                f"{arm} draws over the prototypes of the teacher's own dictionary, not of another's"
+            )
+            yield UserError("dictionary.artifact", what, "set it to null, or leave that arm out")
 
 
 def summary(params: Params, layout: Layout) -> list[str]:

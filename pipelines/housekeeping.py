@@ -128,10 +128,10 @@ class _Judge:
     """Tells which work folders no run will go on from."""
 
     def __init__(self, params: Params, layout: Layout) -> None:
-        self._params = params
-        self._layout = layout
+        from stages._provenance import code_hash
+
         self._planned = {stage.name: stage for stage in planned_stages(params, layout)}
-        self._code_hashes: dict[Path, str] = {}
+        self._code = code_hash()
 
     def orphaned(self, folder: Path) -> str | None:
         """Return why ``folder`` will not be used again; None: it may be."""
@@ -143,39 +143,18 @@ class _Judge:
             return "not in the grid of params.yaml"
         if identity["params"] != stage.params:
             return "begun with other params"
-        if identity["code"] != self._code_hash(stage.source):
+        if identity["code"] != self._code:
             return "begun with other code"
         if self._has_other_parents(stage, identity["parents"]):
             return "begun from artifacts that were made anew"
         return "its artifact is in place" if _is_finished(stage, identity["key"]) else None
 
-    def _code_hash(self, source: Path) -> str:
-        from stages._provenance import code_hash
-
-        if source not in self._code_hashes:
-            self._code_hashes[source] = code_hash(source)
-        return self._code_hashes[source]
-
     def _has_other_parents(self, stage: PlannedStage, contents: dict[str, str]) -> bool:
-        places = self._parents(stage)
-        for kind in places.keys() & contents.keys():
-            card = _card(places[kind], kind)
-            if card is not None and card["content"] != contents[kind]:
+        for role in stage.parents.keys() & contents.keys():
+            card = _card(stage.parents[role], "pool" if role == "base" else role)
+            if card is not None and card["content"] != contents[role]:
                 return True
         return False
-
-    def _parents(self, stage: PlannedStage) -> dict[str, Path]:
-        """Return where the parents lie that a checkpoint can depend on."""
-        cell, layout = stage.cell, self._layout
-        places = {"teacher": layout.teacher(str(cell["teacher"]))}
-        if "pool_seed" in cell:
-            axes = (str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"]))
-            places["pool"] = layout.pool(*axes)
-            places["dictionary"] = layout.dictionary(*axes)
-        adopted = self._params.dictionary.artifact
-        if stage.kind == "dictionary" and adopted is not None:
-            places["dictionary"] = layout.root / adopted
-        return places
 
 
 def _is_finished(stage: PlannedStage, key: str) -> bool:

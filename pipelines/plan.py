@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdci.arms import ARMS
 from kdci.artifacts import read_card
 from kdci.config import Grid, Params
 from kdci.errors import KdciError
@@ -33,7 +34,7 @@ class PlannedStage:
         cell: Values of its axes.
         params: The blocks it depends on, by dotted key.
         artifact: Where its result lies.
-        source: The stage's own file.
+        parents: Where what it is made from lies, by role.
     """
 
     name: str
@@ -41,7 +42,7 @@ class PlannedStage:
     cell: dict[str, str | int]
     params: dict[str, Any]
     artifact: Path
-    source: Path
+    parents: dict[str, Path]
 
     def is_in_place(self) -> bool:
         """Tell whether the artifact is there and was made with these params."""
@@ -73,8 +74,35 @@ def _planned(params: Params, layout: Layout, *, of_other: bool) -> Iterator[Plan
                 blocks = params.blocks(*stage.keys(cell, params))
                 identity = StageIdentity(name, cell, blocks, stage.artifact(layout, cell))
                 kind = KINDS[stage.name.partition("_")[0]]
-                source = Path(str(module.__file__))
-                yield PlannedStage(identity.name, kind, cell, blocks, identity.artifact, source)
+                parents = _parents(params, layout, stage.name, cell)
+                yield PlannedStage(identity.name, kind, cell, blocks, identity.artifact, parents)
+
+
+def _parents(
+    params: Params, layout: Layout, stage: str, cell: Mapping[str, str | int]
+) -> dict[str, Path]:
+    """Return where the artifacts lie that a checkpoint of a stage can depend on."""
+    if stage == "teacher":
+        return {}
+    teacher, method = str(cell["teacher"]), str(cell["method"])
+    places = {"teacher": layout.teacher(teacher)}
+    if "pool_seed" not in cell:
+        return places
+    pool_seed = int(cell["pool_seed"])
+    if stage == "shift":
+        return {**places, "base": layout.pool(teacher, params.base_of(method), pool_seed)}
+    if stage != "substitute":
+        places["pool"] = layout.pool(teacher, method, pool_seed)
+    adopted = params.dictionary.artifact
+    if stage == "dictionary" and adopted is not None and not layout.branch:
+        places["dictionary"] = layout.root / adopted
+    arm = ARMS.get(stage.removeprefix("distill_"))
+    if arm is not None and arm.dictionary == "own":
+        places["dictionary"] = layout.dictionary(teacher, method, pool_seed)
+    elif arm is not None and arm.dictionary == "other":
+        other = params.grid.others[0]
+        places["dictionary"] = layout.other.dictionary(other, method, pool_seed)
+    return places
 
 
 def _points(grid: Grid, stage: str, axes: Sequence[str]) -> list[dict[str, str | int]]:

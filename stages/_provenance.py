@@ -25,10 +25,12 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def code_hash(*files: Path) -> str:
-    """Return a hash of the library's sources and of ``files``, for naming work folders."""
+def code_hash() -> str:
+    """Return a hash of the sources of the library and of all stages, for naming work folders."""
     import kdci
 
-    package = Path(kdci.__file__).parent
-    sources = [*sorted(package.rglob("*.py")), *files]
+    sources = [
+        *sorted(Path(kdci.__file__).parent.rglob("*.py")),
+        *sorted(Path(__file__).parent.glob("*.py")),
+    ]
     return hash_json([[file.name, hash_file(file)] for file in sources])

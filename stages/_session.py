@@ -150,19 +150,16 @@ class Session:
         """Content hashes of the parents, by role."""
         return {name: artifact.content for name, artifact in self._parents.items()}
 
-    def start_runtime(self, source: Path) -> Runtime:
+    def start_runtime(self) -> Runtime:
         """Set up torch, then open the work folder of this very computation.
 
         Call once all parents are open: the folder's name depends on them.
-
-        Args:
-            source: The stage's own file.
         """
         from kdci.runtime import start
 
         block = self.params.runtime
         self.runtime = start(device=block.device, threads=block.threads, precision=block.precision)
-        self._open_work(runtime=self.runtime.card(), code=code_hash(source))
+        self._open_work(runtime=self.runtime.card(), code=code_hash())
         return self.runtime
 
     # -- the work folder ----------------------------------------------------------------

@@ -49,7 +49,7 @@ def _build_own(session: Session) -> None:
     from kdci.runtime import derive_seed
 
     cell, block = session.identity.cell, session.params.dictionary
-    runtime = session.start_runtime(Path(__file__))
+    runtime = session.start_runtime()
     teacher = open_teacher(session, session.artifact("teacher"), runtime)
     images = open_npy(session.artifact("pool").file("images.npy"))
     passes = partial(_image_batches, images, runtime.device)
@@ -94,7 +94,7 @@ def _image_batches(images_MCHW: NDArray[np.uint8], device: torch.device) -> Iter
 
 def adopt(session: Session, other: Artifact) -> None:
     """Use another pre-trained model's dictionary, whatever its classes (Table 5)."""
-    session.start_runtime(Path(__file__))
+    session.start_runtime()
     _write(session, other.tensors("dictionary.safetensors"), {**other.facts, "adopted": True})
 
 

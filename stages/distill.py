@@ -36,7 +36,7 @@ def _distill(session: Session, arm: Arm) -> None:
     cell, params = session.identity.cell, session.params
     method = str(cell["method"])
     _open_parents(session, arm)
-    runtime = session.start_runtime(Path(__file__))
+    runtime = session.start_runtime()
     # One seed for all arms; the pool's seed is in it, so that replicates are independent.
     seed = derive_seed(int(cell["seed"]), int(cell["pool_seed"]), "distill")
     teacher = open_teacher(session, session.artifact("teacher"), runtime)

@@ -78,7 +78,8 @@ def evaluate(session: Session) -> None:
     images, examples = _examples(
         main_set, _first_replicate(main_scores), labelled=test is not None, deploy=_deploy(session)
     )
-    pools = [_pool(session, teacher, test, seed) for seed in holdouts]
+    real = None if test is None else _features(session, teacher, test.images)
+    pools = [_pool(session, teacher, real, seed) for seed in holdouts]
     predictions = _predictions(main_scores, test)
     _write(session, rows, curves, pools, predictions, images, examples)
 
@@ -93,7 +94,7 @@ def _open_students(session: Session, own: list[Cell]) -> Runtime:
     for pool_seed in sorted({cell.pool_seed for cell in own}):
         path = session.layout.pool(own[0].teacher, own[0].method, pool_seed)
         session.parent(f"pool{pool_seed}", path, kind="pool")
-    return session.start_runtime(Path(__file__))
+    return session.start_runtime()
 
 
 def _test_set(session: Session, teacher: Any) -> ScoredSet | None:
@@ -176,19 +177,25 @@ def _row(
     }
 
 
-def _pool(session: Session, teacher: Any, test: ScoredSet | None, pool_seed: int) -> dict[str, Any]:
-    """Return how a pool is shifted: class proportions, confidence, distance from real images."""
+def _pool(session: Session, teacher: Any, real_MD: Tensor | None, pool_seed: int) -> dict[str, Any]:
+    """Return how a pool is shifted: class proportions, confidence, distance from real images.
+
+    Args:
+        session: The running stage.
+        teacher: Frozen.
+        real_MD: Its features of the test images; None: there are none.
+        pool_seed: Which pool.
+    """
     import torch
 
-    from kdci.data.image_bank import open_npy
-    from kdci.shift import entropy, total_variation
+    from kdci.shift import entropy, frechet_distance, total_variation
 
     artifact = session.artifact(f"pool{pool_seed}")
     proportions = torch.tensor(artifact.facts["proportions"], dtype=torch.float64)
     distance = None
-    if test is not None:
-        images = torch.from_numpy(open_npy(artifact.file("images.npy")).copy())
-        distance = _teacher_fid(session, teacher, images, test.images, pool_seed)
+    if real_MD is not None:
+        sample = _sample(artifact.file("images.npy"), pool_seed)
+        distance = frechet_distance(_features(session, teacher, sample), real_MD)
     return {
         "pool_seed": pool_seed,
         "total_variation": total_variation(proportions),
@@ -198,25 +205,26 @@ def _pool(session: Session, teacher: Any, test: ScoredSet | None, pool_seed: int
     }
 
 
-def _teacher_fid(
-    session: Session, teacher: Any, pool: Tensor, real: Tensor, pool_seed: int
-) -> float:
-    """Return the Frechet distance in the teacher's features between a pool and real images."""
+def _sample(file: Path, pool_seed: int) -> Tensor:
+    """Return random images of a pool, at most ``NUM_FRECHET_IMAGES``; the rest stays on disk."""
     import torch
 
+    from kdci.data.image_bank import open_npy
+    from kdci.runtime import generator
+
+    images = open_npy(file)
+    order = torch.randperm(len(images), generator=generator(pool_seed, "teacher-fid"))
+    return torch.from_numpy(images[order[:NUM_FRECHET_IMAGES].sort().values.numpy()])
+
+
+def _features(session: Session, teacher: Any, images: Tensor) -> Tensor:
+    """Return the teacher's penultimate features of images, (M, D)."""
     from kdci.confounder import predict
     from kdci.evaluation import image_batches
-    from kdci.runtime import generator
-    from kdci.shift import frechet_distance
 
-    order = torch.randperm(len(pool), generator=generator(pool_seed, "teacher-fid"))
-    sample = pool[order[:NUM_FRECHET_IMAGES].sort().values]
     size, device = session.params.evaluate.batch_size, session.runtime.device
-    features = [
-        predict(teacher, image_batches(images, batch_size=size, device=device), space="features")[0]
-        for images in (sample, real)
-    ]
-    return frechet_distance(*features)
+    batches = image_batches(images, batch_size=size, device=device)
+    return predict(teacher, batches, space="features")[0]
 
 
 def _predictions(scores: dict[Cell, Scores], test: ScoredSet | None) -> dict[str, Tensor]:

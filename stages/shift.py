@@ -7,7 +7,6 @@ base's is: only what the student sees follows the long tail.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages._main import Stage, main
@@ -43,7 +42,7 @@ def shift(session: Session) -> None:
     teacher_artifact = session.parent("teacher", session.layout.teacher(teacher_name))
     base_path = session.layout.pool(teacher_name, params.shift.base, pool_seed)
     base = session.parent("base", base_path, kind="pool")
-    runtime = session.start_runtime(Path(__file__))
+    runtime = session.start_runtime()
     teacher = open_teacher(session, teacher_artifact, runtime)
     # One seed for all shifts of a pool: they share rare classes, and images as far as counts allow.
     seed = derive_seed(pool_seed, "shift")

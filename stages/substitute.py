@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages._main import Stage, main
@@ -28,7 +27,7 @@ def substitute(session: Session) -> None:
     cell = session.identity.cell
     method, pool_seed = str(cell["method"]), int(cell["pool_seed"])
     teacher_artifact = session.parent("teacher", session.layout.teacher(str(cell["teacher"])))
-    runtime = session.start_runtime(Path(__file__))
+    runtime = session.start_runtime()
     teacher = open_teacher(session, teacher_artifact, runtime)
     bank = pool_bank(session, base=None)
     seed = derive_seed(pool_seed, "pool", method)

@@ -23,7 +23,7 @@ def train_teacher(session: Session) -> None:
 
     params, recipe, spec = session.params, session.params.teacher, session.params.data.spec
     backbone = str(session.identity.cell["teacher"])
-    runtime = session.start_runtime(Path(__file__))
+    runtime = session.start_runtime()
     path = Path(params.data.path) if params.data.path else None
     train = load_split(spec.name, path=path, split="train")
     model = build_network(

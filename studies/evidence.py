@@ -26,7 +26,14 @@ from kdci.reporting.statistics import (
     pooled_differences,
 )
 from kdci.reporting.text_table import markdown
-from kdci.reporting.wording import difference_text, mean_text, method_title, number, p_text
+from kdci.reporting.wording import (
+    difference_text,
+    is_shift,
+    mean_text,
+    method_title,
+    number,
+    p_text,
+)
 from studies.keep import RESULTS
 from studies.workbench import read_rows
 
@@ -63,8 +70,7 @@ def kept(preset: str) -> dict[str, Any]:
 def rows_of(preset: str, *, shifts: bool) -> list[Row]:
     """Return a preset's rows: those of its methods, or of its pools with a known shift."""
     rows = [Row.from_json(values) for values in kept(preset)["rows"]]
-    known = {"dafl", "fast", "cmi", "deepinv", "mosaick", "dfnd", "noise"}
-    return [row for row in rows if (row.method not in known) == shifts]
+    return [row for row in rows if is_shift(row.method) == shifts]
 
 
 def arms(preset: str) -> str:

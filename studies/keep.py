@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -21,12 +20,13 @@ from typing import Any
 from kdci.artifacts import read_card
 from kdci.layout import Layout, all_cells
 from kdci.params_file import load_params
+from kdci.reporting.arm_sections import TESTED_ARMS
 from kdci.reporting.evidence import Evidence
 from kdci.reporting.gather import gather
+from kdci.runtime import available_cores, processor
 
 RESULTS = Path(__file__).with_name("results")
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "images" / "evidence"
-_TESTED = ("kdci", "kdci_stratified")
 
 
 def main() -> None:
@@ -41,7 +41,10 @@ def main() -> None:
     evidence = gather(
         layout, list(all_cells(params.grid)), spec=params.data.spec, shifts=params.grid.shifts
     )
-    kept = {**provenance(layout, evidence), **results(evidence)}
+    kept = {
+        **provenance(layout, evidence, needs_data=not params.data.spec.bundled),
+        **results(evidence),
+    }
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(_rounded(kept), indent=None, separators=(",", ":"), allow_nan=False)
     file = RESULTS / f"{params.preset}.json"
@@ -53,8 +56,10 @@ def main() -> None:
     print(f"{file}: {len(evidence.rows)} students, {len(evidence.not_run)} not run")  # noqa: T201
 
 
-def provenance(layout: Layout, evidence: Evidence) -> dict[str, Any]:
+def provenance(layout: Layout, evidence: Evidence, *, needs_data: bool) -> dict[str, Any]:
     """Return where the numbers come from."""
+    data = " --data DATA" if needs_data else ""
+    command = f"kdci preset {layout.preset}{data} && dvc repro"
     cards = [*evidence.students.values(), *evidence.evaluation_cards]
     seconds = [
         json.loads(file.read_text(encoding="utf-8"))["seconds"]
@@ -67,11 +72,12 @@ def provenance(layout: Layout, evidence: Evidence) -> dict[str, Any]:
     shifted = {f"{pool.method}/pool{pool.pool_seed}": len(pool.images) for pool in evidence.pools}
     return {
         "experiment": layout.preset,
-        "command": f"kdci preset {layout.preset} && dvc repro",
+        "command": command,
         "revisions": _distinct(card["code"].get("revision") for card in cards),
         "runtime": _distinct(json.dumps(card["runtime"], sort_keys=True) for card in cards),
         "versions": cards[0]["versions"] if cards else {},
-        "hardware": hardware(),
+        # Of this machine: kept where it was run.
+        "hardware": f"{processor()}, {available_cores()} cores",
         "stage_seconds": sum(seconds),
         "budgets": budgets,
         "pool_images": shifted,
@@ -82,25 +88,11 @@ def provenance(layout: Layout, evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def hardware() -> str:
-    """Return the processor as the system names it, and how many cores."""
-    from kdci.runtime import available_cores
-
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
-        flags = next((line for line in lines if line.startswith("flags")), "")
-        name += ", AVX512-BF16" if "avx512_bf16" in flags else ""
-    return f"{name}, {available_cores()} cores, no GPU"
-
-
 def results(evidence: Evidence) -> dict[str, Any]:
     """Return every student's row, the pools' shifts and McNemar's counts."""
     tests = []
     for cell in evidence.wanted:
-        found = evidence.discordant(cell) if cell.variant in _TESTED else None
+        found = evidence.discordant(cell) if cell.variant in TESTED_ARMS else None
         if found is not None:
             tests.append({**cell.asdict(), **asdict(found)})
     return {

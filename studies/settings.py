@@ -3,11 +3,11 @@
     python -m studies.settings --root PROJECT --pools dafl cmi deepinv mosaick --settings kdci ...
     python -m studies.settings --out studies/settings.jsonl --table
 
-PROJECT is a folder whose params.yaml is a preset and whose `dvc repro substitute` has run: each
-replicate is one of its `grid.pool_seeds`, with a pool, an initial student and an order of batches
-of its own. A line of the output is one student, scored on the test split at its last step; a rerun
-goes on where the last one ended. `--table` prints mean paired differences to vanilla with 95 %
-t-intervals.
+PROJECT is a checkout whose params.yaml is studies/settings.yaml and whose `dvc repro substitute`
+has run: each replicate is one of its `grid.pool_seeds`, with a pool, an initial student and an
+order of batches of its own. A line of the output is one student, scored on the test split at its
+last step; a rerun goes on where the last one ended. `--table` prints mean paired differences to
+vanilla with 95 % t-intervals.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -140,35 +141,37 @@ def run(arguments: argparse.Namespace) -> None:
         precision=params.runtime.precision,
     )
     revision = git_revision(Path(__file__).resolve().parents[1])
-    done = {
-        (r["preset"], r["pool"], r["replicate"], r["setting"]) for r in read_rows(arguments.out)
-    }
+    done = {_key(row) for row in read_rows(arguments.out)}
     for pool_seed in params.grid.pool_seeds:
         for pool in arguments.pools:
             method, shift = POOLS.get(pool, (pool, None))
             bench: Workbench | None = None
             for name in arguments.settings or FACTORS:
-                if (params.preset, pool, pool_seed, name) in done:
-                    continue
-                bench = bench or Workbench(
-                    params, layout, method=method, pool_seed=pool_seed, runtime=runtime, shift=shift
-                )
-                began = time.monotonic()
-                scores = bench.distil(FACTORS[name], 0)
                 row = {
                     "preset": params.preset,
                     "pool": pool,
                     "replicate": pool_seed,
                     "setting": name,
-                    **scores,
-                    "seconds": round(time.monotonic() - began, 1),
                     "num_steps": params.recipe(method).num_steps,
                     "fields": dict(plain(FACTORS[name])),
                     "shift": dict(plain(shift)) if shift else None,
-                    "revision": revision,
                 }
+                if _key(row) in done:
+                    continue
+                bench = bench or Workbench(
+                    params, layout, method=method, pool_seed=pool_seed, runtime=runtime, shift=shift
+                )
+                began = time.monotonic()
+                row |= bench.distil(FACTORS[name], 0)
+                row |= {"seconds": round(time.monotonic() - began, 1), "revision": revision}
                 with arguments.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    """Return what a student is known by: an edited setting is another one."""
+    names = ("preset", "pool", "replicate", "setting", "num_steps", "fields", "shift")
+    return json.dumps({name: row[name] for name in names}, sort_keys=True)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

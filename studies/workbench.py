@@ -26,7 +26,7 @@ from kdci.data.datasets import load_split
 from kdci.data.image_bank import ImageBank, open_npy, save_npy
 from kdci.data.known_shift import degrade, resample_rows
 from kdci.distillation import Distiller
-from kdci.evaluation import class_proportions, image_batches, predict_logits
+from kdci.evaluation import image_batches, predict_logits
 from kdci.layout import Layout
 from kdci.logit_adjustment import LogitAdjustment, log_prior
 from kdci.pretrained import build_network, load_teacher
@@ -157,12 +157,6 @@ class Workbench:
             batches = image_batches(self.images, batch_size=_BATCH, device=self.runtime.device)
             self._predictions[space] = predict(self.teacher, batches, space=space)
         return self._predictions[space]
-
-    def facts(self) -> dict[str, float]:
-        """Return how far the pool's classes are from balanced."""
-        _, classes = self.predictions("logits")
-        proportions = class_proportions(classes, self.spec.num_classes)
-        return {"total_variation": float((proportions - 1 / len(proportions)).abs().sum() / 2)}
 
     def dictionary(self, setting: Setting) -> ConfounderDictionary:
         """Return the pool's dictionary, as the dictionary stage builds it."""

@@ -30,7 +30,7 @@ from kdci.reporting.wording import (
 )
 
 MAX_TESTS = 30
-_TESTED_ARMS = ("kdci", "kdci_stratified")
+TESTED_ARMS = ("kdci", "kdci_stratified")
 
 
 def arms_section(evidence: Evidence) -> str:
@@ -87,6 +87,6 @@ def mcnemar_section(evidence: Evidence) -> str:
 
 def _tests(evidence: Evidence) -> list[tuple[Cell, Discordant]]:
     """Return the tests that there are predictions for, in the order of the grid."""
-    tested = [cell for cell in evidence.wanted if cell.variant in _TESTED_ARMS]
+    tested = [cell for cell in evidence.wanted if cell.variant in TESTED_ARMS]
     found = [(cell, evidence.discordant(cell)) for cell in tested]
     return [(cell, test) for cell, test in found if test is not None]

@@ -44,7 +44,8 @@ POOL_SHIFT_NOTE = (
     "entropy: of the class proportions. Teacher-FID: squared Frechet distance between Gaussians "
     "fitted to the teacher's features of the pool and of the test images. It is no FID, whose "
     "features are an Inception network's: it compares pools of one teacher, never those of two, "
-    "and never with a published FID."
+    "and never with a published FID. It is biased upwards for few images: only pools of about the "
+    "same size compare."
 )
 STUDENT_SHIFT_NOTE = (
     "Of the deployed prediction on the test split, mean ± half of the 95 % t-interval; lower is "

@@ -101,8 +101,10 @@ class Snapshot:
 
     def _fits(self, finished: Finished) -> bool:
         """Tell whether an artifact was made with the current values of its params blocks."""
+        of_other = "other" in finished.slot.fields
         try:
-            return hash_json(self.params.blocks(*finished.params)) == finished.params_hash
+            params = self.params.of_other() if of_other else self.params
+            return hash_json(params.blocks(*finished.params)) == finished.params_hash
         except (KeyError, TypeError):
             return True  # it depends on something that is no block: not ours to compare
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 from kdci import artifacts
 from kdci.config import Params, hash_json
 from kdci.layout import Layout
-from kdci.params_file import load_params
+from kdci.params_file import load_params, read_yaml
 from pipelines.housekeeping import clean, verify
 from pipelines.plan import PlannedStage, planned_stages
 from pipelines.presets import write_preset
@@ -40,7 +40,7 @@ def build(stage: PlannedStage, parents: dict[str, str] | None = None) -> str:
     card = {
         "params": stage.params,
         "parents": parents or {},
-        "code": {"revision": "unknown", "hash": code_hash(stage.source)},
+        "code": {"revision": "unknown", "hash": code_hash()},
         "facts": {},
     }
     with artifacts.new_artifact(stage.artifact, kind=stage.kind, card=card) as draft:
@@ -50,7 +50,7 @@ def build(stage: PlannedStage, parents: dict[str, str] | None = None) -> str:
 
 def begin(layout: Layout, stage: PlannedStage, **changes: Any) -> Path:
     """Leave the work folder of a stage that was killed."""
-    made_of = {"params": stage.params, "parents": {}, "code": code_hash(stage.source)}
+    made_of = {"params": stage.params, "parents": {}, "code": code_hash()}
     made_of.update({key: value for key, value in changes.items() if key in made_of})
     key = hash_json(made_of)
     folder = layout.work / "work" / stage.name / key[:16]
@@ -194,6 +194,49 @@ def test_clean_removes_what_no_run_goes_on_from(
     assert reason in removal.reason
     assert not folder.parent.exists()
     assert stages[TEACHER].artifact.is_dir()
+
+
+@pytest.fixture
+def full(layout: Layout) -> Params:
+    """Params with another model, whose pipeline lies in a branch of its own, and a shift."""
+    tree = read_yaml(layout.root / "params.yaml")
+    tree["grid"].update(others=["wrn-10-1"], shifts=["tail"], shift_arms=["vanilla"])
+    tree["compensation"]["fusion"] = "residual"
+    tree["other"] = {"data": {"name": "digits5", "path": None}}
+    tree["shift"], tree["shifts"] = {"base": "fast", "num_images": 40}, {"tail": {}}
+    return Params.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        ("substitute_other@wrn-10-1-fast-0", {"teacher": "teacher_other@wrn-10-1"}),
+        (
+            "dictionary_other@wrn-10-1-fast-0",
+            {"teacher": "teacher_other@wrn-10-1", "pool": "substitute_other@wrn-10-1-fast-0"},
+        ),
+        (
+            "distill_kdci_other@wrn-10-1-wrn-10-1-fast-0-0",
+            {"teacher": TEACHER, "dictionary": "dictionary_other@wrn-10-1-fast-0"},
+        ),
+        ("shift@wrn-10-1-tail-0", {"teacher": TEACHER, "base": "substitute@wrn-10-1-fast-0"}),
+    ],
+)
+def test_clean_knows_the_parents_of_others_and_shifts(
+    full: Params, layout: Layout, name: str, roles: dict[str, str]
+) -> None:
+    """It keeps what goes on from its own parents, and nothing once one of them is made anew."""
+    planned = {stage.name: stage for stage in planned_stages(full, layout)}
+    parents = {role: build(planned[parent]) for role, parent in roles.items()}
+    for stage in planned.values():  # the teacher's twins of the other model's artifacts
+        if not stage.artifact.exists() and stage.kind in ("teacher", "pool", "dictionary"):
+            build(stage)
+    kept = begin(layout, planned[name], parents=parents)
+    assert clean(full, layout) == [] and kept.exists()
+    for role, parent in roles.items():
+        stale = begin(layout, planned[name], parents={**parents, role: "0" * 64})
+        assert [removal.path for removal in clean(full, layout)] == [stale], parent
+    assert kept.exists()
 
 
 def test_clean_removes_work_whose_artifact_is_in_place(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 
@@ -109,10 +110,17 @@ def test_arms_start_alike_and_end_apart(everything):
         for name in ARMS
     }
     assert len(set(weights.values())) == len(ARMS)
-    assert len({json.dumps(student_of(everything, name).card["seeds"]) for name in ARMS}) == 1
+    lines = [
+        json.loads(
+            (student_of(everything, name).path / "metrics.jsonl").read_text().splitlines()[0]
+        )
+        for name in ("vanilla", "kdci", "kdci_other")
+    ]
+    # One initial student on the same batches in the same order; what is lost differs.
+    assert len({line["bank"] for line in lines}) == 1 and len({line["loss"] for line in lines}) == 3
 
 
-def by_hand(project, tmp_path, *, module=None, stratum_of=None):
+def by_hand(project, tmp_path, *, module=None, stratum_of=None, max_repeats=math.inf):
     """Distil Fast's student without the stage, from the same pool and seeds."""
     params, layout = project.params, project.layout
     spec, seed = params.data.spec, derive_seed(0, 0, "distill")
@@ -128,7 +136,7 @@ def by_hand(project, tmp_path, *, module=None, stratum_of=None):
     source.load_state_dict(load_state(pool.path / "source"))
     source.reseed(context.seed)
     if stratum_of is not None:
-        source.stratify(lambda images: stratum_of(teacher(images)), max_repeats=float("inf"))
+        source.stratify(lambda images: stratum_of(teacher(images)), max_repeats=max_repeats)
     student = build_network(WRN, spec, seed=derive_seed(seed, "student"))
     sink = type("Sink", (), {"log": lambda self, step, **values: None})()
     distiller = Distiller(
@@ -180,6 +188,67 @@ def test_logit_adjusted_adds_the_pools_log_proportions(everything, tmp_path):
     artifact = student_of(everything, "logit_adjusted")
     assert artifact.facts["compensation"] is None  # nothing of it is deployed
     assert not (artifact.path / "compensation.safetensors").exists()
+
+
+CAP = 1.25
+"""Low enough to hold on the small pool here."""
+
+
+def capped(copy, *arms):
+    copy.edit(intervention={"strata": "classes", "max_repeats": CAP, "tau": 1.0})
+    return copy.build(*(Call(f"distill_{arm}", Call.of("distill_kdci").cell) for arm in arms))
+
+
+def test_the_cap_holds_for_strata_and_not_for_the_plain_remedy(copy, tmp_path):
+    torch.set_num_threads(1)
+    before = student_of(copy, "class_balanced").card["content"]
+    capped(copy, "stratified", "class_balanced")
+    weights = by_hand(
+        copy, tmp_path, stratum_of=lambda out: out.logits.argmax(dim=1), max_repeats=CAP
+    )
+    assert_is_student(copy, "stratified", weights)
+    after = student_of(copy, "class_balanced")
+    assert after.card["content"] == before
+    files = (student_of(copy, "stratified").card["files"], after.card["files"])
+    assert files[0]["model.safetensors"] != files[1]["model.safetensors"]  # the cap does hold
+
+
+def test_kdci_stratified_is_the_compensation_of_the_draw_at_scale_1(copy, tmp_path):
+    torch.set_num_threads(1)
+    capped(copy, "kdci_stratified")
+    tensors = load_file(copy.layout.dictionary(WRN, "fast", 0) / "dictionary.safetensors")
+    pool = open_artifact(copy.layout.pool(WRN, "fast", 0), kind="pool")
+    classes = pool.tensors("predictions.safetensors")["logits"].argmax(dim=1)
+    share = torch.zeros(10, dtype=torch.float64)
+    counts = torch.bincount(classes, minlength=10)
+    # Caps of the small classes first; what they leave is spread over the others.
+    left, order = 1.0, counts.argsort().tolist()
+    for rank, label in enumerate(order):
+        share[label] = min(left / (10 - rank), CAP * int(counts[label]) / len(classes))
+        left -= float(share[label])
+    drawn = torch.zeros(len(tensors["prototypes"]), dtype=torch.float64)
+    for row, prototype in enumerate(tensors["assignments"].tolist()):
+        drawn[prototype] += share[classes[row]] / counts[classes[row]]
+    seed = derive_seed(derive_seed(0, 0, "distill"), "compensation")
+    module = Compensation(
+        tensors["prototypes"],
+        (drawn / drawn.sum()).float(),
+        num_classes=10,
+        fusion="residual",
+        scale=1.0,
+        seed=seed,
+    )
+    weights = by_hand(
+        copy,
+        tmp_path,
+        module=module,
+        stratum_of=lambda out: out.logits.argmax(dim=1),
+        max_repeats=CAP,
+    )
+    stored = load_file(student_of(copy, "kdci_stratified").path / "compensation.safetensors")
+    torch.testing.assert_close(stored["factors_N"], (drawn / drawn.sum()).float())
+    assert float(stored["scale"]) == 1.0
+    assert_is_student(copy, "kdci_stratified", weights)
 
 
 def test_strata_leave_the_compensation_the_proportions_that_are_drawn(copy):
@@ -328,6 +397,25 @@ def test_the_other_model_has_to_be_in_the_grid(copy, capsys):
     copy.edit(grid__others=[])
     assert copy.run(Call.of("teacher"), "--other") == 2
     assert "grid.others" in capsys.readouterr().err
+
+
+def test_an_arm_outside_the_grid_is_refused(copy, capsys):
+    copy.edit(grid__others=[], grid__arms=[], grid__shift_arms=["vanilla"])
+    cell = Call.of("distill_kdci").cell
+    for arm in ("kdci_other", "logit_adjusted"):
+        assert copy.run(Call(f"distill_{arm}", cell)) == 2
+        assert f"grid.arms: {arm} is not in the grid" in capsys.readouterr().err
+    assert copy.run(Call.of("distill_kdci", "tail")) == 2
+    assert "grid.shift_arms: kdci is not in the grid" in capsys.readouterr().err
+
+
+def test_tracking_takes_the_other_models_artifacts_for_current(everything):
+    from pipelines.tracking.snapshot import take_snapshot
+
+    files = take_snapshot(everything.layout, everything.params, trusted=())
+    assert files.warnings == []
+    assert [artifact for artifact in files.slots if not files.is_current(artifact)] == []
+    assert files.pending == 0
 
 
 # -- data-free -------------------------------------------------------------------------------------
