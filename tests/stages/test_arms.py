@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import signal
@@ -104,20 +103,12 @@ def test_an_arm_opens_the_dictionary_it_needs_and_no_other(everything, name):
     assert parents.get("dictionary") == contents[ARMS[name].dictionary]
 
 
-def test_arms_start_alike_and_end_apart(everything):
+def test_every_arm_makes_a_student_of_its_own(everything):
     weights = {
         name: student_of(everything, name).card["files"]["model.safetensors"]["sha256"]
         for name in ARMS
     }
     assert len(set(weights.values())) == len(ARMS)
-    lines = [
-        json.loads(
-            (student_of(everything, name).path / "metrics.jsonl").read_text().splitlines()[0]
-        )
-        for name in ("vanilla", "kdci", "kdci_other")
-    ]
-    # One initial student on the same batches in the same order; what is lost differs.
-    assert len({line["bank"] for line in lines}) == 1 and len({line["loss"] for line in lines}) == 3
 
 
 def by_hand(project, tmp_path, *, module=None, stratum_of=None, max_repeats=math.inf):
