@@ -143,14 +143,17 @@ def by_shift(preset: str) -> str:
     """
     rows = [*rows_of(preset, shifts=False), *rows_of(preset, shifts=True)]
     found = kept(preset)["pools"]
-    distance = {
-        method: mean(pool["total_variation"] for pool in found if pool["method"] == method)
+    distances = {
+        method: [
+            mean(pool[name] for pool in found if pool["method"] == method)
+            for name in ("total_variation", "teacher_fid")
+        ]
         for method in dict.fromkeys(pool["method"] for pool in found)
     }
     results = compare_arms(rows, "accuracy", over_methods=False)
     lines = [["pools", "arm", "paired difference", "p", "n"]]
     for title, inside in _GROUPS.items():
-        pools_in = [method for method in distance if inside(distance[method])]
+        pools_in = [method for method, known in distances.items() if inside(*known)]
         for arm in dict.fromkeys(one.arm for one in results):
             own = [one for one in results if one.arm == arm and one.method in pools_in]
             paired = list(pooled_differences([one.paired for one in own if one.paired]).values())
@@ -162,10 +165,12 @@ def by_shift(preset: str) -> str:
     return markdown(lines, num_names=2)
 
 
-_GROUPS: dict[str, Callable[[float], bool]] = {
-    "balanced (total variation below 0.1)": lambda distance: distance < 0.1,
-    "strongly shifted (0.4 and more)": lambda distance: distance >= 0.4,
+_GROUPS: dict[str, Callable[[float, float], bool]] = {
+    "balanced (total variation below 0.1)": lambda tv, fid: tv < 0.1,
+    "balanced and near the data (teacher-FID below 5 too)": lambda tv, fid: tv < 0.1 and fid < 5,
+    "strongly shifted (total variation 0.4 and more)": lambda tv, fid: tv >= 0.4,
 }
+"""Pools by how far their proportions are from even, and their images from real ones."""
 
 
 def mcnemar(preset: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kdci.catalog import CONTROL_NAMES
 from kdci.reporting.arm_comparison import ArmResult, compare_arms, has_further_arms
 from kdci.reporting.comparison import compare
-from kdci.reporting.evidence import Evidence, Examples, PoolView
+from kdci.reporting.evidence import DictionaryView, Evidence, Examples, PoolView
 from kdci.reporting.results import measure_of
 from kdci.reporting.statistics import Discordant
 from kdci.reporting.wording import method_title
@@ -56,6 +56,7 @@ def draw_figures(evidence: Evidence) -> list[DrawnFigure]:
         ]
 
 
+_View = TypeVar("_View", PoolView, DictionaryView)
 _Drawn = Iterator[tuple[str, str, str, "Figure"]]
 
 
@@ -114,10 +115,7 @@ def _galleries(evidence: Evidence) -> _Drawn:
 
     names = evidence.spec.class_names
     for teacher in dict.fromkeys(pool.teacher for pool in evidence.pools):
-        pools: list[PoolView] = []  # the first of each method, in the order of the grid
-        for pool in evidence.pools:
-            if pool.teacher == teacher and pool.method not in {known.method for known in pools}:
-                pools.append(pool)
+        pools = [pool for pool in _first_of_each(evidence.pools) if pool.teacher == teacher]
         caption = (
             f"The pools side by side: a random image of each class as {teacher} sees it, a row per "
             "method."
@@ -134,6 +132,12 @@ def _galleries(evidence: Evidence) -> _Drawn:
             yield f"gallery-time-{teacher}", "Substitution pools", caption, over_time(made)
 
 
+def _first_of_each(views: Sequence[_View]) -> list[_View]:
+    """Return the first pool or dictionary of each method: replicates look alike, and are many."""
+    found = {(view.teacher, view.method): view for view in reversed(views)}
+    return [view for view in views if view is found[view.teacher, view.method]]
+
+
 def _pools(evidence: Evidence) -> _Drawn:
     from kdci.reporting.chart_figures import proportions
     from kdci.reporting.image_figures import substitutes
@@ -146,7 +150,7 @@ def _pools(evidence: Evidence) -> _Drawn:
             "shift that confounds distillation."
         )
         yield f"proportions-{teacher}", "Substitution pools", caption, proportions(pools, names)
-    for pool in evidence.pools:
+    for pool in _first_of_each(evidence.pools):
         caption = (
             f"{method_title(pool.method)}, pool {pool.pool_seed}: random substitution images per "
             f"class of {pool.teacher}, each with the teacher's confidence."
@@ -161,7 +165,7 @@ def _dictionaries(evidence: Evidence) -> _Drawn:
 
     names = evidence.spec.class_names
     pools = {(pool.teacher, pool.method, pool.pool_seed): pool for pool in evidence.pools}
-    for view in evidence.dictionaries:
+    for view in _first_of_each(evidence.dictionaries):
         title = f"{method_title(view.method)}, pool {view.pool_seed}"
         caption = (
             f"{title}: the confounder dictionary, its prototypes in {view.facts['space']} and "
