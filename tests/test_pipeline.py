@@ -724,3 +724,32 @@ def test_repro_runs_the_stale_stages_and_gives_the_bytes_of_a_build(
         "dfnd", ("distill_kdci", *AFTER)
     )
     assert ran == followers
+
+
+@pytest.mark.slow
+def test_repro_runs_every_kind_of_stage(smoke_project, environment, tmp_path):
+    """Arms, known shifts, a control and another model, by one real `dvc repro` from nothing."""
+    root = tmp_path / "project"
+    skip = shutil.ignore_patterns("artifacts", "report", ".kdci")
+    shutil.copytree(smoke_project.root, root, ignore=lambda d, names: (
+        skip(d, names) if Path(d) == smoke_project.root else []))  # fmt: skip
+    project, dvc = type(smoke_project)(root), Dvc(root, environment)
+    # A teacher and a pool that know all classes, or none could be balanced.
+    knowing = {
+        "teacher__num_epochs": 8,
+        "methods__fast__warmup_calls": 12,
+        "methods__fast__batch_size": 32,
+        "methods__fast__num_steps": 5,
+    }
+    project.edit(**{**FULL, **knowing, "grid__pool_seeds": [0]})
+    dvc("repro")
+    assert json.loads(dvc("status", "--json")) == {}
+    rows = json.loads((root / "report/results.json").read_text())
+    assert {row["variant"] for row in rows if row["method"] == "fast"} == {
+        "vanilla", "kdci", "stratified", "logit_adjusted", "kdci_other"
+    }  # fmt: skip
+    assert {row["method"] for row in rows} == {"fast", "noise", "balanced", "tail"}
+    assert all(row["accuracy"] is not None for row in rows)
+    report = (root / "report/report.md").read_text()
+    for heading in ("## Arms", "## Known shifts", "## Distribution shift"):
+        assert f"\n{heading}\n" in report
