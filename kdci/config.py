@@ -316,20 +316,21 @@ class Params(Block):
 
     @model_validator(mode="after")
     def _the_other_model_fits(self) -> Self:
-        if self.grid.others and self.other is None:
+        if not self.grid.others:
+            return self
+        if self.other is None:
             raise PydanticCustomError(
                 "cross_field",
                 "the grid asks for another model's dictionary, but this block is missing",
                 {"key": "other"},
             )
-        if self.grid.others and self.compensation.fusion == "identity":
-            num_classes = {self.data.spec.num_classes, self.other.data.spec.num_classes}  # type: ignore[union-attr]
-            if len(num_classes) > 1:
-                raise PydanticCustomError(
-                    "cross_field",
-                    "identity adds F(z) to the logits: the other model has other classes",
-                    {"key": "compensation.fusion"},
-                )
+        same_classes = self.data.spec.num_classes == self.other.data.spec.num_classes
+        if self.compensation.fusion == "identity" and not same_classes:
+            raise PydanticCustomError(
+                "cross_field",
+                "identity adds F(z) to the logits: the other model has other classes",
+                {"key": "compensation.fusion"},
+            )
         return self
 
     def method(self, name: str) -> MethodBlock:
