@@ -21,7 +21,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert (3, 11) <= sys.version_info < (3, 14), 'kdci needs Python 3.11 to 3.13'"
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,sweep,cluster,export,timm]'
 	touch $@
 
 test: setup  ## the fast tests
@@ -30,8 +30,8 @@ test: setup  ## the fast tests
 test-slow: setup  ## the tests that take minutes or need data
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 1800 --numprocesses 2 --dist load
 
-bench: setup  ## what KDCI adds to a distillation step; writes benchmarks/results.json
-	$(BIN)/python -m benchmarks.compensation_cost
+bench: setup  ## how fast it is beside a plain baseline and the machine's limit; writes docs/performance.md
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .

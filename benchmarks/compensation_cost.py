@@ -1,4 +1,4 @@
-"""What KDCI adds to a distillation step, in time and in memory: ``make bench``.
+"""What KDCI adds to a distillation step, in time and in memory; part of ``make bench``.
 
 A vanilla step is one step of the project's own ``Distiller`` on a fixed random batch: teacher
 without gradient, student, soft-label loss, backward, SGD. What the compensation adds to it, its
@@ -21,7 +21,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from benchmarks.interleaved import time_in_turn
 from benchmarks.kept_memory import kept_of, saved_by, storages
 from kdci.catalog import BACKBONE_NAMES, DATASETS
 from kdci.compensation import Compensation
@@ -186,27 +186,6 @@ def extra_of(case: Case, sizes: Sizes, runtime: Runtime) -> Callable[[], None]:
     return extra
 
 
-def time_in_turn(
-    actions: dict[str, Callable[[], None]], *, repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Return the seconds of each action, one after the other, ``repeats`` times."""
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
-    for repeat in range(-_WARM_UP, repeats):
-        for name, action in actions.items():
-            _wait_for(device)
-            began = time.perf_counter()
-            action()
-            _wait_for(device)
-            if repeat >= 0:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def step_bytes(sizes: Sizes, runtime: Runtime) -> int:
     """Return what a vanilla step keeps: the student's graph and state, and the teacher."""
     distiller = build_distiller(sizes, runtime, None)
@@ -243,7 +222,7 @@ def measure(sizes: Sizes, runtime: Runtime) -> dict[str, Any]:
         compensated = build_distiller(sizes, runtime, build_compensation(case, runtime))
         actions[f"step, {case.name}"] = step_of(compensated)
         actions[f"extra, {case.name}"] = extra_of(case, sizes, runtime)
-    seconds = time_in_turn(actions, repeats=sizes.repeats, device=runtime.device)
+    seconds = time_in_turn(actions, repeats=sizes.repeats, warm_up=_WARM_UP, device=runtime.device)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     base_bytes = step_bytes(sizes, runtime)
     fastest = {name: min(values) for name, values in seconds.items()}
@@ -323,6 +302,14 @@ def table(result: dict[str, Any]) -> str:
             f"{row['step_ratio']:>16.3f}"
         )
     return "\n".join(lines) + "\n"
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Measure with the defaults of the command line, or on tiny networks; see ``main``."""
+    runtime = start(device="auto", threads=torch.get_num_threads(), precision="auto")
+    names = ("wrn-10-1", "wrn-10-1") if quick else ("wrn-40-2", "wrn-16-1")
+    sizes = Sizes(*names, batch_size=8 if quick else 256, repeats=2 if quick else 30)
+    return {**environment(runtime), **measure(sizes, runtime)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,13 @@ def cluster(
         NumericError: A value is not finite.
         ValueError: A pass has another number of rows.
     """
+    with _torch_threads():
+        return _cluster(batches, num_rows, num_clusters, seed, start_ND)
+
+
+def _cluster(
+    batches: Batches, num_rows: int, num_clusters: int, seed: int, start_ND: Tensor | None
+) -> Clusters:
     labelled: Iterable[tuple[Tensor, Tensor]]
     again: Iterable[Tensor]
     if num_rows > MINI_BATCH_ROWS:
@@ -145,6 +153,17 @@ def _fit(
         # Fewer distinct points than clusters: some stay empty, and ``Clusters`` says so.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return kmeans.fit(rows_SD.numpy())
+
+
+def _torch_threads() -> AbstractContextManager[Any]:
+    """Let scikit-learn compute on as many threads as torch; its own count is the machine's.
+
+    How sums are split among threads decides their last bits.
+    """
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[Any] = threadpool_limits(torch.get_num_threads())
+    return limits
 
 
 def _labels(kmeans: Any, rows_BD: Tensor) -> Tensor:

@@ -182,7 +182,9 @@ class Compensation(nn.Module):
         self.scale = torch.tensor(prior_scale(proportions_N, self._scale), device=device)
 
     def _linear(self, inputs: int, outputs: int) -> nn.Linear:
-        layer = nn.Linear(inputs, outputs, bias=False, device="meta").to_empty(device="cpu")
+        # Without a draw from the global stream. `to_empty` would import sympy, for half a second.
+        layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+        layer.weight = nn.Parameter(torch.empty(outputs, inputs))
         nn.init.xavier_normal_(layer.weight, generator=self._generator)
         return layer
 

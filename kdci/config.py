@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from itertools import product
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -22,8 +23,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from kdci.arms import ARMS, BASE_ARMS, FURTHER_ARMS, OTHER_ARM
-from kdci.catalog import BACKBONE_NAMES, CONTROL_NAMES, DATASETS, DatasetSpec
-from kdci.config_block import Block, Count, Folder, Name, NonNegative, Positive, Seed
+from kdci.catalog import BACKBONE_NAMES, CONTROL_NAMES, is_backbone
+from kdci.config_block import Block, Count, Name, Seed
+from kdci.data_config import Data as Data
 from kdci.deconfounding_config import (
     CompensationBlock,
     Dictionary,
@@ -33,6 +35,8 @@ from kdci.deconfounding_config import (
     ShiftName,
 )
 from kdci.method_config import Cmi, Dafl, DeepInv, Dfnd, Fast, MethodBlock, Mosaick, Noise
+from kdci.recipe_config import StudentRecipe as StudentRecipe
+from kdci.recipe_config import TeacherRecipe as TeacherRecipe
 
 
 def _one_of(names: Callable[[], Iterable[str]], what: str) -> AfterValidator:
@@ -54,8 +58,24 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-BackboneName = Annotated[str, _one_of(lambda: BACKBONE_NAMES, "backbone")]
-DatasetName = Annotated[str, _one_of(lambda: DATASETS, "dataset")]
+def _raise_first(problems: dict[str, str | None]) -> None:
+    for key, problem in problems.items():
+        if problem is not None:
+            raise PydanticCustomError("cross_field", "{problem}", {"key": key, "problem": problem})
+
+
+def _known_backbone(value: str) -> str:
+    if not is_backbone(value):
+        raise PydanticCustomError(
+            "unknown_name",
+            "unknown {what} '{value}'",
+            {"what": "backbone", "value": value, "names": [*BACKBONE_NAMES, *_FOREIGN]},
+        )
+    return value
+
+
+_FOREIGN = ("torchvision-NAME", "timm-NAME")
+BackboneName = Annotated[str, AfterValidator(_known_backbone)]
 MethodName = Annotated[str, _one_of(lambda: METHOD_NAMES, "method")]
 ControlName = Annotated[str, _one_of(lambda: CONTROL_NAMES, "control")]
 ArmName = Annotated[str, _one_of(lambda: FURTHER_ARMS, "arm")]
@@ -70,37 +90,34 @@ class Runtime(Block):
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Threads of one torch process; `auto` takes the cores this process may use."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`bf16` is autocast; `auto` takes it where the device computes it natively."""
+    """`bf16` is autocast; `auto` takes it where the device computes it natively and is faster."""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """Of weights and feature maps; `auto` takes the faster one, by a short probe."""
+    fold_teacher: bool = True
+    """Whether the teacher that only predicts has its batch norms folded into convolutions."""
+    compile: Literal["none", "teacher", "both"] = "none"
+    """Which networks of a distillation step torch.compile translates before the first step."""
 
 
-class Data(Block):
-    """The original dataset: opened by the teacher stage and by evaluate, by nothing else."""
+class BackboneBlock(Block):
+    """What backbones have in common that are built here."""
 
-    name: DatasetName
-    path: Folder | None = None
-    """Folder that holds the dataset; digits needs none."""
-    test: Literal["test"] | None = "test"
-    """The split students are scored on; null: there is no test data, agreement is reported."""
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    """First layers of ResNets and MobileNet: `cifar` keeps the resolution, `imagenet` divides it
+    by four; `auto`: cifar up to 64 pixels. A teacher that is adopted keeps its own."""
 
-    @property
-    def spec(self) -> DatasetSpec:
-        """Return the facts of the dataset."""
-        return DATASETS[self.name]
 
-    @model_validator(mode="after")
-    def _path_fits(self) -> Self:
-        bundled = self.spec.bundled
-        if bundled and self.path is not None:
-            raise PydanticCustomError(
-                "cross_field", "digits comes with scikit-learn and takes no path", {"key": "path"}
-            )
-        if not bundled and self.path is None:
-            raise PydanticCustomError(
-                "cross_field",
-                "{name} needs the folder it lies in",
-                {"key": "path", "name": self.name},
-            )
-        return self
+class Pair(Block):
+    """A teacher and a student."""
+
+    teacher: BackboneName
+    student: BackboneName
+
+
+class OtherPair(Pair):
+    """A pair, and whose dictionary it borrows."""
+
+    other: BackboneName
 
 
 class Grid(Block):
@@ -110,10 +127,10 @@ class Grid(Block):
         tuple[BackboneName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
     ]
     """Teacher backbones."""
-    students: Annotated[
-        tuple[BackboneName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
-    ]
-    """Student backbones."""
+    students: Annotated[tuple[BackboneName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """Student backbones: each meets every teacher."""
+    pairs: Annotated[tuple[Pair, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """Teacher and student pairs, in the place of `students`, where they are no product."""
     methods: Annotated[
         tuple[MethodName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
     ]
@@ -126,8 +143,11 @@ class Grid(Block):
     """Pools with a known shift, by their names in `shifts`."""
     shift_arms: Annotated[tuple[ShiftArmName, ...], Strict(False), AfterValidator(_distinct)] = ()
     """The arms on these pools, `vanilla` among them."""
-    others: Annotated[tuple[BackboneName, ...], Strict(False), Field(max_length=1)] = ()
-    """Backbone of another pre-trained model whose dictionary KDCI borrows (Table 5)."""
+    others: Annotated[tuple[BackboneName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """Backbones of other pre-trained models whose dictionaries KDCI borrows (Table 5); one, which
+    all students share, or several beside `pairs`."""
+    other_pairs: Annotated[tuple[OtherPair, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """Whose dictionary each of `pairs` borrows."""
     pool_seeds: Annotated[
         tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
     ] = (0,)
@@ -136,6 +156,59 @@ class Grid(Block):
         tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
     ]
     """Student seeds: initial weights and order of batches."""
+
+    @model_validator(mode="after")
+    def _students_or_pairs(self) -> Self:
+        if bool(self.students) == bool(self.pairs):
+            what = "give either students or pairs" if self.pairs else "lists no student"
+            raise PydanticCustomError("cross_field", what, {"key": "students"})
+        taught = {pair.teacher for pair in self.pairs}
+        for teacher in self.teachers:
+            if self.pairs and teacher not in taught:
+                what = "{teacher} has no student in pairs"
+                raise PydanticCustomError(
+                    "cross_field", what, {"key": "teachers", "teacher": teacher}
+                )
+        for teacher in sorted(taught - {*self.teachers}):
+            what = "{teacher} is none of grid.teachers"
+            raise PydanticCustomError("cross_field", what, {"key": "pairs", "teacher": teacher})
+        if self.pairs and self.shifts:
+            what = "pools with a known shift go with students, not with pairs"
+            raise PydanticCustomError("cross_field", what, {"key": "shifts"})
+        return self
+
+    @model_validator(mode="after")
+    def _others_are_told_apart(self) -> Self:
+        borrowing = [(pair.teacher, pair.student) for pair in self.other_pairs]
+        lenders = {pair.other for pair in self.other_pairs}
+        problems = {
+            "others": "has several models: only pairs can tell who borrows from which"
+            if len(self.others) > 1 and not self.pairs
+            else None,
+            "other_pairs": "says of each of pairs, in their order, from which of others it borrows"
+            if self.pairs and self.others and borrowing != [*self.all_pairs]
+            else "go with pairs and others"
+            if self.other_pairs and not (self.pairs and self.others)
+            else "borrow from just the models of others"
+            if self.other_pairs and lenders != {*self.others}
+            else None,
+        }
+        _raise_first(problems)
+        return self
+
+    @property
+    def all_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Every (teacher, student): the listed pairs, or the product."""
+        if self.pairs:
+            return tuple((pair.teacher, pair.student) for pair in self.pairs)
+        return tuple(product(self.teachers, self.students))
+
+    def other_of(self, teacher: str, student: str) -> str:
+        """Return the other model whose dictionary a pair borrows."""
+        for pair in self.other_pairs:
+            if (pair.teacher, pair.student) == (teacher, student):
+                return pair.other
+        return self.others[0]
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -146,37 +219,6 @@ class Grid(Block):
     def method_arms(self) -> tuple[str, ...]:
         """The arms of each method, vanilla first."""
         return (*BASE_ARMS, *self.arms, *([OTHER_ARM] if self.others else []))
-
-
-class TeacherRecipe(Block):
-    """Supervised training of the teacher: SGD with momentum, cosine schedule, crop and flip."""
-
-    num_epochs: Count
-    batch_size: Count
-    learning_rate: Positive = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 5e-4
-    seed: Seed = 0
-
-
-class StudentRecipe(Block):
-    """The student's share of a method's recipe (SGD); the budget is epochs x steps x batch."""
-
-    num_epochs: Count
-    steps_per_epoch: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Positive = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 1e-4
-    schedule: Literal["cosine", "milestones", "constant"] = "cosine"
-    """`cosine` falls to final_learning_rate; `milestones` divides by 10 at 40 % and 80 %."""
-    final_learning_rate: NonNegative = 0.0
-    """End of the cosine."""
-
-    @property
-    def num_steps(self) -> int:
-        """Number of distillation steps."""
-        return self.num_epochs * self.steps_per_epoch
 
 
 class Methods(Block):
@@ -240,19 +282,17 @@ class Evaluate(Block):
     batch_size: Count = 512
 
 
-def _raise_first(problems: dict[str, str | None]) -> None:
-    for key, problem in problems.items():
-        if problem is not None:
-            raise PydanticCustomError("cross_field", "{problem}", {"key": key, "problem": problem})
-
-
 class Params(Block):
     """The whole tree of params.yaml."""
 
     preset: Name
     """Name of this experiment; artifacts lie below artifacts/<preset>."""
     grid: Grid
+    budget: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Factor on the steps of pools and students, on every number's record: epochs and calls
+    shrink first, the steps in them once there is one left. Teachers are not scaled."""
     runtime: Runtime = Runtime()
+    backbone: BackboneBlock = BackboneBlock()
     data: Data
     teacher: TeacherRecipe
     pool: Pool = Pool()
@@ -278,6 +318,34 @@ class Params(Block):
                         "the grid asks for this method, but its block is missing",
                         {"key": f"{block}.{method}"},
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _data_is_there_or_not_needed(self) -> Self:
+        problems: dict[str, str | None] = {}
+        for key, data in (("data", self.data), ("other.data", self.other and self.other.data)):
+            if data and data.path is None and not data.spec.bundled:
+                needs = f"{data.name} needs the folder it lies in"
+                if self.teacher.artifact is None:
+                    problems[f"{key}.path"] = f"{needs}, or a finished teacher.artifact"
+                elif data.test is not None:
+                    problems[f"{key}.test"] = (
+                        f"{needs} to test on: give data.path, or set it to null"
+                    )
+        _raise_first(problems)
+        return self
+
+    @model_validator(mode="after")
+    def _content_is_of_one_teacher(self) -> Self:
+        teacher, count = self.teacher, len({*self.grid.teachers, *self.grid.others})
+        if teacher.content is None:
+            return self
+        if teacher.artifact is None:
+            what = "is of a finished teacher, but teacher.artifact names none"
+            _raise_first({"teacher.content": what})
+        if count > 1:
+            what = "names one teacher, the grid has several: leave it out"
+            _raise_first({"teacher.content": what})
         return self
 
     @model_validator(mode="after")
@@ -333,15 +401,24 @@ class Params(Block):
             )
         return self
 
-    def method(self, name: str) -> MethodBlock:
-        """Return the block of method ``name``; of a known shift, that of its base."""
+    def method(
+        self, name: str, *, teacher: str | None = None, student: str | None = None
+    ) -> MethodBlock:
+        """Return the block of method ``name`` for a pair, with its steps scaled by the budget.
+
+        Args:
+            name: A method, a control, or a known shift, which has the block of its base.
+            teacher: Whose `by_teacher` values hold; None: the block's own.
+            student: Whose `by_student` values hold.
+        """
         block: MethodBlock = getattr(self.methods, self.base_of(name))
-        return block
+        block = block.of_pair(teacher, student)
+        return block if self.budget == 1 else block.scaled(self.budget)
 
     def recipe(self, name: str) -> StudentRecipe:
-        """Return the student recipe of method ``name``; of a known shift, that of its base."""
+        """Return the student recipe of method ``name``, with its steps scaled by the budget."""
         recipe: StudentRecipe = getattr(self.recipes, self.base_of(name))
-        return recipe
+        return recipe if self.budget == 1 else recipe.scaled(self.budget)
 
     def base_of(self, name: str) -> str:
         """Return the method behind a pool: itself, or the one that a shift was built into."""
@@ -358,7 +435,8 @@ class Params(Block):
         if self.other is None or not self.grid.others:
             raise ValueError("grid.others names no other model")
         nothing = dict.fromkeys(("controls", "arms", "shifts", "shift_arms", "others"), ())
-        grid = self.grid.model_copy(update={"teachers": self.grid.others, **nothing})
+        models = {"teachers": self.grid.others, "students": self.grid.others, "pairs": ()}
+        grid = self.grid.model_copy(update={**models, **nothing})
         return self.model_copy(update={"grid": grid, "data": self.other.data})
 
     def blocks(self, *keys: str) -> dict[str, Any]:

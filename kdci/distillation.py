@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdci.errors import NumericError
 from kdci.metrics import MetricSink, RunningMeans
-from kdci.models import PixelModel
+from kdci.models import PixelModel, load_state
 from kdci.optimizers import SGD, Adam
 from kdci.schedules import Schedule, learning_rate_factor, scale_learning_rates
 from kdci.substitution.base import StudentCriterion, SubstitutionSource
@@ -195,7 +195,7 @@ class Distiller:
     def load_state_dict(self, state: State) -> None:
         """Continue from ``state``."""
         self.step = state["step"]
-        self.student.load_state_dict(state["student"])
+        load_state(self.student, state["student"])
         if self.compensation is not None:
             self.compensation.load_state_dict(state["compensation"])
         self.criterion.load_state_dict(state["criterion"])

@@ -55,15 +55,15 @@ def shift_cells(grid: Grid) -> Iterator[Cell]:
 
 
 def _product(grid: Grid, pools: Sequence[str], arms: Sequence[str]) -> Iterator[Cell]:
-    axes = product(grid.teachers, grid.students, pools, arms, grid.pool_seeds, grid.seeds)
-    for teacher, student, method, variant, pool_seed, seed in axes:
+    axes = product(grid.all_pairs, pools, arms, grid.pool_seeds, grid.seeds)
+    for (teacher, student), method, variant, pool_seed, seed in axes:
         yield Cell(teacher, student, method, variant, pool_seed, seed)
 
 
 def control_cells(grid: Grid) -> Iterator[Cell]:
     """Yield the controls' cells: one vanilla student a pair, of the first seeds."""
     pool_seed, seed = grid.pool_seeds[0], grid.seeds[0]
-    for teacher, student, control in product(grid.teachers, grid.students, grid.controls):
+    for (teacher, student), control in product(grid.all_pairs, grid.controls):
         yield Cell(teacher, student, control, "vanilla", pool_seed, seed)
 
 

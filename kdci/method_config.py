@@ -6,40 +6,19 @@ Defaults are the values behind the field's published CIFAR rows.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from kdci.config_block import Block, Count, Folder, Fraction, NonNegative, Positive
+from kdci.catalog import is_backbone
+from kdci.config_block import Block, Count, Fraction, NonNegative, Positive
+from kdci.open_world_config import OpenWorld as OpenWorld
+from kdci.recipe_config import scaled_calls, scaled_count
 
-
-class OpenWorld(Block):
-    """The unlabelled images that sampling-based methods choose from."""
-
-    source: Literal["photographs", "parquet", "folder"] = "photographs"
-    """`photographs`: crops of the two photographs that come with scikit-learn."""
-    path: Folder | None = None
-    """Folder of Parquet or image files; photographs need none."""
-    num_images: Annotated[int, Field(ge=0)] = 20_000
-    """Number of images taken; 0: all there are, of Parquet and folders."""
-
-    @model_validator(mode="after")
-    def _path_fits(self) -> Self:
-        if (self.source == "photographs") != (self.path is None):
-            wants = "takes no path" if self.source == "photographs" else "needs a path"
-            raise PydanticCustomError(
-                "cross_field",
-                "{source} {wants}",
-                {"key": "path", "source": self.source, "wants": wants},
-            )
-        if self.source == "photographs" and self.num_images == 0:
-            raise PydanticCustomError(
-                "cross_field",
-                "photographs have crops without end: say how many",
-                {"key": "num_images"},
-            )
-        return self
+Value = bool | int | float | str | None
+Overrides = dict[str, dict[str, Value]]
 
 
 class MethodBlock(Block):
@@ -47,6 +26,54 @@ class MethodBlock(Block):
 
     needs_batch_norm: ClassVar[bool] = False
     """Whether the method inverts the statistics of the teacher's BatchNorm layers."""
+    of_students: ClassVar[frozenset[str]] = frozenset({"temperature"})
+    """Fields that no pool depends on, so that they may differ between a teacher's students."""
+
+    by_teacher: Overrides = Field(default_factory=dict)
+    """Values that differ for a teacher's backbone: `resnet-34: {adversarial_weight: 1.33}`."""
+    by_student: Overrides = Field(default_factory=dict)
+    """Values that differ for a student's backbone, of those that no pool depends on."""
+
+    @model_validator(mode="after")
+    def _overrides_are_values(self) -> Self:
+        for key, overrides in (("by_teacher", self.by_teacher), ("by_student", self.by_student)):
+            for backbone, values in overrides.items():
+                self._require_override(f"{key}.{backbone}", backbone, values)
+        for backbone, values in self.by_student.items():
+            for name in values.keys() - self.of_students:
+                raise _mistake(
+                    f"by_student.{backbone}.{name}", "belongs to the pool, which students share"
+                )
+        return self
+
+    def _require_override(self, key: str, backbone: str, values: Mapping[str, Value]) -> None:
+        if not is_backbone(backbone):
+            raise _mistake(key, "is no backbone")
+        for name in values:
+            if name not in type(self).model_fields or name in OVERRIDES:
+                raise _mistake(f"{key}.{name}", "is no value of this method")
+        try:
+            self._with(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join([key, *map(str, first["loc"])])
+            raise _mistake(where, first["msg"][:1].lower() + first["msg"][1:]) from None
+
+    def _with(self, values: Mapping[str, Any]) -> Self:
+        plain = self.model_dump(exclude={*OVERRIDES})
+        return type(self).model_validate({**plain, **values})
+
+    def of_pair(self, teacher: str | None, student: str | None = None) -> Self:
+        """Return the block as it is for a pair, with no overrides left in it."""
+        values = {
+            **self.by_teacher.get(teacher or "", {}),
+            **self.by_student.get(student or "", {}),
+        }
+        return self._with(values) if self.by_teacher or self.by_student else self
+
+    def scaled(self, budget: float) -> Self:
+        """Return the block with the steps of its pool scaled; see ``Params.budget``."""
+        return self
 
     @property
     def num_pool_images(self) -> int:
@@ -57,6 +84,14 @@ class MethodBlock(Block):
     def num_first_images(self) -> int:
         """Images that join before the student's first step."""
         return 0
+
+
+OVERRIDES = ("by_teacher", "by_student")
+"""Fields of every block that no source takes."""
+
+
+def _mistake(key: str, problem: str) -> PydanticCustomError:
+    return PydanticCustomError("cross_field", "{problem}", {"key": key, "problem": problem})
 
 
 BatchSize = Annotated[int, Field(ge=2)]
@@ -93,6 +128,15 @@ class Dafl(MethodBlock):
         num_batches = len([end for end in ends if end > self.skip_steps])
         return int(self.batch_size) * num_batches
 
+    def scaled(self, budget: float) -> Self:
+        """Scale the generator's steps; the pool keeps its size as long as steps allow."""
+        steps = scaled_count(self.num_steps, budget)
+        every = scaled_count(self.sample_every, budget)
+        skipped = min(round(self.skip_steps * budget), steps - 1)
+        return self.model_copy(
+            update={"num_steps": steps, "sample_every": every, "skip_steps": skipped}
+        )
+
     @model_validator(mode="after")
     def _some_steps_are_kept(self) -> Self:
         if self.skip_steps >= self.num_steps:
@@ -108,6 +152,7 @@ class Fast(MethodBlock):
     """FastDFKD (AAAI 2022): a meta-generator that needs a few steps a batch."""
 
     needs_batch_norm: ClassVar[bool] = True
+    of_students: ClassVar[frozenset[str]] = frozenset({"temperature", "adversarial_weight"})
 
     latent_dim: Count = 256
     generator_width: Count = 64
@@ -143,11 +188,19 @@ class Fast(MethodBlock):
         """The first epoch begins with a call."""
         return self.batch_size
 
+    def scaled(self, budget: float) -> Self:
+        """Scale the calls without a student; those with one go with the student's epochs."""
+        calls, steps = scaled_calls(self.warmup_calls, self.num_steps, budget)
+        reset = self.reset_after_calls and scaled_count(self.reset_after_calls, budget)
+        update = {"warmup_calls": calls, "num_steps": steps, "reset_after_calls": reset}
+        return self.model_copy(update=update)
+
 
 class Cmi(MethodBlock):
     """CMI (IJCAI 2021): inversion through a fresh generator a call, and contrast for diversity."""
 
     needs_batch_norm: ClassVar[bool] = True
+    of_students: ClassVar[frozenset[str]] = frozenset({"temperature", "adversarial_weight"})
 
     latent_dim: Count = 256
     generator_width: Count = 64
@@ -182,6 +235,11 @@ class Cmi(MethodBlock):
         """The first epoch begins with a call."""
         return self.batch_size
 
+    def scaled(self, budget: float) -> Self:
+        """Scale the calls without a student; those with one go with the student's epochs."""
+        calls, steps = scaled_calls(self.warmup_calls, self.num_steps, budget)
+        return self.model_copy(update={"warmup_calls": calls, "num_steps": steps})
+
     @model_validator(mode="after")
     def _memory_holds_a_batch(self) -> Self:
         if self.memory_size < self.batch_size:
@@ -197,6 +255,7 @@ class DeepInv(MethodBlock):
     """DeepInversion, adaptive (CVPR 2020): pixels optimised straight from noise."""
 
     needs_batch_norm: ClassVar[bool] = True
+    of_students: ClassVar[frozenset[str]] = frozenset({"temperature", "adversarial_weight"})
 
     batch_size: BatchSize = 256
     """Images synthesised a call."""
@@ -239,6 +298,18 @@ class DeepInv(MethodBlock):
         """The first epoch begins with a call."""
         return self.batch_size
 
+    def scaled(self, budget: float) -> Self:
+        """Scale the calls without a student; phases of a call keep their shares of its steps."""
+        calls, steps = scaled_calls(self.warmup_calls, self.num_steps, budget)
+        share = steps / self.num_steps
+        update = {
+            "warmup_calls": calls,
+            "num_steps": steps,
+            "low_resolution_steps": round(self.low_resolution_steps * share),
+            "lr_warmup_steps": min(round(self.lr_warmup_steps * share), steps - 1),
+        }
+        return self.model_copy(update=update)
+
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:
         if self.lr_warmup_steps >= self.num_steps:
@@ -279,6 +350,12 @@ class Mosaick(MethodBlock):
     score_batch_size: Count = 512
     open_world: OpenWorld = OpenWorld()
     """The unlabelled images to choose from."""
+
+    def scaled(self, budget: float) -> Self:
+        """Scale the steps of the game."""
+        steps = scaled_count(self.warmup_steps, budget)
+        cosine = self.cosine_steps and scaled_count(self.cosine_steps, budget)
+        return self.model_copy(update={"warmup_steps": steps, "cosine_steps": cosine})
 
     @property
     def num_pool_images(self) -> int:

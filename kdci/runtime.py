@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from kdci.errors import NumericError, UserError
+from kdci.formats import MEMORY_FORMATS, PRECISIONS, Format, Precision, candidates
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,33 @@ class Runtime:
         device: Torch device.
         threads: Threads of torch's kernels.
         precision: `fp32` or `bf16` (autocast of the networks; losses and statistics stay fp32).
+            With several formats it is that of the first.
+        formats: What a network may compute in, the likeliest first, where that is to be
+            measured; see ``kdci.formats``. Empty: channels-last.
     """
 
     device: torch.device
     threads: int
-    precision: str
+    precision: Precision
+    formats: tuple[Format, ...] = ()
+
+    @property
+    def format(self) -> Format:
+        """What a network that nobody measures computes in: the likeliest of ``formats``."""
+        return self.formats[0] if self.formats else Format(self.precision, "channels_last")
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """Type the networks' forward passes are cast to; None: no autocast."""
-        return torch.bfloat16 if self.precision == "bf16" else None
+        """Type the forward passes of such networks are cast to; None: no autocast."""
+        return self.format.autocast_dtype
 
     def card(self) -> dict[str, Any]:
         """Return the entry for an artifact's card; wall-clock facts are kept out."""
-        facts = {**asdict(self), "device": str(self.device)}
+        facts: dict[str, Any] = {
+            "device": str(self.device),
+            "threads": self.threads,
+            "precision": self.precision,
+        }
         if self.device.type == "cuda":
             facts["device_name"] = torch.cuda.get_device_name(self.device)
         facts["machine"] = platform.machine()
@@ -45,13 +59,16 @@ class Runtime:
         return facts
 
 
-def start(*, device: str, threads: int | str, precision: str) -> Runtime:
+def start(
+    *, device: str, threads: int | str, precision: str, memory_format: str = "channels_last"
+) -> Runtime:
     """Set up torch for this process.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: A number, or `auto` for the cores this process may use.
         precision: `auto`, `fp32` or `bf16`.
+        memory_format: `auto`, `contiguous` or `channels_last`.
 
     Raises:
         UserError: The device is not there.
@@ -64,9 +81,11 @@ def start(*, device: str, threads: int | str, precision: str) -> Runtime:
         # the compiler.
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
         torch.backends.cudnn.benchmark = False
-    if precision == "auto":
-        precision = "bf16" if computes_bf16(chosen) else "fp32"
-    return Runtime(chosen, num_threads, precision)
+    # Emulated bf16 is not even tried.
+    precisions = PRECISIONS[computes_bf16(chosen)] if precision == "auto" else (precision,)
+    memory_formats = MEMORY_FORMATS if memory_format == "auto" else (memory_format,)
+    formats = candidates(cast("Any", precisions), cast("Any", memory_formats))
+    return Runtime(chosen, num_threads, formats[0].precision, tuple(formats))
 
 
 def available_cores() -> int:

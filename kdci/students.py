@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kdci.artifacts import Artifact, open_artifact
-from kdci.catalog import DatasetSpec
+from kdci.catalog import spec_of_facts
 from kdci.compensation import Compensation
 from kdci.models import PixelModel
-from kdci.pretrained import MODEL_FILE, build_network, load_weights
+from kdci.pretrained import MODEL_FILE, build_network, load_weights, stem_of
 
 COMPENSATION_FILE = "compensation.safetensors"
 DEPLOYS = ("backbone", "compensated")
@@ -88,18 +88,8 @@ def snapshot_of(artifact: Artifact, file: str) -> Student:
 
 def _shape_of(artifact: Artifact) -> Student:
     facts = artifact.facts
-    spec = DatasetSpec(
-        name=facts["dataset"],
-        num_classes=facts["num_classes"],
-        image_size=facts["image_size"],
-        channels=facts["channels"],
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
-        crop_padding=0,
-        flip=False,
-        class_names=(),
-    )
-    backbone = build_network(facts["student"], spec, seed=0)
+    spec = spec_of_facts(facts)
+    backbone = build_network(facts["student"], spec, seed=0, stem=stem_of(artifact))
     compensation = None
     if facts["compensation"] is not None:
         shape = facts["compensation"]

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdci.catalog import DatasetSpec
-from kdci.data.augmentation import random_crop_flip
+from kdci.data.augmentation import augment
 from kdci.data.labelled import LabelledImages
 from kdci.data.shuffled_rows import ShuffledRows
 from kdci.errors import NumericError
 from kdci.metrics import MetricSink, RunningMeans
-from kdci.models import PixelModel
+from kdci.models import PixelModel, load_state
 from kdci.optimizers import SGD
 from kdci.runtime import derive_seed, generator
 from kdci.schedules import learning_rate_factor, scale_learning_rates
@@ -29,7 +29,7 @@ class SupervisedTrainer:
     Args:
         model: Trained in place.
         data: Labelled images.
-        spec: Says which crop and flip keep labels true.
+        spec: Says which crops and flips keep labels true.
         sink: Receives the means of each epoch, at the epoch's number.
         num_epochs: Passes over the data; each is rounded up to whole batches.
         batch_size: Images a step.
@@ -110,12 +110,7 @@ class SupervisedTrainer:
         rows = self.rows.next(self.batch_size, len(self.data.images))
         device = next(self.model.parameters()).device
         images = self.data.images[rows].to(device).float() / 255
-        images = random_crop_flip(
-            images,
-            crop_padding=self.spec.crop_padding,
-            flip=self.spec.flip,
-            generator=self.augmentation,
-        )
+        images = augment(images, self.spec, self.augmentation)
         return images, self.data.labels[rows].to(device)
 
     def state_dict(self) -> State:
@@ -132,7 +127,7 @@ class SupervisedTrainer:
     def load_state_dict(self, state: State) -> None:
         """Continue from ``state``."""
         self.step = state["step"]
-        self.model.load_state_dict(state["model"])
+        load_state(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rows.load_state_dict(state["rows"])
         self.augmentation.set_state(state["augmentation"])

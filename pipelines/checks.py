@@ -7,30 +7,59 @@ data and the artifacts that are in place. torch is loaded when a check needs it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdci.arms import ARMS
 from kdci.artifacts import read_card, storage_errors
+from kdci.catalog import stem_for
 from kdci.config import Params
-from kdci.errors import KdciError, UserError
+from kdci.errors import CombinedUserError, KdciError, UserError
 from kdci.layout import Layout, cells, control_cells, shift_cells
 from kdci.method_config import MethodBlock, OpenWorld
+from pipelines.importing.check import check_teacher_artifact
 from pipelines.plan import planned_stages
+from pipelines.spelled_out import check_spelled_out
+
+if TYPE_CHECKING:
+    from kdci.data.open_world import PoolPart
 
 
 def find_problems(params: Params, layout: Layout) -> list[KdciError]:
     """Return everything that would stop the pipeline, as far as a quick look can tell, once."""
-    checks = (_device, _dataset, _open_worlds, _sizes, _teachers, _batch_norm, _dictionary, _other)
+    checks = (
+        *(_device, _dataset, _open_worlds, _sizes, _teachers, check_teacher_artifact),
+        *(_networks, _dictionary, _other, check_spelled_out),
+    )
     problems = [problem for check in checks for problem in check(params, layout)]
     # Two methods may choose from one open world.
     return list({tuple(problem.lines()): problem for problem in problems}.values())
 
 
+def require_no_problems(params: Params, layout: Layout, *, leave_out: Sequence[str] = ()) -> None:
+    """Find what would stop a stage before any has run.
+
+    Args:
+        params: The params.
+        layout: Their places.
+        leave_out: Params keys that somebody else answers for.
+
+    Raises:
+        KdciError: The first that is no user's mistake, else all mistakes at once.
+    """
+    problems = [p for p in find_problems(params, layout) if p.subject not in leave_out]
+    mistakes = [problem for problem in problems if isinstance(problem, UserError)]
+    for problem in problems:
+        if not isinstance(problem, UserError):
+            raise problem
+    if mistakes:
+        raise CombinedUserError(mistakes)
+
+
 def _raised(
-    place: Path, look: Callable[..., None], /, *args: Any, **kwargs: Any
+    place: Path, look: Callable[..., object], /, *args: Any, **kwargs: Any
 ) -> list[KdciError]:
     """Return the error, if any, that a look at ``place`` ends with."""
     try:
@@ -59,33 +88,54 @@ def _dataset(params: Params, layout: Layout) -> Iterator[KdciError]:
 
     data = params.data
     path = layout.root / data.path if data.path else None
-    splits: list[Split] = ["train"] if data.test is None else ["train", data.test]
-    yield from _raised(path or layout.root, check_dataset, data.name, path, splits)
+    # A teacher that is adopted was trained elsewhere: nobody opens the training images here.
+    splits: list[Split] = [] if params.teacher.artifact else ["train"]
+    splits += [] if data.test is None else [data.test]
+    if splits or data.spec.bundled:
+        yield from _raised(path or layout.root, check_dataset, data.spec, path, splits)
 
 
 def _open_worlds(params: Params, layout: Layout) -> Iterator[KdciError]:
     from kdci.data.open_world import check_open_world
+    from kdci.data.scoring_engine import find_engine
 
     for method in (*params.grid.methods, *params.grid.controls):
         open_world = _open_world(params.method(method))
-        if open_world is not None:
-            path = _open_world_path(open_world, layout)
-            yield from _raised(path or layout.root, check_open_world, open_world.source, path=path)
+        if open_world is None:
+            continue
+        key = f"methods.{method}.open_world.engine"
+        yield from _raised(layout.root, find_engine, open_world.engine, key)
+        for number, part in enumerate(_pool_parts(open_world, layout)):
+            place, side = part.path or layout.root, params.data.spec.image_size
+            for error in _raised(place, check_open_world, part, image_size=side):
+                yield _of_part(error, method, number) if open_world.sources else error
+
+
+def _of_part(error: KdciError, method: str, number: int) -> KdciError:
+    """Return the error with the key of the part that it is about: several paths look alike."""
+    key = f"methods.{method}.open_world.sources.{number}.path"
+    return type(error)(key, f"{error.subject}: {error.what}", error.fix)
 
 
 def _open_world(block: MethodBlock) -> OpenWorld | None:
     return getattr(block, "open_world", None)
 
 
-def _open_world_path(open_world: OpenWorld, layout: Layout) -> Path | None:
-    return layout.root / open_world.path if open_world.path else None
+def _pool_parts(open_world: OpenWorld, layout: Layout) -> list[PoolPart]:
+    from kdci.data.open_world import PoolPart
+
+    return [
+        PoolPart(part.source, layout.root / part.path if part.path else None, part.num_images)
+        for part in open_world.parts
+    ]
 
 
 def _sizes(params: Params, layout: Layout) -> Iterator[KdciError]:
     """Compare batches and clusters with how many images there will be."""
     yield from _teacher_batch(params)
-    for method in (*params.grid.methods, *params.grid.controls):
-        block = params.method(method)
+    methods = (*params.grid.methods, *params.grid.controls)
+    for method, teacher in product(methods, params.grid.teachers):
+        block = params.method(method, teacher=teacher)
         yield from _selection(method, block, layout)
         yield from _pool_size(params, method, block)
     yield from _shift_sizes(params)
@@ -94,8 +144,9 @@ def _sizes(params: Params, layout: Layout) -> Iterator[KdciError]:
 def _teacher_batch(params: Params) -> Iterator[KdciError]:
     from kdci.data.datasets import load_split
 
-    if params.data.path is None:  # bundled: counted in no time
-        count = len(load_split(params.data.name, path=None, split="train").images)
+    # Bundled: counted in no time.
+    if params.data.spec.bundled and params.teacher.artifact is None:
+        count = len(load_split(params.data.spec, path=None, split="train").images)
         if params.teacher.batch_size > count:
             what = f"is {params.teacher.batch_size}, but {params.data.name} has {count} images"
             yield UserError("teacher.batch_size", what, f"at most {count}")
@@ -115,16 +166,14 @@ def _selection(method: str, block: MethodBlock, layout: Layout) -> Iterator[Kdci
 
 def _num_open_world(open_world: OpenWorld, layout: Layout) -> int | None:
     """Return how many images there are to choose from at most, if that is quickly known."""
-    from kdci.data.parquet import count_rows
+    from kdci.data.open_world import count_candidates
 
-    asked, path = open_world.num_images or None, _open_world_path(open_world, layout)
-    if open_world.source != "parquet" or path is None:
-        return asked
+    asked = open_world.num_images or None
     try:
-        rows = count_rows([file for file in path.rglob("*.parquet") if file.is_file()])
+        found = sum(count_candidates(part) for part in _pool_parts(open_world, layout))
     except (KdciError, OSError):
         return asked  # told by the look at the open world itself
-    return min(rows, asked) if asked and rows else asked or rows or None
+    return min(found, asked or found)
 
 
 def _pool_size(params: Params, method: str, block: MethodBlock) -> Iterator[KdciError]:
@@ -169,7 +218,7 @@ def _other(params: Params, layout: Layout) -> Iterator[KdciError]:
     """Check the other model's data, teacher and methods as those of the params are checked."""
     if params.grid.others:
         other = params.of_other()
-        for check in (_dataset, _teachers, _batch_norm):
+        for check in (_dataset, _teachers, check_teacher_artifact, _networks):
             yield from check(other, layout.other)
 
 
@@ -196,19 +245,19 @@ def _misfits(params: Params, path: Path, card: dict[str, Any]) -> Iterator[KdciE
             yield UserError(str(path), what, "choose the dataset it was trained on in data.name")
 
 
-def _batch_norm(params: Params, layout: Layout) -> Iterator[KdciError]:
-    import torch
-
-    from kdci.models import build_backbone
+def _networks(params: Params, layout: Layout) -> Iterator[KdciError]:
+    """Build every network without memory for its weights, and look for what methods need."""
+    from kdci.models import outline_backbone
     from kdci.synthesis.inversion import require_batch_norm
 
-    methods = [name for name in params.grid.methods if params.method(name).needs_batch_norm]
-    spec = params.data.spec
-    for method, teacher in product(methods, params.grid.teachers):
-        with torch.device("meta"):  # layers without memory for their weights
-            model = build_backbone(teacher, num_classes=spec.num_classes, channels=spec.channels)
+    grid, spec = params.grid, params.data.spec
+    stem = stem_for(params.backbone.stem, spec.image_size)
+    methods = [name for name in grid.methods if params.method(name).needs_batch_norm]
+    for backbone in dict.fromkeys(chain.from_iterable(grid.all_pairs)):
         try:
-            require_batch_norm(model, method, teacher)
+            model = outline_backbone(backbone, spec, stem=stem)
+            for method in methods if backbone in grid.teachers else ():
+                require_batch_norm(model, method, backbone)
         except UserError as error:
             yield error
 
@@ -244,9 +293,9 @@ def _dictionary(params: Params, layout: Layout) -> Iterator[KdciError]:
 def summary(params: Params, layout: Layout) -> list[str]:
     """Return what `dvc repro` will make, in lines to print."""
     grid, stages = params.grid, planned_stages(params, layout)
+    pairs: dict[str, Sequence[Any]] = {"teacher": grid.teachers, "student": grid.students}
     axes = {
-        "teacher": grid.teachers,
-        "student": grid.students,
+        **({"pair": grid.pairs} if grid.pairs else pairs),
         "method": grid.methods,
         "pool seed": grid.pool_seeds,
         "seed": grid.seeds,
@@ -256,6 +305,7 @@ def summary(params: Params, layout: Layout) -> list[str]:
     made = [_counted(number, kind) for kind, number in counts.items()]
     in_place = sum(stage.is_in_place() for stage in stages)
     steps = [f"{method} {params.recipe(method).num_steps:,}" for method in grid.methods]
+    scaled = "" if params.budget == 1 else f" (at budget {params.budget:g})"
     controls = [cell.method for cell in control_cells(grid)]
     beside = f" and {_counted(len(controls), 'control')}" if controls else ""
     made_of = " x ".join([*factors, ", ".join(grid.method_arms)])
@@ -265,7 +315,12 @@ def summary(params: Params, layout: Layout) -> list[str]:
         f"ok: {len(list(cells(grid)))} cells ({made_of}){beside}",
         f"`dvc repro` makes {', '.join(made)} and the report of {params.preset}; "
         f"{in_place} of {len(stages)} artifacts are in place with these params",
-        f"distillation steps a student: {', '.join(steps)}",
+        f"distillation steps a student: {', '.join(steps)}{scaled}",
+        *(
+            f"stages of pair{place} are of {teacher} -> {student}"
+            for place, (teacher, student) in enumerate(grid.all_pairs)
+            if grid.pairs
+        ),
     ]
 
 

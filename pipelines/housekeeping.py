@@ -8,17 +8,18 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdci.artifacts import REBUILD, open_artifact, read_card, storage_errors
+from kdci.artifacts import REBUILD, open_artifact, storage_errors
 from kdci.config import Params, hash_json
 from kdci.errors import IntegrityError, KdciError, StorageError
 from kdci.layout import Layout
-from pipelines.plan import PlannedStage, planned_stages
+from pipelines.plan import PlannedStage, card_at, planned_stages
+from pipelines.tracking.files import slots
 
 _UNFINISHED = re.compile(r"\.(?P<artifact>.+)\.(old|[a-z0-9_]{8})\.tmp")
 """Names that ``kdci.artifacts`` gives folders on their way into or out of place."""
@@ -40,9 +41,11 @@ class Verification:
 
 
 def verify(params: Params, layout: Layout) -> Verification:
-    """Re-hash every artifact of the current params against its card."""
+    """Re-hash every artifact of the current params against its card; stages are named as in DVC."""
     found = Verification()
-    for stage in planned_stages(params, layout):
+    dvc_names = {slot.path: slot.dvc_stage for slot in slots(layout, params.grid)}
+    for planned in planned_stages(params, layout):
+        stage = replace(planned, name=dvc_names.get(planned.artifact, planned.name))
         if not os.path.lexists(stage.artifact):
             found.missing.append(stage)
             continue
@@ -145,31 +148,17 @@ class _Judge:
             return "begun with other params"
         if identity["code"] != self._code:
             return "begun with other code"
-        if self._has_other_parents(stage, identity["parents"]):
+        if stage.has_other_parents(identity["parents"]):
             return "begun from artifacts that were made anew"
         return "its artifact is in place" if _is_finished(stage, identity["key"]) else None
 
-    def _has_other_parents(self, stage: PlannedStage, contents: dict[str, str]) -> bool:
-        for role in stage.parents.keys() & contents.keys():
-            card = _card(stage.parents[role], "pool" if role == "base" else role)
-            if card is not None and card["content"] != contents[role]:
-                return True
-        return False
-
 
 def _is_finished(stage: PlannedStage, key: str) -> bool:
-    card = _card(stage.artifact, stage.kind)
+    card = card_at(stage.artifact, stage.kind)
     if card is None:
         return False
     made_of = {"params": card["params"], "parents": card["parents"], "code": card["code"]["hash"]}
     return hash_json(made_of) == key
-
-
-def _card(path: Path, kind: str) -> dict[str, Any] | None:
-    try:
-        return read_card(path, kind=kind)
-    except KdciError:
-        return None  # it may be checked out or made again
 
 
 def _clean_unfinished(layout: Layout, *, dry_run: bool) -> Iterator[Removal]:

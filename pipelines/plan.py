@@ -23,6 +23,13 @@ KINDS = {
 }
 """The kind of artifact each stage's file makes."""
 
+_PARENT_KINDS = {"base": "pool", "adopted": "teacher"}
+
+
+def kind_of_role(role: str) -> str:
+    """Return the kind of the artifact that is a parent in this role, as cards name roles."""
+    return _PARENT_KINDS.get(role, role)
+
 
 @dataclass(frozen=True)
 class PlannedStage:
@@ -45,11 +52,30 @@ class PlannedStage:
     parents: dict[str, Path]
 
     def is_in_place(self) -> bool:
-        """Tell whether the artifact is there and was made with these params."""
-        try:
-            return bool(read_card(self.artifact, kind=self.kind)["params"] == self.params)
-        except (KdciError, OSError):
+        """Tell whether the artifact is there and was made with these params, of these parents.
+
+        Parents are compared by their cards, as far as they are in place themselves.
+        """
+        card = card_at(self.artifact, self.kind)
+        if card is None or card["params"] != self.params:
             return False
+        return not self.has_other_parents(card.get("parents", {}))
+
+    def has_other_parents(self, contents: Mapping[str, str]) -> bool:
+        """Tell whether a parent in place is another than ``contents`` has, a hash by role."""
+        for role in self.parents.keys() & contents.keys():
+            card = card_at(self.parents[role], kind_of_role(role))
+            if card is not None and card["content"] != contents[role]:
+                return True
+        return False
+
+
+def card_at(path: Path, kind: str) -> dict[str, Any] | None:
+    """Return the card of an artifact; None: there is none that can be read."""
+    try:
+        return read_card(path, kind=kind)
+    except (KdciError, OSError):
+        return None
 
 
 def planned_stages(params: Params, layout: Layout) -> list[PlannedStage]:
@@ -82,9 +108,11 @@ def _parents(
     params: Params, layout: Layout, stage: str, cell: Mapping[str, str | int]
 ) -> dict[str, Path]:
     """Return where the artifacts lie that a checkpoint of a stage can depend on."""
+    teacher = str(cell["teacher"])
     if stage == "teacher":
-        return {}
-    teacher, method = str(cell["teacher"]), str(cell["method"])
+        finished = params.teacher.artifact_of(teacher, params.data.name)
+        return {} if finished is None else {"adopted": layout.root / finished}
+    method = str(cell["method"])
     places = {"teacher": layout.teacher(teacher)}
     if "pool_seed" not in cell:
         return places
@@ -100,7 +128,7 @@ def _parents(
     if arm is not None and arm.dictionary == "own":
         places["dictionary"] = layout.dictionary(teacher, method, pool_seed)
     elif arm is not None and arm.dictionary == "other":
-        other = params.grid.others[0]
+        other = params.grid.other_of(teacher, str(cell["student"]))
         places["dictionary"] = layout.other.dictionary(other, method, pool_seed)
     return places
 

@@ -22,8 +22,6 @@ Cell = Mapping[str, str | int]
 
 _GRID = {
     "teacher": "teachers",
-    "student": "students",
-    "method": "methods",
     "pool_seed": "pool_seeds",
     "seed": "seeds",
 }
@@ -117,9 +115,8 @@ def _session(stage: Stage, arguments: argparse.Namespace, stop: StopFlag) -> Ses
         params, layout, name = params.of_other(), layout.other, f"{stage.name}_other"
     cell = {axis: getattr(arguments, axis) for axis in stage.axes}
     for axis, value in cell.items():
-        # Controls and known shifts have pools as methods have.
-        values = params.grid.sources if axis == "method" else getattr(params.grid, _GRID[axis])
-        require_choice(f"grid.{_GRID[axis]}", value, values)
+        key, values = _choices(params.grid, axis, cell)
+        require_choice(key, value, values)
     if stage.arm is not None:
         key, arms = _arms_of(params.grid, str(cell["method"]))
         require_choice(key, stage.arm, arms)
@@ -128,6 +125,18 @@ def _session(stage: Stage, arguments: argparse.Namespace, stop: StopFlag) -> Ses
     require_writable(layout.work)
     identity = StageIdentity(name, cell, params.blocks(*stage.keys(cell, params)), artifact)
     return Session(params, layout, identity, stop=stop)
+
+
+def _choices(
+    grid: Grid, axis: str, cell: Mapping[str, str | int]
+) -> tuple[str, Sequence[str | int]]:
+    """Return the key of an axis in the grid and the values it has for a cell."""
+    if axis == "method":  # controls and known shifts have pools as methods have
+        return "grid.methods", grid.sources
+    if axis == "student":
+        students = [student for teacher, student in grid.all_pairs if teacher == cell["teacher"]]
+        return "grid.pairs" if grid.pairs else "grid.students", students
+    return f"grid.{_GRID[axis]}", getattr(grid, _GRID[axis])
 
 
 def _arms_of(grid: Grid, method: str) -> tuple[str, Sequence[str]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages._formats import format_of
 from stages._session import Session
 
 if TYPE_CHECKING:
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 
     from kdci.artifacts import Artifact
     from kdci.data.image_bank import ImageBank
+    from kdci.data.labelled import ImageSet
+    from kdci.data.open_world_pool import OpenWorldPool
     from kdci.models import PixelModel
     from kdci.runtime import Runtime
     from kdci.substitution.base import SourceContext, SubstitutionSource
@@ -22,13 +26,16 @@ LEAST_ACCURACY, MOST_ACCURACY = 0.01, 0.999
 
 def open_teacher(session: Session, artifact: Artifact, runtime: Runtime) -> PixelModel:
     """Load the cell's teacher, frozen."""
-    from kdci.pretrained import load_teacher
+    from kdci.pretrained import load_teacher, stem_of
 
+    backbone = str(artifact.facts["backbone"])
+    chosen = format_of(session, backbone, training=False, stem=stem_of(artifact))
     return load_teacher(
         artifact,
         session.params.data.spec,
         device=runtime.device,
-        autocast_dtype=runtime.autocast_dtype,
+        autocast_dtype=chosen.autocast_dtype,
+        channels_last=chosen.channels_last,
     )
 
 
@@ -63,29 +70,34 @@ def source_context(
     from kdci.substitution.base import SourceContext
 
     spec = session.params.data.spec
-    block = session.params.method(str(session.identity.cell["method"]))
-    open_world = getattr(block, "open_world", None)
+    method = str(session.identity.cell["method"])
+    open_world = getattr(session.params.method(method), "open_world", None)
 
-    def load() -> Tensor:
-        from kdci.data.open_world import load_open_world
+    def load() -> OpenWorldPool:
+        from kdci.data.open_world import PoolPart
+        from kdci.data.open_world_pool import OpenWorldPool
+        from kdci.data.scoring_engine import find_engine
 
         if open_world is None:
             raise ValueError("this method has no open_world block")
-        pool = load_open_world(
-            open_world.source,
-            path=Path(open_world.path) if open_world.path else None,
-            num_images=open_world.num_images,
+        return OpenWorldPool(
+            [
+                PoolPart(part.source, Path(part.path) if part.path else None, part.num_images)
+                for part in open_world.parts
+            ],
             image_size=spec.image_size,
             channels=spec.channels,
             seed=seed,
+            num_images=open_world.num_images,
+            max_bad_fraction=open_world.max_bad_fraction,
+            engine=find_engine(open_world.engine, f"methods.{method}.open_world.engine"),
         )
-        if skipped is not None:
-            skipped.update(pool.skipped)
-        return pool.images
 
     # The accuracy is metadata of the teacher; without test data its training accuracy stands in.
-    accuracy = artifact.facts["accuracy"] or artifact.facts["train_accuracy"]
-    bounded = min(max(accuracy / 100, LEAST_ACCURACY), MOST_ACCURACY)
+    # A teacher imported without data states neither.
+    stated = (artifact.facts["accuracy"], artifact.facts["train_accuracy"])
+    accuracy = next((value for value in stated if value is not None), None)
+    bounded = None if accuracy is None else _bounded(accuracy)
     return SourceContext(
         teacher=teacher,
         spec=spec,
@@ -93,7 +105,12 @@ def source_context(
         seed=seed,
         teacher_accuracy=bounded,
         open_world=load,
+        skipped={} if skipped is None else skipped,
     )
+
+
+def _bounded(percent: float) -> float:
+    return min(max(percent / 100, LEAST_ACCURACY), MOST_ACCURACY)
 
 
 def build_pool_source(session: Session, context: SourceContext) -> SubstitutionSource:
@@ -105,11 +122,14 @@ def build_pool_source(session: Session, context: SourceContext) -> SubstitutionS
     if method in params.grid.shifts:
         assert params.shift is not None
         return ResampledSource(context, temperature=params.shift.temperature)
-    return build_source(method, params.method(method), context)
+    cell = session.identity.cell
+    student = str(cell["student"]) if "student" in cell else None
+    block = params.method(method, teacher=str(cell["teacher"]), student=student)
+    return build_source(method, block, context)
 
 
-def teacher_logits(teacher: PixelModel, images: Tensor) -> Tensor:
-    """Return the teacher's logits of uint8 images, on the CPU."""
+def teacher_logits(teacher: PixelModel, images: ImageSet) -> Tensor:
+    """Return the teacher's logits of uint8 images, on the CPU; (M, K)."""
     from kdci.evaluation import PREDICTION_BATCH, predict_logits
 
     device = next(teacher.parameters()).device
@@ -121,38 +141,45 @@ def teacher_logits(teacher: PixelModel, images: Tensor) -> Tensor:
 def write_pool(
     session: Session,
     *,
-    images: Tensor,
-    holdout: Tensor,
-    logits: Tensor,
+    teacher: PixelModel,
+    images: Iterable[Tensor],
+    holdout: Iterable[Tensor],
+    num_holdout: int,
     source: SubstitutionSource,
     kept: Tensor,
     facts: dict[str, Any],
 ) -> None:
     """Write a pool: images, hold-out, the teacher's logits, the source's state.
 
+    Images come and go in parts: the pool may be larger than memory.
+
     Args:
         session: The running stage.
-        images: What the student may see, uint8 (M, C, H, W).
-        holdout: What it may not.
-        logits: The teacher's, of ``images``.
+        teacher: Frozen.
+        images: What the student may see, in parts, uint8 (B, C, H, W).
+        holdout: What it may not, the same.
+        num_holdout: Images of ``holdout``.
         source: Goes on with ``images`` as its bank.
         kept: Where they lay in its bank so far; (M,).
         facts: For the card, beside those of any pool.
     """
     from kdci.checkpoints import save_state
-    from kdci.data.image_bank import save_npy
+    from kdci.data.mapped_images import MappedImages, save_npy_chunks
 
     seeds = {"pool_seed": int(session.identity.cell["pool_seed"])}
     with session.new_artifact("pool", seeds=seeds) as draft:
-        save_npy(images, draft.folder / "images.npy")
-        save_npy(holdout, draft.folder / "holdout.npy")
+        file = draft.folder / "images.npy"
+        save_npy_chunks(images, file, num_images=len(kept))
+        save_npy_chunks(holdout, draft.folder / "holdout.npy", num_images=num_holdout)
+        logits = teacher_logits(teacher, MappedImages(file))
         draft.save_tensors("predictions.safetensors", {"logits": logits})
-        stored = pool_bank(session, base=draft.folder / "images.npy", tail="kept.bin")
+        draft.save_json("skipped.json", facts.get("skipped", {}))
+        stored = pool_bank(session, base=file, tail="kept.bin")
         source.adopt(stored, kept)
         save_state(draft.folder / "source", source.state_dict())
         draft.card["facts"] = {
-            "num_images": len(images),
-            "num_holdout": len(holdout),
+            "num_images": len(kept),
+            "num_holdout": num_holdout,
             "num_open_world": source.num_open_world,
             **_shift_facts(logits),
             **facts,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stages._formats import format_of
 from stages._session import Session
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kdci.data.labelled import ImageSet
     from kdci.students import Student
 
 Measures = dict[str, float | None]
@@ -26,7 +28,7 @@ class ScoredSet:
         teacher: The teacher's classes; (M,).
     """
 
-    images: Tensor
+    images: ImageSet
     expected: Tensor
     teacher: Tensor
 
@@ -61,7 +63,9 @@ def score(session: Session, student: Student, on: ScoredSet) -> Scores:
 
     device, size = session.runtime.device, session.params.evaluate.batch_size
     student = student.to(device)
-    student.backbone.autocast_dtype = session.runtime.autocast_dtype
+    chosen = format_of(session, str(session.identity.cell["student"]), training=False)
+    student.backbone.autocast_dtype = chosen.autocast_dtype
+    student.backbone.to(memory_format=chosen.layout)
     student.deploy = "backbone"
     logits = predict_logits(student, on.images, batch_size=size, device=device)
     if student.compensation is None:
@@ -100,7 +104,7 @@ def shift_measures(scores: Scores | None, on: ScoredSet | None, num_classes: int
     return found
 
 
-def classes_of(session: Session, teacher: Any, images: Tensor) -> Tensor:
+def classes_of(session: Session, teacher: Any, images: ImageSet) -> Tensor:
     """Return the teacher's class of each image; (M,)."""
     from kdci.evaluation import predict_classes
 

@@ -29,6 +29,7 @@ from kdci.metrics import MetricFile
 from stages._progress import Progress
 from stages._provenance import code_hash, git_revision
 from stages._signals import StopFlag
+from stages._system import SystemMonitor
 
 if TYPE_CHECKING:
     from kdci.runtime import Runtime
@@ -94,6 +95,7 @@ class Session:
         self._last_save = time.monotonic()
         self._checkpoint_interval = CHECKPOINT_SECONDS
         self._runtime_card: dict[str, Any] = {}
+        self._system: SystemMonitor | None = None
         self.reproducible = True
 
     # -- one writer ---------------------------------------------------------------------
@@ -122,6 +124,7 @@ class Session:
                 artifacts.remove_leftovers(place)
             yield
         finally:
+            self._stop_system()
             self._lock.release()
 
     # -- what it reads --------------------------------------------------------------------
@@ -158,9 +161,18 @@ class Session:
         from kdci.runtime import start
 
         block = self.params.runtime
-        self.runtime = start(device=block.device, threads=block.threads, precision=block.precision)
+        self.runtime = start(
+            device=block.device,
+            threads=block.threads,
+            precision=block.precision,
+            memory_format=block.memory_format,
+        )
         self._open_work(runtime=self.runtime.card(), code=code_hash())
         return self.runtime
+
+    def note_format(self, network: str, chosen: str) -> None:
+        """Put on the card what a network computes in, for the result depends on it."""
+        self._runtime_card.setdefault("formats", {})[network] = chosen
 
     # -- the work folder ----------------------------------------------------------------
 
@@ -190,6 +202,9 @@ class Session:
             "pid": os.getpid(),
         }
         artifacts.replace_file(self.folder / "identity.json", json.dumps(identity).encode())
+        device = str(runtime.get("device", "cpu"))
+        self._system = SystemMonitor(self.folder / "system.jsonl", lambda: self.seconds, device)
+        self._system.start()
 
     def resume(self) -> State | None:
         """Return the newest saved state, with the metrics cut back to it; None: start over."""
@@ -296,9 +311,13 @@ class Session:
             "finished": time.time(),
             "seconds": self.seconds,
             "loop_seconds": self._loop_seconds,
+            **self._stop_system(),
         }
         artifacts.replace_file(self._timing, json.dumps(timing, indent=1).encode())
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _stop_system(self) -> dict[str, Any]:
+        return {} if self._system is None else self._system.stop()
 
     def record_failure(self, *, exit_code: int, message: str) -> None:
         """Leave a note of why the stage ended, for whoever follows the run."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,6 @@ from stages._pool import open_teacher
 from stages._session import Session
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from kdci.artifacts import Artifact
@@ -44,15 +40,16 @@ def _pool_path(session: Session) -> Path:
 
 def _build_own(session: Session) -> None:
     from kdci.confounder import PoolPredictions, build_dictionary_by_batches
-    from kdci.data.image_bank import open_npy
+    from kdci.data.mapped_images import MappedImages
     from kdci.dictionary_quality import quality
+    from kdci.evaluation import PREDICTION_BATCH, image_batches
     from kdci.runtime import derive_seed
 
     cell, block = session.identity.cell, session.params.dictionary
     runtime = session.start_runtime()
     teacher = open_teacher(session, session.artifact("teacher"), runtime)
-    images = open_npy(session.artifact("pool").file("images.npy"))
-    passes = partial(_image_batches, images, runtime.device)
+    images = MappedImages(session.artifact("pool").file("images.npy"))
+    passes = partial(image_batches, images, batch_size=PREDICTION_BATCH, device=runtime.device)
     predictions = PoolPredictions(teacher, passes, num_rows=len(images), space=block.space)
     dictionary = build_dictionary_by_batches(
         predictions,
@@ -81,17 +78,6 @@ def _build_own(session: Session) -> None:
     _write(session, tensors, facts)
 
 
-def _image_batches(images_MCHW: NDArray[np.uint8], device: torch.device) -> Iterator[Tensor]:
-    """Yield a mapped pool as float32 batches in [0, 1]; it is never in memory as a whole."""
-    import torch
-
-    from kdci.evaluation import PREDICTION_BATCH, image_batches
-
-    for first in range(0, len(images_MCHW), PREDICTION_BATCH):
-        rows = torch.from_numpy(images_MCHW[first : first + PREDICTION_BATCH].copy())
-        yield from image_batches(rows, batch_size=PREDICTION_BATCH, device=device)
-
-
 def adopt(session: Session, other: Artifact) -> None:
     """Use another pre-trained model's dictionary, whatever its classes (Table 5)."""
     session.start_runtime()
@@ -112,7 +98,7 @@ STAGES = (
     Stage(
         name="dictionary",
         axes=("teacher", "method", "pool_seed"),
-        blocks=("runtime", "data.name", "dictionary"),
+        blocks=("runtime", "data.name", "data.facts", "dictionary"),
         artifact=lambda layout, cell: layout.dictionary(
             str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"])
         ),

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kdci.arms import ARMS, Arm
+from kdci.catalog import stem_for
 from stages._arms import correction, rebuilder_of, stratify
+from stages._formats import format_of
 from stages._main import Cell, Stage, main
 from stages._pool import build_pool_source, open_teacher, pool_bank, source_context
 from stages._session import Session
+from stages._step_networks import predicting, trained
 
 if TYPE_CHECKING:
     from kdci.compensation import Compensation
@@ -40,21 +43,25 @@ def _distill(session: Session, arm: Arm) -> None:
     # One seed for all arms; the pool's seed is in it, so that replicates are independent.
     seed = derive_seed(int(cell["seed"]), int(cell["pool_seed"]), "distill")
     teacher = open_teacher(session, session.artifact("teacher"), runtime)
+    format_of_student = format_of(session, str(cell["student"]), training=True)
     state = session.resume()
     source = _source(session, teacher, seed, resumed=state is not None)
     student = build_network(
         str(cell["student"]),
         params.data.spec,
+        stem=stem_for(params.backbone.stem, params.data.spec.image_size),
         seed=derive_seed(seed, "student"),
         device=runtime.device,
-        autocast_dtype=runtime.autocast_dtype,
+        autocast_dtype=format_of_student.autocast_dtype,
+        channels_last=format_of_student.channels_last,
     )
+    trained(session, student)
     compensation = correction(session, arm, seed)
     rebuilder = rebuilder_of(session, arm, teacher, source)
     stratify(session, arm, teacher, source)
     recipe = params.recipe(method)
     distiller = Distiller(
-        teacher=teacher,
+        teacher=predicting(session, teacher),
         student=student,
         source=source,
         compensation=compensation.to(runtime.device) if compensation is not None else None,
@@ -124,7 +131,7 @@ def _open_parents(session: Session, arm: Arm) -> None:
     if arm.dictionary == "own":
         session.parent("dictionary", layout.dictionary(teacher, method, pool_seed))
     elif arm.dictionary == "other":
-        (other,) = grid.others
+        other = grid.other_of(teacher, str(cell["student"]))
         session.parent("dictionary", layout.other.dictionary(other, method, pool_seed))
 
 
@@ -161,8 +168,11 @@ def _write(session: Session, arm: Arm, distiller: Distiller, marks: list[int]) -
         "num_classes": spec.num_classes,
         "channels": spec.channels,
         "image_size": spec.image_size,
+        # Of a custom dataset nothing else tells who gets a student what its answers mean.
+        **({"class_names": list(spec.class_names)} if spec.named else {}),
         "mean": list(spec.mean),
         "std": list(spec.std),
+        "stem": stem_for(session.params.backbone.stem, spec.image_size),
         "num_steps": distiller.num_steps,
         "batch_size": distiller.batch_size,
         "num_images": len(distiller.source.bank),
@@ -201,7 +211,16 @@ def _artifact(variant: str) -> Any:
 
 
 _AXES = ("teacher", "student", "method", "pool_seed", "seed")
-_BLOCKS = ("runtime", "data.name", "methods.{method}", "recipes.{method}", "distill")
+_BLOCKS = (
+    "runtime",
+    "budget",
+    "backbone",
+    "data.name",
+    "data.facts",
+    "methods.{method}",
+    "recipes.{method}",
+    "distill",
+)
 
 
 def _blocks(arm: Arm) -> tuple[str, ...]:

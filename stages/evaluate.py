@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdci.artifacts import Artifact
+    from kdci.data.labelled import ImageSet
     from kdci.runtime import Runtime
 
 NUM_EXAMPLES = 24
@@ -104,18 +105,15 @@ def _test_set(session: Session, teacher: Any) -> ScoredSet | None:
     if data.test is None:
         return None
     path = Path(data.path) if data.path else None
-    labelled = load_split(data.name, path=path, split=data.test)
+    labelled = load_split(data.spec, path=path, split=data.test)
     classes = classes_of(session, teacher, labelled.images)
     return ScoredSet(labelled.images, expected=labelled.labels, teacher=classes)
 
 
 def _holdout_set(session: Session, teacher: Any, pool_seed: int) -> ScoredSet:
-    import torch
+    from kdci.data.mapped_images import MappedImages
 
-    from kdci.data.image_bank import open_npy
-
-    file = session.artifact(f"pool{pool_seed}").file("holdout.npy")
-    images = torch.from_numpy(open_npy(file).copy())
+    images = MappedImages(session.artifact(f"pool{pool_seed}").file("holdout.npy"))
     classes = classes_of(session, teacher, images)
     return ScoredSet(images, expected=classes, teacher=classes)
 
@@ -172,6 +170,7 @@ def _row(
         **measures,
         "teacher_accuracy": session.artifact("teacher").facts["accuracy"],
         "num_steps": artifact.facts["num_steps"],
+        "budget": artifact.card["params"].get("budget", 1.0),
         "batch_size": artifact.facts["batch_size"],
         "proportions_backbone": proportions.tolist(),
     }
@@ -209,15 +208,15 @@ def _sample(file: Path, pool_seed: int) -> Tensor:
     """Return random images of a pool, at most ``NUM_FRECHET_IMAGES``; the rest stays on disk."""
     import torch
 
-    from kdci.data.image_bank import open_npy
+    from kdci.data.mapped_images import MappedImages
     from kdci.runtime import generator
 
-    images = open_npy(file)
+    images = MappedImages(file)
     order = torch.randperm(len(images), generator=generator(pool_seed, "teacher-fid"))
-    return torch.from_numpy(images[order[:NUM_FRECHET_IMAGES].sort().values.numpy()])
+    return images[order[:NUM_FRECHET_IMAGES].sort().values]
 
 
-def _features(session: Session, teacher: Any, images: Tensor) -> Tensor:
+def _features(session: Session, teacher: Any, images: ImageSet) -> Tensor:
     """Return the teacher's penultimate features of images, (M, D)."""
     from kdci.confounder import predict
     from kdci.evaluation import image_batches
@@ -302,7 +301,7 @@ def _write(
     images: Tensor,
     examples: list[dict[str, Any]],
 ) -> None:
-    from kdci.data.image_bank import save_npy
+    from kdci.data.mapped_images import save_npy
 
     with session.new_artifact("evaluation", seeds={}) as draft:
         draft.save_json("cells.json", rows)

@@ -1,4 +1,4 @@
-"""Report: from every artifact of the grid to ``report/``: results, metrics, curves, figures.
+"""Report: from every artifact of the grid to ``report/``: results, ledger, metrics, figures.
 
 Everything is made in memory first and each file is then put in place whole, so an error
 leaves the report of the last run as it was.
@@ -23,6 +23,7 @@ from kdci.reporting.comparison import compare, metrics_tree
 from kdci.reporting.evidence import CurvePoint, Evidence
 from kdci.reporting.figures import DrawnFigure, draw_figures
 from kdci.reporting.gather import gather
+from kdci.reporting.ledger import ledger
 from kdci.reporting.markdown import report_text
 from kdci.reporting.results import measure_of, rows_as_json
 from stages._main import Stage, main
@@ -48,6 +49,7 @@ def report(params: Params, layout: Layout) -> None:
         metrics["teacher"] = known
     files = {
         "results.json": _json(rows_as_json(evidence.rows)),
+        "ledger.json": _json([line.as_json() for line in ledger(evidence)]),
         "metrics.json": _json(metrics),
         "curves.csv": _csv(evidence.points),
         "report.md": report_text(evidence, figures).encode(),
@@ -63,7 +65,9 @@ def _metrics(evidence: Evidence) -> dict[str, Any]:
     methods, shifts = evidence.method_rows, evidence.shift_rows
     arms = compare_arms(methods, measure) if has_further_arms(methods) else []
     arms += compare_arms(shifts, measure, over_methods=False)
-    return metrics_tree([*compare(evidence.rows, evidence.keys), *compare(shifts)], arms)
+    tree = metrics_tree([*compare(evidence.rows, evidence.keys), *compare(shifts)], arms)
+    budgets = evidence.budgets
+    return {"budget": budgets[0], **tree} if len(budgets) == 1 and budgets != [1.0] else tree
 
 
 def _json(value: Any) -> bytes:

@@ -7,6 +7,7 @@ base's is: only what the student sees follows the long tail.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from stages._main import Stage, main
@@ -15,7 +16,6 @@ from stages._pool import (
     open_teacher,
     pool_bank,
     source_context,
-    teacher_logits,
     write_pool,
 )
 from stages._session import Session
@@ -30,8 +30,8 @@ def shift(session: Session) -> None:
     """Resample and degrade the base's pool; save it as the pool of this shift."""
     import torch
 
-    from kdci.data.image_bank import open_npy
-    from kdci.data.known_shift import degrade
+    from kdci.data.known_shift import degrade_chunks
+    from kdci.data.mapped_images import MappedImages
     from kdci.runtime import derive_seed
 
     cell, params = session.identity.cell, session.params
@@ -46,19 +46,18 @@ def shift(session: Session) -> None:
     teacher = open_teacher(session, teacher_artifact, runtime)
     # One seed for all shifts of a pool: they share rare classes, and images as far as counts allow.
     seed = derive_seed(pool_seed, "shift")
-    holdout = torch.from_numpy(open_npy(base.file("holdout.npy")).copy())
+    holdout = MappedImages(base.file("holdout.npy"))
     rows = _rows(session, base, num_images=params.shift.num_images, seed=seed)
-    pool = torch.from_numpy(open_npy(base.file("images.npy"))[rows.numpy()])
-    images, held = (
-        degrade(
-            part,
+
+    def degraded(role: str, images: MappedImages, rows: Tensor) -> Iterator[Tensor]:
+        return degrade_chunks(
+            images.chunks(rows),
             blur=known.blur,
             noise=known.noise,
             contrast=known.contrast,
             seed=derive_seed(seed, "noise", role),
         )
-        for part, role in ((pool, "pool"), (holdout, "holdout"))
-    )
+
     bank = pool_bank(session, base=None)
     context = source_context(session, teacher_artifact, teacher, bank, seed=seed)
     source = build_pool_source(session, context)
@@ -67,16 +66,17 @@ def shift(session: Session) -> None:
         "teacher": teacher_name,
         "base": params.shift.base,
         "num_distinct": len(set(rows.tolist())),
-        "num_open_world": len(images) if base.facts["num_open_world"] else 0,
+        "num_open_world": len(rows) if base.facts["num_open_world"] else 0,
         "skipped": {},
     }
     write_pool(
         session,
-        images=images,
-        holdout=held,
-        logits=teacher_logits(teacher, images),
+        teacher=teacher,
+        images=degraded("pool", MappedImages(base.file("images.npy")), rows),
+        holdout=degraded("holdout", holdout, torch.arange(len(holdout))),
+        num_holdout=len(holdout),
         source=source,
-        kept=torch.arange(len(images)),
+        kept=torch.arange(len(rows)),
         facts=facts,
     )
 
@@ -105,7 +105,7 @@ STAGES = (
     Stage(
         name="shift",
         axes=("teacher", "method", "pool_seed"),
-        blocks=("runtime", "data.name", "methods.{method}"),
+        blocks=("runtime", "data.name", "data.facts", "methods.{method}"),
         artifact=lambda layout, cell: layout.pool(
             str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"])
         ),

@@ -11,7 +11,6 @@ from stages._pool import (
     open_teacher,
     pool_bank,
     source_context,
-    teacher_logits,
     write_pool,
 )
 from stages._session import Session
@@ -55,13 +54,13 @@ def substitute(session: Session) -> None:
         label="substituting",
     )
     kept, held = _split(len(bank), session.params.pool.holdout, generator(seed, "holdout"))
-    images = bank.rows(kept)
     facts = {"method": method, "teacher": str(cell["teacher"]), "skipped": skipped}
     write_pool(
         session,
-        images=images,
-        holdout=bank.rows(held),
-        logits=teacher_logits(teacher, images),
+        teacher=teacher,
+        images=bank.chunks(kept),
+        holdout=bank.chunks(held),
+        num_holdout=len(held),
         source=source,
         kept=kept,
         facts=facts,
@@ -83,7 +82,7 @@ STAGES = (
     Stage(
         name="substitute",
         axes=("teacher", "method", "pool_seed"),
-        blocks=("runtime", "data.name", "pool", "methods.{method}"),
+        blocks=("runtime", "budget", "data.name", "data.facts", "pool", "methods.{method}"),
         artifact=lambda layout, cell: layout.pool(
             str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"])
         ),

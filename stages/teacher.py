@@ -1,16 +1,28 @@
-"""teacher: train the teacher on original data and score it on the test split."""
+"""teacher: train the teacher on original data, or adopt a finished one, and score it."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kdci.catalog import stem_for
+from stages._formats import format_of
 from stages._main import Stage, main
 from stages._session import Session
 
 if TYPE_CHECKING:
     from kdci.models import PixelModel
+
+
+def make_teacher(session: Session) -> None:
+    """Train a teacher, or adopt the finished one that `teacher.artifact` names."""
+    params, backbone = session.params, str(session.identity.cell["teacher"])
+    place = params.teacher.artifact_of(backbone, params.data.name)
+    if place is None:
+        train_teacher(session)
+    else:
+        adopt_teacher(session, place)
 
 
 def train_teacher(session: Session) -> None:
@@ -24,14 +36,18 @@ def train_teacher(session: Session) -> None:
     params, recipe, spec = session.params, session.params.teacher, session.params.data.spec
     backbone = str(session.identity.cell["teacher"])
     runtime = session.start_runtime()
-    path = Path(params.data.path) if params.data.path else None
-    train = load_split(spec.name, path=path, split="train")
+    stem = stem_for(params.backbone.stem, spec.image_size)
+    chosen = format_of(session, backbone, training=True)
+    path = _data_path(session)
+    train = load_split(spec, path=path, split="train")
     model = build_network(
         backbone,
         spec,
         seed=derive_seed(recipe.seed, "teacher", backbone),
+        stem=stem,
         device=runtime.device,
-        autocast_dtype=runtime.autocast_dtype,
+        autocast_dtype=chosen.autocast_dtype,
+        channels_last=chosen.channels_last,
     )
     trainer = SupervisedTrainer(
         model=model,
@@ -55,10 +71,12 @@ def train_teacher(session: Session) -> None:
     require_finite(model, session.identity.name)
     facts = {
         "backbone": backbone,
+        "stem": stem,
         "dataset": spec.name,
         "num_classes": spec.num_classes,
         "channels": spec.channels,
         "image_size": spec.image_size,
+        **({"class_names": list(spec.class_names)} if spec.named else {}),
         "mean": list(spec.mean),
         "std": list(spec.std),
         "num_steps": trainer.num_steps,
@@ -72,11 +90,57 @@ def train_teacher(session: Session) -> None:
         draft.card["facts"] = facts
 
 
+def adopt_teacher(session: Session, place: str) -> None:
+    """Verify a finished teacher and make its tensors, bit for bit, those of this experiment.
+
+    Args:
+        session: The running stage.
+        place: Its folder, from the project folder, as the params name it.
+
+    Raises:
+        UserError: It is not there, or not the teacher that the params ask for.
+        IntegrityError: It is damaged.
+        NumericError: A weight is not finite.
+    """
+    from kdci.intake.adoption import adopting, require_adoptable, require_content
+    from kdci.pretrained import MODEL_FILE, load_teacher, stem_of
+
+    params, spec = session.params, session.params.data.spec
+    backbone = str(session.identity.cell["teacher"])
+    with adopting(place):
+        finished = session.parent("adopted", session.layout.root / place, kind="teacher")
+    require_content(finished.content, place, wanted=params.teacher.content)
+    require_adoptable(finished.facts, place, backbone=backbone, spec=spec)
+    runtime = session.start_runtime()
+    chosen = format_of(session, backbone, training=False, stem=stem_of(finished))
+    model = load_teacher(
+        finished,
+        spec,
+        device=runtime.device,
+        autocast_dtype=chosen.autocast_dtype,
+        channels_last=chosen.channels_last,
+    )
+    facts: dict[str, Any] = {
+        **finished.facts,
+        "adopted": {"content": finished.content, "path": place},
+    }
+    if params.data.test:
+        facts["accuracy"] = _test_accuracy(session, model, _data_path(session))
+    with session.new_artifact("teacher", seeds={}) as draft:
+        draft.save_tensors(MODEL_FILE, finished.tensors(MODEL_FILE))
+        draft.card["facts"] = facts
+
+
+def _data_path(session: Session) -> Path | None:
+    path = session.params.data.path
+    return Path(path) if path else None
+
+
 def _test_accuracy(session: Session, model: PixelModel, path: Path | None) -> float:
     from kdci.data.datasets import load_split
     from kdci.evaluation import PREDICTION_BATCH, match_percentage, predict_classes
 
-    data = load_split(session.params.data.name, path=path, split="test")
+    data = load_split(session.params.data.spec, path=path, split="test")
     predicted = predict_classes(
         lambda images: model(images).logits,
         data.images,
@@ -90,9 +154,9 @@ STAGES = (
     Stage(
         name="teacher",
         axes=("teacher",),
-        blocks=("runtime", "data", "teacher"),
+        blocks=("runtime", "backbone", "data", "teacher"),
         artifact=lambda layout, cell: layout.teacher(str(cell["teacher"])),
-        run=train_teacher,
+        run=make_teacher,
         for_other=True,
     ),
 )

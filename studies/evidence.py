@@ -235,7 +235,7 @@ def _difference(found: dict[Any, dict[str, Any]], pool: str, setting: str, part:
     return difference_text(estimate(differences)) if differences else ""
 
 
-PRESETS = ("digits-study", "table4", "table5", "shift-digits", "shift-cifar10")
+PRESETS = ("digits-study", "table4-digits", "table5-digits", "shift-digits", "shift-cifar10")
 TABLES: dict[str, Callable[[], str]] = {
     "settings": lambda: settings(("long tail", "dfnd", "fast")),
     "finalists": lambda: settings(("dafl", "cmi", "deepinv", "mosaick")),

@@ -36,8 +36,8 @@ COLUMNS = (
     ("ImageNet", ("imagenet",)),
 )
 HEAD = ("parameter", "paper / public code", *(name for name, _ in COLUMNS), "digits", "where from")
-UNTOLD = {"open_world", "recipe.momentum"}
-"""Parameters without a line: a nested block, and one that is 0.9 everywhere."""
+UNTOLD = {"open_world", "recipe.momentum", "by_teacher", "by_student"}
+"""Parameters without a line: nested blocks, and one that is 0.9 everywhere."""
 
 
 def values_of(block: MethodBlock | None, recipe: StudentRecipe | None) -> dict[str, Any]:

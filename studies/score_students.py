@@ -85,7 +85,7 @@ def _score(params: Params, layout: Layout, cell: Cell, artifact: Artifact) -> li
 
 def _test_split(params: Params, layout: Layout) -> LabelledImages:
     path = None if params.data.path is None else layout.root / params.data.path
-    return load_split(params.data.name, path=path, split="test")
+    return load_split(params.data.spec, path=path, split="test")
 
 
 def _draw(rows: list[dict[str, Any]], layout: Layout, file: Path) -> None:

@@ -122,7 +122,7 @@ class Workbench:
         )
         self.pool: Artifact = open_artifact(layout.pool(name, method, pool_seed), kind="pool")
         path = layout.root / params.data.path if params.data.path else None
-        self.test = load_split(self.spec.name, path=path, split="test")
+        self.test = load_split(self.spec, path=path, split="test")
         self._folder = tempfile.TemporaryDirectory()
         self.images_file = self._images_file()
         self.images = torch.from_numpy(open_npy(self.images_file).copy())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import kdci
-from kdci.catalog import BACKBONE_NAMES, DATASETS
+from kdci.catalog import BACKBONE_NAMES, CUSTOM, DATASETS
 from kdci.config import Methods, Recipes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -206,7 +206,7 @@ class TestNames:
         from kdci.models import BACKBONES
 
         assert set(BACKBONE_NAMES) == set(BACKBONES)
-        assert set(DATASETS) == set(LOADERS)
+        assert {*DATASETS, CUSTOM} == set(LOADERS)
         assert [spec.name for spec in DATASETS.values()] == list(DATASETS)
 
     def test_methods_are_those_of_the_params(self) -> None:

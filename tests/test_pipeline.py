@@ -41,7 +41,15 @@ OTHERS = {
 """Entries for another pre-trained model, each the twin of the teacher's."""
 ARM_ENTRIES = {"distill_arm": "distill_kdci", "distill_other": "distill_kdci"}
 """Entries for further arms; what they add to KDCI's is told in the tests."""
-TWINS = {**CONTROLS, **SHIFTS, **OTHERS, **ARM_ENTRIES}
+PAIRS = {
+    f"{name}_pair": name
+    for name in (
+        *("distill_vanilla", "distill_kdci", "distill_arm", "distill_control"),
+        *("evaluate", "evaluate_control", "distill_other"),
+    )
+}
+"""Entries for listed pairs, each the twin of the product of teachers and students."""
+TWINS = {**CONTROLS, **SHIFTS, **OTHERS, **ARM_ENTRIES, **PAIRS}
 DVC = {name: entry for name, entry in ALL.items() if name not in {*TWINS, "shift"}}
 MODULES = ("teacher", "substitute", "dictionary", "distill", "evaluate", "report")
 FURTHER = {f"distill_{name}" for name in ARMS} - {"distill_vanilla", "distill_kdci"}
@@ -81,6 +89,29 @@ def test_a_control_is_run_as_a_method_is_on_the_first_seeds(control, twin):
     if twin != "substitute":
         matrix["student"] = "${grid.students}"
     assert ALL[control]["matrix"] == matrix
+
+
+@pytest.mark.parametrize(("listed", "twin"), PAIRS.items())
+def test_a_listed_pair_is_run_as_one_of_the_product_is(listed, twin):
+    changes = {
+        "${item.teacher}": "${item.pair.teacher}",
+        "${item.student}": "${item.pair.student}",
+    }
+    axes, pairs = dict(ALL[twin]["matrix"]), "${grid.pairs}"
+    if twin == "distill_other":  # each pair has a lender of its own
+        changes["${item.other}"] = "${item.pair.other}"
+        assert axes.pop("other") == "${grid.others}"
+        pairs = "${grid.other_pairs}"
+    assert without_matrix(listed) == swapped(ALL[twin], changes)
+    assert (axes.pop("teacher"), axes.pop("student")) == ("${grid.teachers}", "${grid.students}")
+    expected = [("pair", pairs), *((axis, axes[axis]) for axis in axes)]
+    assert list(ALL[listed]["matrix"].items()) == expected
+
+
+def test_what_has_a_student_has_an_entry_for_pairs():
+    """Shifts alone have none: the params refuse them beside pairs."""
+    of_students = {name for name, entry in ALL.items() if "student" in entry.get("matrix", {})}
+    assert of_students - {"distill_shift", "evaluate_shift"} == set(PAIRS.values())
 
 
 def swapped(entry, changes):
@@ -188,8 +219,10 @@ def test_shift_entry_is_that_of_its_stage():
 
     entry, (stage,) = ALL["shift"], SHIFT_STAGES
     assert tuple(entry["matrix"]) == ("teacher", "shift", "pool_seed")
-    assert entry["params"] == ["runtime", "data.name", "shift", "shifts.${item.shift}"]
-    assert stage.blocks == ("runtime", "data.name", "methods.{method}")
+    assert entry["params"] == [
+        *("runtime", "data.name", "data.facts", "shift", "shifts.${item.shift}")
+    ]
+    assert stage.blocks == ("runtime", "data.name", "data.facts", "methods.{method}")
     layout = Layout(Path("/project"), PLACES["preset"])
     cell = {"teacher": "wrn-10-1", "method": "tail", "pool_seed": 3}
     values = {"teacher": "wrn-10-1", "shift": "tail", "pool_seed": 3}
@@ -305,30 +338,60 @@ FULL = {
     "grid__shift_arms": ["vanilla", "kdci_stratified"],
     "grid__pool_seeds": [0, 3],
     "compensation__fusion": "residual",
-    "other": {"data": {"name": "digits5", "path": None, "test": "test"}},
+    "other": {"data": {"name": "digits5", "path": None, "test": "test", "facts": None}},
     "shift": {"base": "fast", "num_images": 40, "temperature": 4.0},
     "shifts": {"balanced": {}, "tail": {"imbalance": 4.0}},
 }
 """Params that use every axis of the grid."""
 
 
-def test_tracking_knows_every_stage_by_the_name_it_has_in_dvc(recorded):
+def names_and_slots(recorded, edits):
+    """Return DVC's names of the stages of edited params, and tracking's view of them."""
     from pipelines.tracking.files import slots
 
     project, dvc = recorded
     original = (dvc.root / "params.yaml").read_text()
     try:
-        project.edit(**FULL)
-        names = dvc.names()
-        found = slots(project.layout, project.params.grid)
+        project.edit(**edits)
+        return dvc.names(), slots(project.layout, project.params.grid)
     finally:
         (dvc.root / "params.yaml").write_text(original)
+
+
+def test_tracking_knows_every_stage_by_the_name_it_has_in_dvc(recorded):
+    names, found = names_and_slots(recorded, FULL)
     teachers, pools, dictionaries = 2, 2 + 1 + 2 * 2 + 2, 2 + 2 * 2 + 2
     students, evaluations = 2 * 5 + 1 + 2 * 2 * 2, 1 + 1 + 2
     expected = teachers + pools + dictionaries + students + evaluations + 1
     assert len(set(names)) == len(names) == expected
     assert sorted(slot.dvc_stage for slot in found) == sorted(set(names) - {"report"})
     assert len({slot.path for slot in found}) == len(found)
+
+
+def test_listed_pairs_are_what_runs_and_no_other(recorded):
+    """Two teachers and three students make three pairs here, not six."""
+    pairs = [("wrn-16-1", "wrn-10-1"), ("vgg-11", "wrn-10-1"), ("vgg-11", "wrn-16-1")]
+    edits = {
+        **{key: value for key, value in FULL.items() if "shift" not in key},
+        "grid__shifts": [],
+        "grid__teachers": ["wrn-16-1", "vgg-11"],
+        "grid__students": [],
+        "grid__pairs": [{"teacher": teacher, "student": student} for teacher, student in pairs],
+        "grid__others": ["wrn-16-1", "wrn-10-1"],
+        "grid__other_pairs": [
+            {"teacher": teacher, "student": student, "other": other}
+            for (teacher, student), other in zip(
+                pairs, ("wrn-16-1", "wrn-10-1", "wrn-10-1"), strict=True
+            )
+        ],
+    }
+    names, found = names_and_slots(recorded, edits)
+    teachers, pools, dictionaries = 2 + 2, 2 * (1 * 2 + 1) + 2 * 2, 2 * 2 + 2 * 2
+    students, evaluations = 3 * (2 * 5 + 1), 3 * 2
+    assert len(names) == teachers + pools + dictionaries + students + evaluations + 1
+    assert sorted(slot.dvc_stage for slot in found) == sorted(set(names) - {"report"})
+    students_of = {(slot.cell.teacher, slot.cell.student) for slot in found if slot.cell}
+    assert students_of == set(pairs)
 
 
 # -- code dependencies ---------------------------------------------------------------------------
@@ -340,7 +403,11 @@ GLUE = {
     "kdci.checkpoints": "saves and restores states without a change",
     "kdci.config": "params reach a stage by value, and those are tracked",
     "kdci.config_block": "params reach a stage by value, and those are tracked",
+    "kdci.data_config": "params reach a stage by value, and those are tracked",
+    "kdci.open_world_config": "params reach a stage by value, and those are tracked",
+    "kdci.recipe_config": "params reach a stage by value, and those are tracked",
     "kdci.errors": "wording",
+    "kdci.intake": "a docstring",
     "kdci.layout": "places, which dvc.yaml spells itself",
     "kdci.method_config": "params reach a stage by value, and those are tracked",
     "kdci.metrics": "writes numbers that others computed",
@@ -354,9 +421,14 @@ GLUE = {
     "stages._provenance": "names the code on a card",
     "stages._session": "lock, checkpoints, card",
     "stages._signals": "stopping",
+    "stages._system": "looks at the process, and tells the timing alone",
 }
 OPEN_WORLD = {
-    f"kdci.data.{name}" for name in ("decoding", "labelled", "open_world", "parquet", "photographs")
+    f"kdci.data.{name}"
+    for name in (
+        *("decoding", "labelled", "listing", "open_world", "open_world_pool", "parquet"),
+        *("parquet_pages", "photographs", "scoring_engine", "shards"),
+    )
 }
 DE_CONFOUNDING = {
     f"kdci.{name}"
@@ -370,9 +442,6 @@ REACHED_BUT_UNUSED = {
     "substitute": OF_SHIFTS,
     "distill_vanilla": OPEN_WORLD | DE_CONFOUNDING | OF_FURTHER_ARMS | OF_SHIFTS,
     "distill_kdci": OPEN_WORLD | OF_FURTHER_ARMS | OF_SHIFTS,
-    # image_bank re-exports ShuffledRows; these go over the images in their own order.
-    "dictionary": {"kdci.data.shuffled_rows"},
-    "evaluate": {"kdci.data.shuffled_rows"},
 }
 
 
@@ -404,7 +473,15 @@ def pool_helpers(stage_tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and node.module == "stages._pool"
         for alias in node.names
     }
-    for node in ast.parse(source_of("stages._pool").read_text()).body:
+    body = ast.parse(source_of("stages._pool").read_text()).body
+    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    waiting, used = list(used & set(functions)), set()
+    while waiting:  # with what they call of the same file
+        name = waiting.pop()
+        used.add(name)
+        named = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)}
+        waiting += (named & set(functions)) - used
+    for node in body:
         if not isinstance(node, ast.FunctionDef) or node.name in used:
             yield from imports_in(ast.Module([node], []))
 
@@ -734,12 +811,15 @@ def test_repro_runs_every_kind_of_stage(smoke_project, environment, tmp_path):
     shutil.copytree(smoke_project.root, root, ignore=lambda d, names: (
         skip(d, names) if Path(d) == smoke_project.root else []))  # fmt: skip
     project, dvc = type(smoke_project)(root), Dvc(root, environment)
-    # A teacher and a pool that know all classes, or none could be balanced.
+    # A teacher and a pool that know all classes well, on every processor, or none could be
+    # balanced.
     knowing = {
-        "teacher__num_epochs": 8,
+        "teacher__num_epochs": 14,
+        "teacher__batch_size": 64,
         "methods__fast__warmup_calls": 12,
         "methods__fast__batch_size": 32,
-        "methods__fast__num_steps": 5,
+        "methods__fast__num_steps": 10,
+        "methods__fast__one_hot_weight": 3.0,
     }
     project.edit(**{**FULL, **knowing, "grid__pool_seeds": [0]})
     dvc("repro")

@@ -1,4 +1,4 @@
-"""Random crop and flip of a whole batch at once.
+"""Random crop and flip of a whole batch at once, as far as a dataset allows.
 
 Legend: B batch, C channels, H and W image height and width, p crop padding.
 """
@@ -10,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from kdci.catalog import DatasetSpec
+from kdci.data.resized_crop import random_resized_crop
 
 
 class CropFlip(NamedTuple):
@@ -103,3 +106,25 @@ def random_crop_flip(
         return images
     drawn = draw_crop_flip(len(images), crop_padding=crop_padding, flip=flip, generator=generator)
     return apply_crop_flip(images, drawn, crop_padding=crop_padding)
+
+
+def augment(images: Tensor, spec: DatasetSpec, generator: torch.Generator) -> Tensor:
+    """Augment a batch as the dataset allows, another way for each image.
+
+    Args:
+        images: (B, C, H, W), float in [0, 1] or uint8; gradients pass through.
+        spec: With a ``resized_crop`` a random box of such a share of each image is enlarged
+            again; else padded images are cropped.
+        generator: A CPU generator, wherever the images are.
+
+    Returns:
+        (B, C, H, W) on the same device and scale; same dtype, but of resized uint8 float32.
+    """
+    if spec.resized_crop is not None:
+        floats = images if images.is_floating_point() else images.float()
+        return random_resized_crop(
+            floats, scale=spec.resized_crop, flip=spec.flip, generator=generator
+        )
+    return random_crop_flip(
+        images, crop_padding=spec.crop_padding, flip=spec.flip, generator=generator
+    )

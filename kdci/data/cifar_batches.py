@@ -1,57 +1,102 @@
-"""CIFAR-10's own files (``data_batch_1`` ...), which are pickles, read without running code.
+"""CIFAR's own files (``data_batch_1`` ...), which are pickles, read without running code.
 
 A pickle can call any function it names. Here every name is refused except the few that
-rebuild an array, and even these lead to functions of this file, so that the worst a
-forged file can do is to be refused.
+rebuild an array, and even these lead to functions of this file. Python's reader of pickles also
+takes gigabytes, or crashes, on a few bytes: ``kdci.data.pickle_opcodes`` looks for these first.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from kdci.data.labelled import LabelledImages
+from kdci.data.pickle_opcodes import require_small
 from kdci.errors import IntegrityError, StorageError
 
-# The published files have 31 MB; anything far larger is something else.
-MAX_BYTES = 512 * 2**20
-FIX = "fetch the CIFAR-10 python version again"
+# The published files have 31 and 155 MB; anything far larger is something else.
+MAX_BYTES = 256 * 2**20
+FIX = "fetch the CIFAR python version again"
 
 
-def _reconstruct(subtype: object, shape: object, kind: object) -> npt.NDArray[np.uint8]:
-    """Stand in for numpy's function of this name; the array's state follows it."""
-    return np.empty(0, dtype=np.uint8)
+class _Bytes:
+    """Stands in for numpy's dtype of bytes; numpy never sees what a file sets on its own."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        """Leave it as it is: bytes have no order."""
 
 
-def _dtype(code: object, align: object = False, copy: object = True) -> np.dtype[Any]:
-    if not isinstance(code, str) or not re.fullmatch(r"[biuf][1248]", code):
-        raise pickle.UnpicklingError(f"array of dtype {code!r}")
-    # A copy: the state that follows would otherwise be set on numpy's own singleton.
-    return np.dtype(code, False, True)
+class _Array:
+    """Stands in for an array; its state follows it."""
+
+    __slots__ = ("pixels",)
+
+    def __init__(self) -> None:
+        self.pixels = np.empty(0, dtype=np.uint8)
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise pickle.UnpicklingError("an array without a state")
+        _, shape, kind, is_fortran, raw = state
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw
+        if not isinstance(kind, _Bytes) or not isinstance(raw, bytes) or not _are_sizes(shape):
+            raise pickle.UnpicklingError("an array of something else than bytes")
+        values = np.frombuffer(raw, dtype=np.uint8)
+        self.pixels = values.reshape(shape, order="F" if is_fortran else "C").copy()
+
+
+def _are_sizes(shape: object) -> bool:
+    return isinstance(shape, tuple) and len(shape) < 8 and _small_ints(list(shape))
+
+
+def _reconstruct(subtype: object, shape: object, kind: object) -> _Array:
+    """Stand in for numpy's function of this name."""
+    return _Array()
+
+
+def _dtype(code: object, align: object = False, copy: object = True) -> _Bytes:
+    if code != "u1":
+        raise pickle.UnpicklingError("an array of something else than bytes")
+    return _Bytes()
 
 
 def _latin1(text: object, encoding: object) -> bytes:
     """Stand in for ``_codecs.encode``, by which protocol 2 spells bytes."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}")
+        raise pickle.UnpicklingError("bytes in another encoding than latin1")
     return text.encode("latin1")
 
 
+class _Function:
+    """A function that a file can call, and can set nothing on."""
+
+    __slots__ = ("__call",)
+
+    def __init__(self, call: Callable[..., object]) -> None:
+        self.__call = call
+
+    def __call__(self, *args: object) -> object:
+        return self.__call(*args)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("it sets something on a function")
+
+
 ADMITTED: dict[tuple[str, str], object] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "dtype"): _dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _Function(_reconstruct),
+    ("numpy._core.multiarray", "_reconstruct"): _Function(_reconstruct),
+    ("numpy", "dtype"): _Function(_dtype),
     # Only ever an argument of _reconstruct, which ignores it; a name can not be called.
     ("numpy", "ndarray"): "numpy.ndarray",
-    ("_codecs", "encode"): _latin1,
+    ("_codecs", "encode"): _Function(_latin1),
 }
 
 
@@ -65,14 +110,15 @@ class _ArrayUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it names {module}.{name}") from None
 
 
-def read_batch(path: Path) -> LabelledImages:
-    """Read one batch file of CIFAR-10's python version.
+def read_batch(path: Path, *, labels: str = "labels") -> tuple[Tensor, Tensor]:
+    """Read one batch file of the python version of CIFAR-10 or CIFAR-100.
 
     Args:
-        path: A pickled dict with ``data``, (N, 3072) uint8, and ``labels``, N integers.
+        path: A pickled dict with ``data``, (N, 3072) uint8, and a list of N integer labels.
+        labels: Key of the labels.
 
     Returns:
-        The (N, 3, 32, 32) images with their labels.
+        The images, uint8 (N, 3, 32, 32), and their labels, int64 (N,).
 
     Raises:
         IntegrityError: If the file holds anything but such a dict, or is damaged.
@@ -80,19 +126,15 @@ def read_batch(path: Path) -> LabelledImages:
     """
     batch = _restricted_load(path)
     if not isinstance(batch, dict):
-        raise IntegrityError(str(path), "not a CIFAR-10 batch", FIX)
-    data, labels = _entry(batch, "data"), _entry(batch, "labels")
-    if (
-        not isinstance(data, np.ndarray)
-        or data.dtype != np.uint8
-        or data.ndim != 2
-        or data.shape[1] != 3072
-    ):
+        raise IntegrityError(str(path), "not a CIFAR batch", FIX)
+    data, found = _entry(batch, "data"), _entry(batch, labels)
+    data = data.pixels if isinstance(data, _Array) else data
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072:
         raise IntegrityError(str(path), "data is not an (N, 3072) array of bytes", FIX)
-    if not isinstance(labels, list) or len(labels) != len(data) or not _small_ints(labels):
-        raise IntegrityError(str(path), f"labels are not {len(data)} integers", FIX)
+    if not isinstance(found, list) or len(found) != len(data) or not _small_ints(found):
+        raise IntegrityError(str(path), f"{labels} are not {len(data)} integers", FIX)
     images = torch.from_numpy(np.ascontiguousarray(data).reshape(-1, 3, 32, 32))
-    return LabelledImages(images, torch.tensor(labels, dtype=torch.int64))
+    return images, torch.tensor(found, dtype=torch.int64)
 
 
 def _small_ints(labels: list[object]) -> bool:
@@ -107,12 +149,13 @@ def _entry(batch: dict[object, object], key: str) -> object:
 def _restricted_load(path: Path) -> object:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise IntegrityError(str(path), "too large for a CIFAR-10 batch", FIX)
+            raise IntegrityError(str(path), "too large for a CIFAR batch", FIX)
         content = path.read_bytes()
     except OSError as error:
         raise StorageError(str(path), error.strerror or "can not be read") from error
     load: Callable[[], object] = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load
     try:
+        require_small(content)
         return load()
     except Exception as error:
         # The pickle module documents that damaged data may raise any exception.

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdci.catalog import DATASETS, DatasetSpec
-from kdci.data.cifar10 import check_cifar10, load_cifar10
+from kdci.catalog import CUSTOM, DatasetSpec
+from kdci.data.cifar import check_cifar, load_cifar
 from kdci.data.digits import check_digits, load_digits5_split, load_digits_split
 from kdci.data.labelled import LabelledImages, Split
+from kdci.data.photo_datasets import check_photos, load_photos
+from kdci.data.tiny_imagenet import check_tiny_imagenet, load_tiny_imagenet
 from kdci.errors import UserError
 
 
@@ -22,53 +24,58 @@ class Loader:
         check: Raises ``UserError`` where ``load`` would, as far as a quick look can tell.
     """
 
-    load: Callable[[Path | None, Split], LabelledImages]
-    check: Callable[[Path | None, Sequence[Split]], None]
+    load: Callable[[DatasetSpec, Path | None, Split], LabelledImages]
+    check: Callable[[DatasetSpec, Path | None, Sequence[Split]], None]
 
 
 LOADERS: dict[str, Loader] = {
     "digits": Loader(load_digits_split, check_digits),
     "digits5": Loader(load_digits5_split, check_digits),
-    "cifar10": Loader(load_cifar10, check_cifar10),
+    "cifar10": Loader(load_cifar, check_cifar),
+    "cifar100": Loader(load_cifar, check_cifar),
+    "tiny-imagenet": Loader(load_tiny_imagenet, check_tiny_imagenet),
+    "imagenet": Loader(load_photos, check_photos),
+    CUSTOM: Loader(load_photos, check_photos),
 }
 
 
-def load_split(name: str, *, path: Path | None, split: Split) -> LabelledImages:
+def load_split(spec: DatasetSpec, *, path: Path | None, split: Split) -> LabelledImages:
     """Read one split of an original dataset.
 
     Args:
-        name: Key of ``LOADERS``.
+        spec: The dataset's facts, of the catalog or of a custom dataset.
         path: Folder that holds the files; ``None`` where they are bundled.
-        split: ``train`` or ``test``.
+        split: ``train`` or ``test``; where the public test images have no labels, as ImageNet's,
+            the latter is the validation split.
 
     Returns:
-        Images of the size and channels, and labels of the range, that the catalog states.
+        Images of the size and channels, and labels of the range, that the spec states.
 
     Raises:
         UserError: If the files are missing or are not this dataset.
         IntegrityError: If a file is damaged or not plain data.
-        ValueError: If the name is unknown.
+        ValueError: If no dataset of the spec's name can be read.
     """
-    data = _loader(name).load(path, split)
-    _require_spec(data, DATASETS[name], str(path or name))
+    data = _loader(spec).load(spec, path, split)
+    _require_spec(data, spec, str(path or spec.name))
     return data
 
 
-def check_dataset(name: str, path: Path | None, splits: Sequence[Split]) -> None:
+def check_dataset(spec: DatasetSpec, path: Path | None, splits: Sequence[Split]) -> None:
     """Check in well under a second that splits can be read, without decoding them.
 
     Raises:
         UserError: If the files are missing or are not this dataset.
         IntegrityError: If a file is visibly damaged.
-        ValueError: If the name is unknown.
+        ValueError: If no dataset of the spec's name can be read.
     """
-    _loader(name).check(path, splits)
+    _loader(spec).check(spec, path, splits)
 
 
-def _loader(name: str) -> Loader:
-    if name not in LOADERS:
-        raise ValueError(f"unknown dataset {name!r}, known are {', '.join(LOADERS)}")
-    return LOADERS[name]
+def _loader(spec: DatasetSpec) -> Loader:
+    if spec.name not in LOADERS:
+        raise ValueError(f"unknown dataset {spec.name!r}, known are {', '.join(LOADERS)}")
+    return LOADERS[spec.name]
 
 
 def _require_spec(data: LabelledImages, spec: DatasetSpec, subject: str) -> None:

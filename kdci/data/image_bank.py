@@ -2,62 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kdci.artifacts import write_bytes
+from kdci.data.mapped_images import (
+    Images,
+    chunk_rows,
+    open_npy,
+    release,
+    save_npy,
+    split_rows,
+    take_rows,
+)
 from kdci.data.shuffled_rows import ShuffledRows
 from kdci.errors import IntegrityError, NumericError, StorageError
 
 __all__ = ["ImageBank", "ShuffledRows", "open_npy", "save_npy", "to_bytes"]
-
-Images = npt.NDArray[np.uint8]
-
-
-def save_npy(images: Tensor, path: Path) -> None:
-    """Write images as a .npy file.
-
-    Args:
-        images: (M, C, H, W) uint8.
-        path: The file to write, in a folder that exists.
-
-    Raises:
-        ValueError: If the images are not uint8 with four axes.
-    """
-    if images.dtype != torch.uint8 or images.dim() != 4:
-        raise ValueError(f"images must be uint8 (M, C, H, W), got {images.dtype}")
-    buffer = io.BytesIO()
-    np.save(buffer, images.cpu().contiguous().numpy(), allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
-
-
-def open_npy(path: Path) -> Images:
-    """Map a .npy file of images into memory, read-only.
-
-    Returns:
-        (M, C, H, W) uint8.
-
-    Raises:
-        IntegrityError: If the file is damaged or holds anything else.
-        StorageError: If it can not be read.
-    """
-    try:
-        images = np.lib.format.open_memmap(path, mode="r")
-    except OSError as error:
-        raise StorageError(str(path), error.strerror or "can not be read") from error
-    except (ValueError, EOFError, SyntaxError) as error:
-        raise IntegrityError(str(path), f"not a whole .npy file of images: {error}") from error
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise IntegrityError(
-            str(path), f"holds {images.dtype} {images.shape}, not uint8 (M, C, H, W)"
-        )
-    return images
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -69,7 +34,7 @@ def to_bytes(images: Tensor) -> Tensor:
     Returns:
         uint8 of the same shape. Rounded: the floor would darken the pool by half a level.
     """
-    return images.detach().float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
+    return images.detach().float().clamp(0, 1).mul_(255).round_().to("cpu", torch.uint8)
 
 
 class ImageBank:
@@ -134,10 +99,10 @@ class ImageBank:
             raise IntegrityError(
                 str(self._tail_path), f"{size} bytes are no whole number of rows or changed"
             )
-        content = to_bytes(images).contiguous().numpy().tobytes()
         try:
             with self._tail_path.open("ab") as file:
-                file.write(content)
+                for part in split_rows(images):
+                    file.write(to_bytes(part).contiguous().numpy().data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -145,7 +110,7 @@ class ImageBank:
             raise StorageError(
                 str(self._tail_path),
                 error.strerror or "write failed",
-                f"needs {len(content)} bytes",
+                f"needs {images.numel()} bytes",
             ) from error
         self._tail = self._map_tail()
 
@@ -184,6 +149,23 @@ class ImageBank:
             raise IndexError(f"rows {wanted.min()}..{wanted.max()} of a bank of {len(self)}")
         in_base = wanted < len(self._base)
         found = np.empty((len(wanted), *self.shape), dtype=np.uint8)
-        found[in_base] = self._base[wanted[in_base]]
-        found[~in_base] = self._tail[wanted[~in_base] - len(self._base)]
+        found[in_base] = take_rows(self._base, wanted[in_base])
+        found[~in_base] = take_rows(self._tail, wanted[~in_base] - len(self._base))
         return torch.from_numpy(found)
+
+    def chunks(self, indices: Tensor) -> Iterator[Tensor]:
+        """Copy rows out of the bank a part at a time; no more of it is held.
+
+        Args:
+            indices: (M,) int64, each in [0, len).
+
+        Yields:
+            (B, C, H, W) uint8 on the CPU, in the order of ``indices``.
+
+        Raises:
+            IndexError: If an index is outside.
+        """
+        for part in torch.split(indices, chunk_rows(self.shape)):
+            yield self.rows(part)
+            release(self._base)
+            release(self._tail)

@@ -10,6 +10,8 @@ data.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -101,23 +103,58 @@ def degrade(
     Raises:
         ValueError: A strength is negative, or the contrast not above 0.
     """
+    (degraded,) = degrade_chunks(
+        [images_BCHW], blur=blur, noise=noise, contrast=contrast, seed=seed
+    )
+    return degraded
+
+
+def degrade_chunks(
+    chunks: Iterable[Tensor], *, blur: float, noise: float, contrast: float, seed: int
+) -> Iterator[Tensor]:
+    """Lower the quality of images that need not fit into memory; see ``degrade``.
+
+    Args:
+        chunks: Parts of the images in order, uint8 (B, C, H, W). Of the same parts the same
+            bytes come out; of one part for all, where the parts have whole multiples of 16
+            values, as torch draws normal numbers by sixteens.
+        blur: As ``degrade``.
+        noise: As ``degrade``.
+        contrast: As ``degrade``.
+        seed: As ``degrade``.
+
+    Yields:
+        Each part degraded.
+
+    Raises:
+        ValueError: As ``degrade``.
+    """
     if not (blur >= 0 and noise >= 0 and contrast > 0):
         raise ValueError(
             "need blur and noise of 0 or more and contrast above 0, "
             f"got {blur}, {noise} and {contrast}"
         )
-    if blur == 0 and noise == 0 and contrast == 1:
-        return images_BCHW
-    pixels = images_BCHW.float() / 255
+    random = torch.Generator().manual_seed(seed)
+    for chunk_BCHW in chunks:
+        if blur == 0 and noise == 0 and contrast == 1:
+            yield chunk_BCHW
+        else:
+            pixels = chunk_BCHW.float() / 255
+            yield to_bytes(_degraded(pixels, blur, noise, contrast, random))
+
+
+def _degraded(
+    pixels_BCHW: Tensor, blur: float, noise: float, contrast: float, random: torch.Generator
+) -> Tensor:
+    pixels = pixels_BCHW
     if blur > 0:
         pixels = _blurred(pixels, blur)
     if contrast != 1:
         means = pixels.mean(dim=(1, 2, 3), keepdim=True)
         pixels = means + contrast * (pixels - means)
     if noise > 0:
-        random = torch.Generator().manual_seed(seed)
         pixels = pixels + noise * torch.randn(pixels.shape, generator=random)
-    return to_bytes(pixels)
+    return pixels
 
 
 def _blurred(pixels_BCHW: Tensor, sigma: float) -> Tensor:

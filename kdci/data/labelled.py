@@ -1,14 +1,33 @@
-"""A labelled split held in memory as bytes."""
+"""A labelled split: images, in memory or in files, and their labels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 Split = Literal["train", "test"]
+
+
+class ImageSet(Protocol):
+    """What is asked of (N, C, H, W) uint8 images: of a tensor, or of files decoded when needed.
+
+    An index is what a tensor takes along its first axis: a number, a slice, int64 rows.
+    """
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what indexing returns: uint8."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -23,11 +42,11 @@ class LabelledImages:
         ValueError: If shapes or dtypes are not these.
     """
 
-    images: Tensor
+    images: ImageSet
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+        if self.images.dtype != torch.uint8 or len(self.images.shape) != 4:
             raise ValueError(
                 f"images must be uint8 (N, C, H, W), got {self.images.dtype} "
                 f"{tuple(self.images.shape)}"

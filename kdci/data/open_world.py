@@ -1,199 +1,206 @@
-"""Open-world pools: unlabelled images for the sampling-based methods."""
+"""Sources of unlabelled images for the methods that sample, and what each has to offer."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from kdci.data.decoding import MAX_BYTES, UndecodableError, decode_all
+from kdci.data.decoding import read_file
+from kdci.data.listing import SUFFIXES, parquet_files, walk_images
 from kdci.data.parquet import count_rows, iter_blobs, read_blob
-from kdci.data.photographs import photograph_crops
+from kdci.data.photographs import require_side
 from kdci.errors import UserError
 
-Item = TypeVar("Item")
 Source = Literal["photographs", "parquet", "folder"]
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-MAX_UNDECODABLE = 0.05
-ITEMS_PER_CHUNK = 1024
-OUTSIDE = "symlink out of the folder"
 
 
 @dataclass(frozen=True)
-class OpenWorldPool:
-    """A pool of unlabelled images.
+class PoolPart:
+    """One source of a pool.
 
     Attributes:
-        images: (M, C, H, W) uint8.
-        skipped: How many candidates were left out, by reason.
-    """
-
-    images: Tensor
-    skipped: dict[str, int] = field(default_factory=dict)
-
-
-def load_open_world(
-    source: Source,
-    *,
-    path: Path | None,
-    num_images: int,
-    image_size: int,
-    channels: int,
-    seed: int,
-) -> OpenWorldPool:
-    """Load a pool.
-
-    Args:
-        source: ``photographs`` (random crops of two bundled ones), ``parquet`` (every
-            *.parquet below a folder) or ``folder`` (every JPEG, PNG, WebP and BMP below it).
-            Files are taken in the byte order of their relative paths; of each image the
-            largest centred square is resized, bilinear with antialiasing.
+        source: ``photographs`` (random crops of two bundled ones), ``parquet`` (every *.parquet
+            below a folder) or ``folder`` (every JPEG, PNG, WebP and BMP below it). Files are
+            taken in the byte order of their relative paths; of each image the largest centred
+            square is resized, bilinear with antialiasing.
         path: The folder; ``None`` for photographs.
         num_images: The first so many that can be decoded, or all there are; 0 means all.
-        image_size: Height and width of the result in pixels.
-        channels: 1 for grey, 3 for RGB.
-        seed: For photographs' crops; the other sources draw nothing.
-
-    Returns:
-        The pool, and what was skipped in it.
-
-    Raises:
-        UserError: If the path is missing or superfluous, no image is found, or more than
-            5 % of the images can not be decoded.
-        IntegrityError: If a Parquet file itself is damaged.
-        ValueError: If ``num_images`` is negative.
     """
-    files, skipped = _listed(source, path)
-    if num_images < 0:
-        raise ValueError(f"num_images must be 0 or more, got {num_images}")
-    if path is None:
-        if num_images == 0:
-            raise UserError("photographs", "endlessly many crops", "ask for a number above 0")
-        return OpenWorldPool(
-            photograph_crops(
-                num_images=num_images, image_size=image_size, channels=channels, seed=seed
-            )
-        )
-    shape = (channels, image_size, image_size)
-    if source == "parquet":
-        rows = count_rows(files)
-        return _fill(path, iter_blobs(files), read_blob, rows, num_images, shape, skipped)
-    return _fill(path, iter(files), _read_file, len(files), num_images, shape, skipped)
+
+    source: Source
+    path: Path | None = None
+    num_images: int = 0
 
 
-def check_open_world(source: Source, *, path: Path | None) -> None:
-    """Check quickly that a source can be opened, without decoding it.
+@dataclass(frozen=True)
+class PartListing:
+    """What a part has to offer, before anything is decoded.
+
+    Attributes:
+        part: The source.
+        available: Number of candidates; of photographs, as many as are asked for.
+        fingerprint: Another one where other candidates, or another order of them, are found.
+        skipped: What was left out while listing, by reason.
+        shards: Parquet files in order.
+    """
+
+    part: PoolPart
+    available: int
+    fingerprint: str
+    skipped: Counter[str] = field(default_factory=Counter)
+    shards: tuple[Path, ...] = ()
+
+    @property
+    def wanted(self) -> int:
+        """How many images are to be taken at most."""
+        asked = self.part.num_images
+        return min(asked, self.available) if asked else self.available
+
+    @property
+    def subject(self) -> str:
+        """What an error about the part is about."""
+        return str(self.part.path or self.part.source)
+
+    @property
+    def read(self) -> Callable[[Any], bytes]:
+        """What turns one of the ``items`` into encoded bytes."""
+        return read_blob if self.part.source == "parquet" else read_file
+
+    def items(self, rows: Sequence[int]) -> Iterator[Any]:
+        """Yield candidates of Parquet or of a folder, without reading those in between.
+
+        Args:
+            rows: Which, from 0, ascending; such as a ``range``.
+
+        Raises:
+            UserError: The folder is another one than was listed; known once it ends.
+            IntegrityError: A Parquet file is damaged.
+        """
+        if self.part.source == "parquet":
+            return iter_blobs(self.shards, rows)
+        return self._paths(rows)
+
+    def _paths(self, rows: Sequence[int]) -> Iterator[str]:
+        assert self.part.path is not None
+        wanted = iter(rows)
+        row, found = next(wanted, None), _Fingerprint(self.part.path)
+        for path in walk_images(self.part.path, Counter()):
+            if found.count == row:
+                # Absolute: whoever decodes may have another working folder.
+                yield os.path.abspath(path)
+                row = next(wanted, None)
+            found.add(path)
+        if found.text() != self.fingerprint:
+            what = "files came or went while they were read"
+            raise UserError(str(self.part.path), what, "leave the folder alone, then start again")
+
+
+class _Fingerprint:
+    """Tells two orders of files apart by their relative paths."""
+
+    def __init__(self, folder: Path) -> None:
+        self.count = 0
+        self._from = len(os.fspath(folder)) + 1
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, path: str, facts: str = "") -> None:
+        self.count += 1
+        self._hash.update(os.fsencode(f"{path[self._from :]}\0{facts}\0"))
+
+    def text(self) -> str:
+        return self._hash.hexdigest()
+
+
+def list_part(part: PoolPart) -> PartListing:
+    """Find a part's candidates, without decoding any.
 
     Raises:
-        UserError: If the path is missing or superfluous, or a folder has no such files.
+        UserError: If the path is missing or superfluous, or there is nothing at it.
         IntegrityError: If a Parquet file is damaged at its end.
     """
-    files, _ = _listed(source, path)
-    if source == "parquet":
-        count_rows(files)
-
-
-def _listed(source: Source, path: Path | None) -> tuple[list[Path], Counter[str]]:
-    """Return the files of a source in order, and what was left out by reason."""
-    if source == "photographs":
+    path = part.path
+    if part.source == "photographs":
         if path is not None:
             raise UserError(str(path), "photographs are bundled, no path", "set it to null")
-        return [], Counter()
+        if part.num_images == 0:
+            raise UserError("photographs", "endlessly many crops", "ask for a number above 0")
+        return PartListing(part, part.num_images, f"photographs {part.num_images}")
     if path is None:
-        raise UserError(f"open-world {source}", "no path", "give the folder of the images")
+        raise UserError(f"open-world {part.source}", "no path", "give the folder of the images")
     if not path.is_dir():
         raise UserError(str(path), "no such folder", "give the folder of the images")
-    files, skipped = _parquet_files(path) if source == "parquet" else _image_files(path)
-    if not files:
-        kinds = "*.parquet" if source == "parquet" else ", ".join(sorted(SUFFIXES))
-        raise UserError(str(path), "no images in it", f"expected {kinds} below it")
-    return files, skipped
+    return _list_parquet(part, path) if part.source == "parquet" else _list_folder(part, path)
 
 
-def _fill(
-    path: Path,
-    items: Iterator[Item],
-    read: Callable[[Item], bytes],
-    available: int,
-    num_images: int,
-    shape: tuple[int, int, int],
-    skipped: Counter[str],
-) -> OpenWorldPool:
-    """Decode items until there are enough images or no more items."""
-    wanted = min(num_images, available) if num_images else available
-    images = np.empty((wanted, *shape), dtype=np.uint8)
-    undecodable: Counter[str] = Counter()
-    count = 0
-    # Never more items than images are missing: what lies beyond them must not matter.
-    while chunk := list(islice(items, min(ITEMS_PER_CHUNK, wanted - count))):
-        for decoded in decode_all(chunk, read, channels=shape[0], square=shape[1]):
-            if isinstance(decoded, UndecodableError):
-                undecodable[decoded.reason] += 1
-            else:
-                images[count] = decoded
-                count += 1
-    bad, seen = undecodable.total(), undecodable.total() + count
-    if count == 0 or bad > MAX_UNDECODABLE * seen:
-        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(undecodable.items()))
-        raise UserError(
-            str(path),
-            f"{bad} of {seen} images can not be used ({reasons or 'nothing found'})",
-            f"at most {MAX_UNDECODABLE:.0%} may be bad",
-        )
-    return OpenWorldPool(
-        torch.from_numpy(images[:count]), dict(sorted((skipped + undecodable).items()))
-    )
+def _list_parquet(part: PoolPart, path: Path) -> PartListing:
+    shards = parquet_files(path)
+    _require_some(path, len(shards), "*.parquet", Counter())
+    num_rows, found = 0, _Fingerprint(path)
+    for shard in shards:
+        rows = count_rows([shard])
+        found.add(str(shard), f"{rows} {shard.stat().st_size}")
+        num_rows += rows
+    if num_rows == 0:
+        raise UserError(str(path), "its Parquet files have no rows", "leave it out")
+    return PartListing(part, num_rows, found.text(), shards=tuple(shards))
 
 
-def _read_file(path: Path) -> bytes:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UndecodableError("not an image")
-        if status.st_size > MAX_BYTES:
-            raise UndecodableError("too large")
-        return path.read_bytes()
-    except OSError as error:
-        raise UndecodableError("unreadable") from error
-
-
-def _parquet_files(folder: Path) -> tuple[list[Path], Counter[str]]:
-    # Linked files are followed: the Hugging Face cache is made of links to its blobs.
-    files = [path for path in folder.rglob("*.parquet") if path.is_file()]
-    return _sorted_below(folder, files), Counter()
-
-
-def _image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """Return the image files below a folder, and the links and folders left out."""
-    root = Path(os.path.realpath(folder))
-    found: list[Path] = []
+def _list_folder(part: PoolPart, path: Path) -> PartListing:
     skipped: Counter[str] = Counter()
-
-    def note_unreadable(error: OSError) -> None:
-        skipped["unreadable folder"] += 1
-
-    for parent, folders, files in os.walk(folder, onerror=note_unreadable):
-        # os.walk does not enter linked folders; those that lead outside are counted.
-        links = [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
-        images = [Path(parent, name) for name in files if Path(name).suffix.lower() in SUFFIXES]
-        for path in links + images:
-            if not Path(os.path.realpath(path)).is_relative_to(root):
-                skipped[OUTSIDE] += 1
-            elif path not in links:
-                found.append(path)
-    return _sorted_below(folder, found), skipped
+    found = _Fingerprint(path)
+    for file in walk_images(path, skipped):
+        found.add(file)
+    _require_some(path, found.count, ", ".join(sorted(SUFFIXES)), skipped)
+    return PartListing(part, found.count, found.text(), +skipped)
 
 
-def _sorted_below(folder: Path, paths: list[Path]) -> list[Path]:
-    """Sort by the bytes of the relative path, whatever order the disk lists them in."""
-    return sorted(paths, key=lambda path: os.fsencode(path.relative_to(folder).as_posix()))
+def _require_some(path: Path, number: int, kinds: str, skipped: Counter[str]) -> None:
+    if not number:
+        found = f"no images in it ({told(+skipped)})" if +skipped else "no images in it"
+        raise UserError(str(path), found, f"expected {kinds} below it")
+
+
+def told(reasons: Counter[str]) -> str:
+    """Return counts by reason in words."""
+    return ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
+
+
+def check_open_world(part: PoolPart, *, image_size: int) -> None:
+    """Check quickly that a part can be opened, without decoding it.
+
+    Args:
+        part: Where images come from.
+        image_size: Height and width in pixels that they are to have.
+
+    Raises:
+        UserError: If the path is missing or superfluous, a folder has no such files or some of
+            them are missing, or photographs are too small.
+        IntegrityError: If a Parquet file is damaged at its end.
+    """
+    require_room(part, image_size)
+    list_part(part)
+
+
+def require_room(part: PoolPart, image_size: int) -> None:
+    """Check that a part has images of this side in pixels.
+
+    Raises:
+        UserError: Photographs are too small.
+    """
+    if part.source == "photographs":
+        require_side(image_size)
+
+
+def count_candidates(part: PoolPart) -> int:
+    """Return how many images a part gives at most; some of them may be damaged.
+
+    Raises:
+        UserError: As ``check_open_world``.
+        IntegrityError: As ``check_open_world``.
+    """
+    return list_part(part).wanted

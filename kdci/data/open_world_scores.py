@@ -6,21 +6,35 @@ MosaicKD those that it is least sure of.
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdci.data.image_bank import ImageBank
+from kdci.data.open_world_pool import OpenWorldPool, PoolBatch, PoolProgress
+from kdci.data.scoring_engine import Score, Workers
+from kdci.data.top_scores import Keep, TopScores
 from kdci.errors import NumericError, UserError
 from kdci.models import PixelModel
 
-_CHUNKS_PER_REPORT = 10
+_BATCHES_PER_REPORT = 10
+_BYTES_PER_APPEND = 8 * 2**20
+"""Of chosen images that are stored at once: on their way they are floats, several times."""
+_BYTES_PER_REPORT = 320 * 2**20
+"""Of those that are stored between two reports."""
+_log = logging.getLogger(__name__)
 
 
 class OpenWorldScores:
     """Scores a pool in parts that can be resumed, and puts its best images into a bank.
+
+    The pool is read as a stream, and of all scores the best are kept. The images chosen are read
+    a second time: kept from the first, they would have to be stored as often as the choice among
+    those seen so far changes, and a resumed run would find them changed.
 
     Args:
         method: Key of the method, whose ``num_selected`` a too small pool is blamed on.
@@ -29,6 +43,7 @@ class OpenWorldScores:
         keep: Which scores are wanted; of equal ones the earlier image's.
         num_selected: Images to keep.
         batch_size: Images the teacher scores at once.
+        skipped: Receives how many candidates could not be used, by reason, once all is scored.
 
     Raises:
         ValueError: ``num_selected`` or ``batch_size`` is not positive.
@@ -39,10 +54,11 @@ class OpenWorldScores:
         method: str,
         *,
         name: str,
-        score: Callable[[Tensor], Tensor],
-        keep: Literal["lowest", "highest"],
+        score: Score,
+        keep: Keep,
         num_selected: int,
         batch_size: int,
+        skipped: dict[str, int],
     ) -> None:
         if num_selected < 1 or batch_size < 1:
             raise ValueError(
@@ -52,79 +68,142 @@ class OpenWorldScores:
         self.method = method
         self.name = name
         self.score = score
-        self.keep = keep
+        self.keep: Keep = keep
         self.num_selected = num_selected
         self.batch_size = batch_size
-        self._scores_M = torch.empty(0)
+        self.skipped = skipped
         self._is_selected = False
+        self._start()
+
+    def _start(self, fingerprint: str = "") -> None:
+        """Forget all scores; begin with the pool of this fingerprint."""
+        self._fingerprint = fingerprint
+        self._progress = PoolProgress()
+        self._sum = 0.0
+        self._num_stored = 0
+        self._top = TopScores(self.num_selected, keep=self.keep)
 
     def choose(
-        self, load: Callable[[], Tensor], teacher: PixelModel, bank: ImageBank
+        self, load: Callable[[], OpenWorldPool], teacher: PixelModel, bank: ImageBank
     ) -> Iterator[dict[str, float]]:
         """Score the pool, then append the chosen images to the bank in the pool's order.
 
         Args:
-            load: Loads the pool, uint8 (M, C, H, W); not called once all is done.
+            load: Opens the pool; not called once all is done.
             teacher: Frozen, in eval mode.
             bank: Receives the images.
 
         Yields:
             After each part that can be resumed ``scored`` (images so far) and their mean score
-            under its name; at the end ``bank`` and, under the name with ``selected_`` before
-            it, the mean over the kept images.
+            under its name, later ``bank``; at the end ``bank`` and, under the name with
+            ``selected_`` before it, the mean over the kept images.
 
         Raises:
-            UserError: The pool has fewer images than are to be selected; none was scored.
+            UserError: The pool has fewer images than are to be selected, or too many of it can
+                not be used; none was kept.
             NumericError: The teacher's prediction is not finite.
         """
         if self._is_selected:
             return
-        pool_MCHW = load()
-        if len(pool_MCHW) < self.num_selected:
-            raise UserError(
-                f"methods.{self.method}.num_selected",
-                f"is {self.num_selected}, but the open-world pool has {len(pool_MCHW)} images",
-                f"set it to {len(pool_MCHW)} at most, or enlarge the pool",
-            )
-        while len(self._scores_M) < len(pool_MCHW):
-            self._score_more(pool_MCHW, teacher)
-            yield {"scored": float(len(self._scores_M)), self.name: float(self._scores_M.mean())}
-        yield self._select(pool_MCHW, bank)
+        pool = load()
+        self._require_enough(pool.num_candidates)
+        if self._fingerprint != pool.fingerprint:
+            if self._fingerprint:
+                _log.warning("kdci: warning: the open world changed; it is scored from the start")
+                bank.truncate(len(bank) - self._num_stored)
+            self._start(pool.fingerprint)
+        with pool.engine(teacher, self.score) as workers:
+            yield from self._score_all(pool, workers)
+            yield from self._store(pool, workers, bank)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scores so far, and whether the choice was made."""
-        return {"scores": self._scores_M.clone(), "is_selected": self._is_selected}
+        """Return the best scores so far, how far the pool was read, and what was stored."""
+        return {
+            **self._top.state_dict(),
+            "fingerprint": self._fingerprint,
+            "progress": self._progress.state_dict(),
+            "sum": self._sum,
+            "num_stored": self._num_stored,
+            "skipped": dict(self.skipped),
+            "is_selected": self._is_selected,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
-        self._scores_M = state["scores"].clone()
+        self._start(state["fingerprint"])
+        self._top.load_state_dict(state)
+        self._progress = PoolProgress(**state["progress"])
+        self._sum = float(state["sum"])
+        self._num_stored = int(state["num_stored"])
+        self.skipped.update(state["skipped"])
         self._is_selected = bool(state["is_selected"])
 
-    @torch.no_grad()
-    def _score_more(self, pool_MCHW: Tensor, teacher: PixelModel) -> None:
-        """Score the next few chunks of the pool."""
-        start = len(self._scores_M)
-        part = pool_MCHW[start : start + _CHUNKS_PER_REPORT * self.batch_size]
-        scores = [self._scores_M]
-        for chunk in torch.split(part, self.batch_size):
-            images = chunk.to(teacher.mean.device).float() / 255
-            scores.append(self.score(teacher(images).logits).cpu())
-        self._scores_M = torch.cat(scores)
-        if not bool(self._scores_M.isfinite().all()):
+    def _require_enough(self, num_images: int) -> None:
+        if num_images < self.num_selected:
+            raise UserError(
+                f"methods.{self.method}.num_selected",
+                f"is {self.num_selected}, but the open-world pool has {num_images} images",
+                f"set it to {num_images} at most, or enlarge the pool",
+            )
+
+    def _score_all(self, pool: OpenWorldPool, workers: Workers) -> Iterator[dict[str, float]]:
+        """Score what is left of the pool, reporting as often as its start would have been."""
+        told = self._progress.total
+        for number, (batch, scores) in enumerate(self._scored(pool, workers), 1):
+            self._take(batch, scores)
+            if number % _BATCHES_PER_REPORT == 0:
+                told = self._progress.total
+                yield self._report()
+        self._require_enough(self._progress.total)
+        self.skipped.update(self._progress.skipped)
+        if told < self._progress.total:
+            yield self._report()
+
+    def _scored(self, pool: OpenWorldPool, workers: Workers) -> Iterator[tuple[PoolBatch, Tensor]]:
+        """Yield batches with their scores, some of which are computed ahead."""
+        ahead: deque[tuple[PoolBatch, Callable[[], Tensor]]] = deque()
+        for batch in pool.batches(self.batch_size, workers, self._progress):
+            ahead.append((batch, workers.score(batch.images) if batch.positions else _no_scores))
+            if len(ahead) >= workers.num_scored_ahead:
+                done, scores = ahead.popleft()
+                yield done, scores()
+        for done, scores in ahead:
+            yield done, scores()
+
+    def _take(self, batch: PoolBatch, scores_B: Tensor) -> None:
+        if not bool(scores_B.isfinite().all()):
             raise NumericError(
                 "teacher",
                 "its prediction on the open-world pool is not finite",
                 "check its weights",
             )
+        self._top.add(scores_B, batch.positions)
+        self._sum += float(scores_B.double().sum())
+        self._progress = batch.progress
 
-    def _select(self, pool_MCHW: Tensor, bank: ImageBank) -> dict[str, float]:
+    def _report(self) -> dict[str, float]:
+        total = self._progress.total
+        return {"scored": float(total), self.name: self._sum / total}
+
+    def _store(
+        self, pool: OpenWorldPool, workers: Workers, bank: ImageBank
+    ) -> Iterator[dict[str, float]]:
         """Put the images with the wanted scores into the bank, in the pool's order."""
-        # Stable, so that of equal scores the earlier image wins on every machine.
-        order_M = self._scores_M.argsort(descending=self.keep == "highest", stable=True)
-        chosen = order_M[: self.num_selected].sort().values
-        for rows in torch.split(chosen, self.batch_size):
-            bank.append(pool_MCHW[rows].float() / 255)
-        mean_score = float(self._scores_M[chosen].mean())
+        positions, scores = self._top.in_order()
+        stored = 0
+        for chunk in pool.read(positions[self._num_stored :], workers):
+            for images in torch.split(chunk, max(1, _BYTES_PER_APPEND // chunk[0].nbytes)):
+                bank.append(images.float() / 255)
+                self._num_stored += len(images)
+                stored += images.nbytes
+            if stored >= _BYTES_PER_REPORT:
+                stored = 0
+                yield {"bank": float(len(bank))}
+        mean_score = float(torch.tensor(scores).mean())
+        self._start()  # it would only swell every later checkpoint
         self._is_selected = True
-        self._scores_M = torch.empty(0)  # they would only swell every later checkpoint
-        return {"bank": float(len(bank)), f"selected_{self.name}": mean_score}
+        yield {"bank": float(len(bank)), f"selected_{self.name}": mean_score}
+
+
+def _no_scores() -> Tensor:
+    return torch.empty(0)

@@ -8,16 +8,23 @@ from functools import partial
 import torch
 from torch import nn
 
-from kdci.catalog import DatasetSpec
+from kdci.catalog import FOREIGN_BACKBONE, DatasetSpec
+from kdci.errors import UserError
+from kdci.models.foreign import build_foreign
+from kdci.models.loading import load_state
 from kdci.models.pixel_model import PixelModel
 from kdci.models.prediction import Prediction
 from kdci.models.resnet import BLOCKS_PER_STAGE, ResNet
+from kdci.models.stems import require_stem
+from kdci.models.torchvision_nets import build_mobilenetv2, build_resnet50
 from kdci.models.vgg import Vgg11
 from kdci.models.wide_resnet import WideResNet
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "mobilenetv2": build_mobilenetv2,
     "resnet-18": partial(ResNet, BLOCKS_PER_STAGE[18]),
     "resnet-34": partial(ResNet, BLOCKS_PER_STAGE[34]),
+    "resnet-50": build_resnet50,
     "vgg-11": Vgg11,
     "wrn-10-1": partial(WideResNet, 10, 1),
     "wrn-16-1": partial(WideResNet, 16, 1),
@@ -26,53 +33,115 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "wrn-40-2": partial(WideResNet, 40, 2),
 }
 
+WITH_STEMS: frozenset[str] = frozenset({"mobilenetv2", "resnet-18", "resnet-34", "resnet-50"})
+"""Backbones whose first layers can be chosen; the others were made with one."""
+
 __all__ = [
     "BACKBONES",
     "PixelModel",
     "Prediction",
     "build_backbone",
     "build_pixel_model",
+    "load_state",
+    "outline_backbone",
 ]
 
 
-def build_backbone(name: str, *, num_classes: int, channels: int) -> nn.Module:
+def build_backbone(
+    name: str,
+    *,
+    num_classes: int,
+    channels: int,
+    stem: str = "cifar",
+    image_size: int | None = None,
+) -> nn.Module:
     """Return a freshly initialised backbone; weights come from torch's global RNG.
 
     Args:
-        name: Key of ``BACKBONES``.
+        name: Key of ``BACKBONES``, or ``torchvision-NAME`` or ``timm-NAME``.
         num_classes: Number of classes K.
         channels: Number of image channels C.
+        stem: One of ``kdci.catalog.STEMS``; only those of ``WITH_STEMS`` have a choice.
+        image_size: Side of the images in pixels, which some of another library's need and all
+            of them are tried with.
 
     Returns:
         A module that maps normalised images (B, C, H, W) to a ``Prediction``.
 
     Raises:
-        ValueError: If there is no backbone of that name.
+        ValueError: If there is no backbone or no stem of that name.
+        UserError: If another library's classifier is unknown or does not fit.
     """
+    require_stem(stem)
+    if FOREIGN_BACKBONE.fullmatch(name):
+        return build_foreign(
+            name, num_classes=num_classes, channels=channels, image_size=image_size
+        )
     if name not in BACKBONES:
         raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {name!r}")
-    return BACKBONES[name](num_classes=num_classes, channels=channels)
+    chosen = {"stem": stem} if name in WITH_STEMS else {}
+    return BACKBONES[name](num_classes=num_classes, channels=channels, **chosen)
+
+
+def outline_backbone(name: str, spec: DatasetSpec, *, stem: str = "cifar") -> nn.Module:
+    """Return a backbone's layers for ``spec``'s images; most have no memory for their weights.
+
+    For questions about a network that is not going to be run.
+
+    Args:
+        name: Key of ``BACKBONES``, or ``torchvision-NAME`` or ``timm-NAME``.
+        spec: Dataset whose classes, channels and image size the network takes.
+        stem: First layers of the backbone, see ``build_backbone``.
+
+    Raises:
+        ValueError: If there is no backbone or no stem of that name.
+        UserError: If another library's classifier is unknown or does not fit.
+    """
+    build = partial(
+        build_backbone,
+        name,
+        num_classes=spec.num_classes,
+        channels=spec.channels,
+        stem=stem,
+        image_size=spec.image_size,
+    )
+    try:
+        with torch.device("meta"):
+            return build()
+    except UserError:
+        # Some constructors compute with numbers that they hold in tensors.
+        with torch.random.fork_rng(devices=[]):
+            return build()
 
 
 def build_pixel_model(
     name: str,
     spec: DatasetSpec,
     *,
+    stem: str = "cifar",
     autocast_dtype: torch.dtype | None = None,
     channels_last: bool = True,
 ) -> PixelModel:
     """Return a freshly initialised classifier of ``spec``'s images in [0, 1].
 
     Args:
-        name: Key of ``BACKBONES``.
-        spec: Dataset whose classes, channels and normalisation the model takes.
+        name: Key of ``BACKBONES``, or ``torchvision-NAME`` or ``timm-NAME``.
+        spec: Dataset whose classes, channels, image size and normalisation the model takes.
+        stem: First layers of the backbone, see ``build_backbone``.
         autocast_dtype: Type to run the backbone in, see ``PixelModel``.
         channels_last: Whether to store the backbone's weights channels-last.
 
     Raises:
-        ValueError: If there is no backbone of that name.
+        ValueError: If there is no backbone or no stem of that name.
+        UserError: If another library's classifier is unknown or does not fit.
     """
-    backbone = build_backbone(name, num_classes=spec.num_classes, channels=spec.channels)
+    backbone = build_backbone(
+        name,
+        num_classes=spec.num_classes,
+        channels=spec.channels,
+        stem=stem,
+        image_size=spec.image_size,
+    )
     if channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)
     return PixelModel(backbone, mean=spec.mean, std=spec.std, autocast_dtype=autocast_dtype)

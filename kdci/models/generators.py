@@ -1,7 +1,8 @@
 """The generators of the data-free methods, and the rule that re-initialises them.
 
 All upsample by nearest neighbours and start from PyTorch's default initialisation. They are
-meant to stay in train mode, also when sampled from: batch statistics are part of them.
+meant to stay in train mode, also when sampled from: batch statistics are part of them. Images,
+and what makes them of the last convolution, have the latents' type, whatever that computes in.
 """
 
 from __future__ import annotations
@@ -9,23 +10,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kdci.models.generating import BesideTeacher
+from kdci.models.upsampled_convolution import upsampled_convolution
+
 SLOPE = 0.2
 """Negative slope of every leaky ReLU here."""
 ADAM_BETAS = (0.5, 0.999)
 """What every method trains its generator with."""
 
 
+class _UpsamplingBlock(nn.Sequential):
+    """Up x2-Conv3x3-BN-LeakyReLU, of which the first two are computed as one."""
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', 2H, 2W)."""
+        _upsampling, convolution, *others = self
+        assert isinstance(convolution, nn.Conv2d)
+        maps = upsampled_convolution(maps_BCHW, convolution.weight, convolution.bias)
+        for layer in others:
+            maps = layer(maps)
+        return maps
+
+
 def _block(
     in_width: int, out_width: int, *, upsample: bool = True, bias: bool = False, eps: float = 1e-5
 ) -> nn.Sequential:
     """Return [Up x2]-Conv3x3-BN-LeakyReLU."""
-    layers: list[nn.Module] = [nn.Upsample(scale_factor=2)] if upsample else []
-    return nn.Sequential(
-        *layers,
+    layers = (
         nn.Conv2d(in_width, out_width, 3, padding=1, bias=bias),
         nn.BatchNorm2d(out_width, eps=eps),
         nn.LeakyReLU(SLOPE, inplace=True),
     )
+    if upsample:
+        return _UpsamplingBlock(nn.Upsample(scale_factor=2), *layers)
+    return nn.Sequential(*layers)
+
+
+def _finished(colours_BCHW: Tensor, to_image: nn.Sequential) -> Tensor:
+    """Return what the layers of ``to_image`` after its convolution make of its output."""
+    for layer in to_image[1:]:
+        colours_BCHW = layer(colours_BCHW)
+    return colours_BCHW
 
 
 def _start_size(image_size: int, upsampling: int) -> int:
@@ -40,7 +65,25 @@ def _start_size(image_size: int, upsampling: int) -> int:
     return start
 
 
-class Generator(nn.Module):
+class _FromVector(BesideTeacher):
+    """A generator whose latents are vectors: a linear layer first, then its ``blocks``."""
+
+    linear: nn.Linear
+    norm: nn.BatchNorm2d
+    blocks: nn.Sequential
+    to_image: nn.Sequential
+    start_shape: tuple[int, int, int]
+
+    def forward(self, latents_BZ: Tensor) -> Tensor:
+        """Map latents (B, Z) to images, shape (B, C, H, W), on the scale of the last layer."""
+        with self.arithmetic.autocast(latents_BZ.device):
+            maps = self.linear(latents_BZ).unflatten(1, self.start_shape)
+            maps = self.blocks(self.norm(self.arithmetic.lay_out(maps)))
+            colours = self.to_image[0](maps)
+        return _finished(colours.to(latents_BZ.dtype), self.to_image)
+
+
+class Generator(_FromVector):
     """G-small and G-large: a linear layer, then two upsampling blocks up to the image.
 
     G-small is the generator of Fast, CMI and the DAFL of Fast-Datafree; G-large, which
@@ -81,14 +124,8 @@ class Generator(nn.Module):
         self.blocks = nn.Sequential(_block(start_width, 2 * width), _block(2 * width, width))
         self.to_image = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
 
-    def forward(self, latents_BZ: Tensor) -> Tensor:
-        """Map latents (B, Z) to images in [0, 1], shape (B, C, H, W)."""
-        maps = self.norm(self.linear(latents_BZ).unflatten(1, self.start_shape))
-        images_BCHW: Tensor = self.to_image(self.blocks(maps))
-        return images_BCHW
 
-
-class DaflGenerator(nn.Module):
+class DaflGenerator(_FromVector):
     """G-DAFL, the generator of the original DAFL (Chen et al., ICCV 2019, authors' code).
 
     Its images are *normalised*, not in [0, 1]: tanh and a last BatchNorm without weights
@@ -135,14 +172,8 @@ class DaflGenerator(nn.Module):
             nn.BatchNorm2d(channels, affine=False),
         )
 
-    def forward(self, latents_BZ: Tensor) -> Tensor:
-        """Map latents (B, Z) to normalised images, shape (B, C, H, W)."""
-        maps = self.norm(self.linear(latents_BZ).unflatten(1, self.start_shape))
-        images_BCHW: Tensor = self.to_image(self.blocks(maps))
-        return images_BCHW
 
-
-class DeepGenerator(nn.Module):
+class DeepGenerator(BesideTeacher):
     """G-deep, the generator of Fast on ImageNet: a spatial latent and four upsamplings.
 
     The reference holds 1,398,403 parameters, 805,952 of them in a linear layer that no
@@ -178,8 +209,10 @@ class DeepGenerator(nn.Module):
 
     def forward(self, latents_BZhw: Tensor) -> Tensor:
         """Map latents (B, Z, H / 16, W / 16) to images in [0, 1], shape (B, C, H, W)."""
-        images_BCHW: Tensor = self.to_image(self.blocks(latents_BZhw))
-        return images_BCHW
+        with self.arithmetic.autocast(latents_BZhw.device):
+            maps = self.blocks(self.arithmetic.lay_out(latents_BZhw))
+            colours = self.to_image[0](maps)
+        return _finished(colours.to(latents_BZhw.dtype), self.to_image)
 
 
 def reset_parameters_(module: nn.Module, generator: torch.Generator) -> None:

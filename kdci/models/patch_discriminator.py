@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kdci.models.generating import BesideTeacher
 from kdci.models.generators import SLOPE
 
 
-class PatchDiscriminator(nn.Module):
+class PatchDiscriminator(BesideTeacher):
     """Tells real patches of 10 x 10 pixels, 4 pixels apart, from made ones.
 
     Two strided convolutions and a 1 x 1 one: each logit depends on one patch alone, so that a
@@ -33,5 +34,6 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Map normalised images (B, C, H, W) to logits of being real, (B, 1, H / 4, W / 4)."""
-        logits_B1hw: Tensor = self.layers(images_BCHW)
-        return logits_B1hw
+        with self.arithmetic.autocast(images_BCHW.device):
+            logits_B1hw: Tensor = self.layers(self.arithmetic.lay_out(images_BCHW))
+        return logits_B1hw.to(images_BCHW.dtype)

@@ -71,7 +71,7 @@ class PixelModel(nn.Module):
                 f"got {images_BCHW.dtype} of shape {tuple(images_BCHW.shape)}"
             )
         normalised = (images_BCHW - self.mean) / self.std
-        if _is_channels_last(self.backbone):
+        if is_channels_last(self.backbone):
             normalised = normalised.contiguous(memory_format=torch.channels_last)
         with torch.autocast(
             images_BCHW.device.type,
@@ -81,8 +81,19 @@ class PixelModel(nn.Module):
             logits_BK, features_BD = self.backbone(normalised)
         return Prediction(logits_BK.float(), features_BD.float())
 
+    def with_backbone(self, backbone: nn.Module) -> PixelModel:
+        """Return a model of the same images, normalisation, precision and mode around another."""
+        model = PixelModel(
+            backbone,
+            mean=self.mean.flatten().tolist(),
+            std=self.std.flatten().tolist(),
+            autocast_dtype=self.autocast_dtype,
+        )
+        model.training = self.training
+        return model.to(self.mean.device)
 
-def _is_channels_last(module: nn.Module) -> bool:
+
+def is_channels_last(module: nn.Module) -> bool:
     """Tell the memory format from the first convolution weight that has only one.
 
     A weight with one input channel or a 1x1 kernel is contiguous in both formats.

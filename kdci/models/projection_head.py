@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdci.models.generating import BesideTeacher
 
-class ProjectionHead(nn.Module):
+
+class ProjectionHead(BesideTeacher):
     """Linear d to d, ReLU, linear d to P, scaled to unit length (CMI: Fang et al., IJCAI 2021).
 
     Args:
@@ -21,4 +23,6 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features_Bd: Tensor) -> Tensor:
         """Map features (B, d) to projections of Euclidean length 1, (B, P)."""
-        return F.normalize(self.output(F.relu(self.hidden(features_Bd))), dim=1)
+        with self.arithmetic.autocast(features_Bd.device):
+            projections_BP: Tensor = self.output(F.relu(self.hidden(features_Bd)))
+        return F.normalize(projections_BP.to(features_Bd.dtype), dim=1)

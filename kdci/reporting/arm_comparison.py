@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from kdci.arms import ARMS, BASE_ARMS
 from kdci.catalog import CONTROL_NAMES
-from kdci.reporting.results import Measure, Part, Row
+from kdci.reporting.results import Group, Measure, Part, Row, grouped
 from kdci.reporting.statistics import (
     Estimate,
     Replicate,
@@ -41,6 +41,7 @@ class ArmResult:
         p: Of the two-sided paired t-test.
         adjusted_p: The same, adjusted for all comparisons of its family (Holm).
         num_methods: How many methods it is a mean over.
+        budget: Of all its students.
     """
 
     teacher: str
@@ -55,6 +56,12 @@ class ArmResult:
     p: float | None
     adjusted_p: float | None = None
     num_methods: int = 1
+    budget: float = 1.0
+
+    @property
+    def group(self) -> Group:
+        """Teacher, student and budget."""
+        return (self.teacher, self.student, self.budget)
 
     @property
     def mean(self) -> Estimate | None:
@@ -75,6 +82,7 @@ class ShiftResult:
         vanilla: The plain method on this pool.
         cost: Paired, vanilla here minus vanilla on the balanced pool; null: there is none.
         arms: Every arm but vanilla.
+        budget: Of all its students.
     """
 
     teacher: str
@@ -83,6 +91,12 @@ class ShiftResult:
     vanilla: Estimate | None
     cost: Estimate | None
     arms: Sequence[ArmResult]
+    budget: float = 1.0
+
+    @property
+    def group(self) -> Group:
+        """Teacher, student and budget."""
+        return (self.teacher, self.student, self.budget)
 
 
 def has_further_arms(rows: Iterable[Row]) -> bool:
@@ -102,18 +116,17 @@ def compare_arms(
     """Compare each arm with vanilla on each pool, and over all methods of a pair at the end.
 
     Args:
-        rows: Of any number of pairs; controls, which have no arms, are left out.
+        rows: Of any number of pairs and budgets, each apart; controls have no arms.
         measure: What is compared.
         over_methods: Whether to add each arm's mean over all methods where there are several.
     """
     rows = [row for row in rows if row.method not in CONTROL_NAMES]
     results = []
-    for teacher, student in dict.fromkeys((row.teacher, row.student) for row in rows):
-        of_pair = [row for row in rows if (row.teacher, row.student) == (teacher, student)]
-        arms = arms_of(of_pair)
-        methods = list(dict.fromkeys(row.method for row in of_pair))
+    for of_group in grouped(rows).values():
+        arms = arms_of(of_group)
+        methods = list(dict.fromkeys(row.method for row in of_group))
         single = [
-            _result([row for row in of_pair if row.method == method], arm, measure)
+            _result([row for row in of_group if row.method == method], arm, measure)
             for method in methods
             for arm in arms
         ]
@@ -138,6 +151,7 @@ def _result(rows: Sequence[Row], arm: str, measure: Measure) -> ArmResult:
         compensated=estimate(list(by_replicate(own, measure, "compensated").values())),
         paired=paired,
         p=paired_t_test(list(paired.values())),
+        budget=rows[0].budget,
     )
 
 
@@ -171,18 +185,17 @@ def compare_shifts(rows: Sequence[Row], measure: Measure) -> list[ShiftResult]:
     """
     results = compare_arms(rows, measure, over_methods=False)
     found = []
-    for key in dict.fromkeys(row.key for row in rows):
-        teacher, student, shift = key
-        here = _vanilla(rows, key, measure)
-        balanced = _vanilla(rows, (teacher, student, BALANCED), measure)
-        cost = None if shift == BALANCED else estimate(list(minus(here, balanced).values()))
-        arms = [one for one in results if (one.teacher, one.student, one.method) == key]
-        found.append(ShiftResult(*key, vanilla=estimate(list(here.values())), cost=cost, arms=arms))
+    for group, of_group in grouped(rows).items():
+        teacher, student, budget = group
+        for shift in dict.fromkeys(row.method for row in of_group):
+            here, balanced = (_vanilla(of_group, name, measure) for name in (shift, BALANCED))
+            cost = None if shift == BALANCED else estimate(list(minus(here, balanced).values()))
+            arms = [one for one in results if one.group == group and one.method == shift]
+            vanilla = estimate(list(here.values()))
+            found.append(ShiftResult(teacher, student, shift, vanilla, cost, arms, budget))
     return found
 
 
-def _vanilla(
-    rows: Sequence[Row], key: tuple[str, str, str], measure: Measure
-) -> dict[Replicate, float]:
-    own = (row for row in rows if row.key == key and row.variant == "vanilla")
+def _vanilla(rows: Sequence[Row], shift: str, measure: Measure) -> dict[Replicate, float]:
+    own = (row for row in rows if row.method == shift and row.variant == "vanilla")
     return by_replicate(own, measure, "backbone")

@@ -5,8 +5,6 @@ Each is empty where there is nothing to say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from kdci.arms import ARMS, arm_title
 from kdci.layout import Cell
 from kdci.reporting.arm_comparison import (
@@ -17,7 +15,7 @@ from kdci.reporting.arm_comparison import (
 )
 from kdci.reporting.arm_tables import arm_cells, shift_cells
 from kdci.reporting.evidence import Evidence
-from kdci.reporting.results import Row, measure_of
+from kdci.reporting.results import grouped, measure_of
 from kdci.reporting.statistics import Discordant
 from kdci.reporting.text_table import markdown
 from kdci.reporting.wording import (
@@ -27,6 +25,7 @@ from kdci.reporting.wording import (
     SHIFTS_NOTE,
     method_title,
     p_text,
+    pair_text,
 )
 
 MAX_TESTS = 30
@@ -40,9 +39,10 @@ def arms_section(evidence: Evidence) -> str:
         return ""
     results = compare_arms(rows, measure_of(rows))
     parts = ["\n".join(_summary(arm) for arm in arms_of(rows))]
-    for pair in _pairs(rows):
-        of_pair = [one for one in results if (one.teacher, one.student) == pair]
-        parts += [f"{pair[0]} to {pair[1]}:", markdown(arm_cells(of_pair), num_names=2)]
+    for group in grouped(rows):
+        of_group = [one for one in results if one.group == group]
+        if of_group:
+            parts += [f"{pair_text(group)}:", markdown(arm_cells(of_group), num_names=2)]
     return "\n\n".join([*parts, ARMS_NOTE])
 
 
@@ -55,14 +55,10 @@ def known_shifts_section(evidence: Evidence) -> str:
     rows = evidence.shift_rows
     results = compare_shifts(rows, measure_of(rows))
     parts = []
-    for pair in _pairs(rows):
-        of_pair = [one for one in results if (one.teacher, one.student) == pair]
-        parts += [f"{pair[0]} to {pair[1]}:", markdown(shift_cells(of_pair))]
+    for group in grouped(rows):
+        of_group = [one for one in results if one.group == group]
+        parts += [f"{pair_text(group)}:", markdown(shift_cells(of_group))]
     return "\n\n".join([*parts, f"{SHIFTS_NOTE} {COST_NOTE}"]) if parts else ""
-
-
-def _pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((row.teacher, row.student) for row in rows))
 
 
 def mcnemar_section(evidence: Evidence) -> str:
@@ -70,11 +66,12 @@ def mcnemar_section(evidence: Evidence) -> str:
     tests = _tests(evidence)
     if not tests:
         return ""
-    several = len(_pairs(evidence.rows)) > 1
+    several = len(grouped(evidence.rows)) > 1
     head = ["method", "arm", "pool", "seed", "b", "c", "p"]
     lines = [head]
     for cell, found in tests[:MAX_TESTS]:
-        pair = f"{cell.teacher} to {cell.student}, " if several else ""
+        row = evidence.row_of(cell)
+        pair = f"{pair_text(row.group)}, " if several and row else ""
         name = [pair + method_title(cell.method), arm_title(cell.variant)]
         counts = [str(found.lost), str(found.gained)]
         lines.append([*name, str(cell.pool_seed), str(cell.seed), *counts, p_text(found.p)])

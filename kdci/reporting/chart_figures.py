@@ -27,10 +27,13 @@ from kdci.reporting.style import (
     few_ticks,
     heading,
     place,
+    short,
 )
 from kdci.reporting.wording import method_title
 
 MAX_NAMED = 20
+MAX_ROWS = 60
+"""Prototypes of a dictionary that are drawn, the most frequent ones."""
 _UPRIGHT = 4
 """Longest class name, in characters, that stands upright below its bar."""
 _TITLE = 0.3
@@ -99,7 +102,7 @@ def class_bars(
         axes.set_xlabel(f"{len(shares)} classes, most frequent first", size=SMALL)
         return
     slanted = _slanted(class_names)
-    axes.set_xticks(places, class_names, rotation=35 if slanted else 0)
+    axes.set_xticks(places, [short(name) for name in class_names], rotation=35 if slanted else 0)
     if slanted:
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
@@ -110,13 +113,18 @@ def class_bars(
 def dictionary(view: DictionaryView, class_names: Sequence[str]) -> Figure:
     """Draw the prototypes z_i as a heat-map, where they are read by class, and their P(z_i).
 
-    Rows are sorted by the class of their members; the index i is kept.
+    Rows are sorted by the class of their members; the index i is kept. Of many prototypes the
+    ``MAX_ROWS`` most frequent ones are drawn.
     """
     top_class = np.asarray(view.facts["top_class"])
     if view.facts.get("adopted"):  # its classes are those of another teacher, without names
         class_names = [f"#{index}" for index in range(view.facts["num_classes"])]
     order = np.lexsort((-view.proportions, top_class))
-    count = len(order)
+    frequent = np.argsort(-view.proportions, kind="stable")[:MAX_ROWS]
+    order = order[np.isin(order, frequent)]
+    count, some = len(order), ""
+    if count < len(view.proportions):
+        some = f"The {count} most frequent of "
     row_height = min(0.34, max(0.12, 5.5 / count))
     body = row_height * count
     by_class = view.facts["space"] != "features"
@@ -125,7 +133,8 @@ def dictionary(view: DictionaryView, class_names: Sequence[str]) -> Figure:
     heading(
         figure,
         f"Confounder dictionary: {method_title(view.method)}, pool {view.pool_seed}",
-        f"{count} prototypes of the teacher {view.facts['teacher']}'s {view.facts['space']} on "
+        f"{some}{len(view.proportions)} prototypes of the teacher {view.facts['teacher']}'s "
+        f"{view.facts['space']} on "
         f"{view.facts['num_predictions']:,} substitution images, and how often each occurs",
     )
     top, split = HEADING + _TITLE, 6.1
@@ -135,9 +144,9 @@ def dictionary(view: DictionaryView, class_names: Sequence[str]) -> Figure:
         bars = place(figure, split + 0.35, top, WIDTH - MARGIN - split - 0.35, body)
     else:
         named = bars = place(figure, _NAMED_LEFT, top, WIDTH - MARGIN - _NAMED_LEFT, body)
-    _proportion_bars(bars, view.proportions[order])
+    _proportion_bars(bars, view.proportions[order], uniform=100 / len(view.proportions))
     size = 8.5 if row_height > 0.2 else 5.5
-    named.set_yticks(np.arange(count), [class_names[index] for index in top_class[order]])
+    named.set_yticks(np.arange(count), [short(class_names[index]) for index in top_class[order]])
     named.tick_params(axis="y", length=0, labelsize=size, colors=INK)
     _row_numbers(named, order, size)
     return figure
@@ -192,7 +201,11 @@ def _heat_map(
             for edge in np.arange(1, count):
                 axes.axhline(edge - 0.5, color="white", linewidth=1.0)
         slanted = _slanted(class_names)
-        axes.set_xticks(np.arange(dimension), class_names, rotation=35 if slanted else 0)
+        axes.set_xticks(
+            np.arange(dimension),
+            [short(name) for name in class_names],
+            rotation=35 if slanted else 0,
+        )
         axes.tick_params(axis="x", length=0)
         for label in axes.get_xticklabels() if slanted else []:
             label.set(ha="right", rotation_mode="anchor")
@@ -212,12 +225,12 @@ _BAR_SHARE = 0.78
 """Share of the width that bars take; the rest is for their values, in one column."""
 
 
-def _proportion_bars(axes: Axes, proportions_N: NDArray[np.float32]) -> None:
+def _proportion_bars(axes: Axes, proportions_N: NDArray[np.float32], *, uniform: float) -> None:
     count = len(proportions_N)
     shares = 100 * proportions_N.astype(float)
     axes.barh(np.arange(count), shares, height=0.72, color=POOL, linewidth=0)
-    axes.axvline(100 / count, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-    longest = max(float(shares.max()), 100 / count)
+    axes.axvline(uniform, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    longest = max(float(shares.max()), uniform)
     axes.set(ylim=(count - 0.5, -0.5), xlim=(0, longest / _BAR_SHARE))
     blank(axes)
     axes.set_title("P(z)")

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdci.catalog import CONTROL_NAMES
 from kdci.reporting.arm_comparison import ArmResult
-from kdci.reporting.results import Key, Measure, Part, Row, measure_of
+from kdci.reporting.results import Group, Key, Measure, Part, Row, measure_of
 from kdci.reporting.statistics import Estimate, estimate, paired_differences
 
 
@@ -27,6 +27,7 @@ class Comparison:
         compensated_difference: Paired, compensated minus vanilla, in points.
         vanilla_seconds: Mean distillation time of a vanilla student.
         kdci_seconds: Mean distillation time of a KDCI student.
+        budget: Of all its students.
     """
 
     teacher: str
@@ -41,6 +42,16 @@ class Comparison:
     compensated_difference: Estimate | None
     vanilla_seconds: float | None
     kdci_seconds: float | None
+    budget: float = 1.0
+
+    @property
+    def group(self) -> Group:
+        """Teacher, student and budget."""
+        return (self.teacher, self.student, self.budget)
+
+    def covers(self, row: Row) -> bool:
+        """Tell whether a row is one of those that are compared here."""
+        return row.key == (self.teacher, self.student, self.method) and row.budget == self.budget
 
     @property
     def is_control(self) -> bool:
@@ -65,7 +76,7 @@ def differences(rows: Iterable[Row], measure: Measure, part: Part) -> list[float
 
 
 def compare(rows: Sequence[Row], keys: Iterable[Key] | None = None) -> list[Comparison]:
-    """Compare vanilla and KDCI for each teacher, student and method.
+    """Compare vanilla and KDCI for each teacher, student and method, and each of their budgets.
 
     Args:
         rows: Results of any number of experiments' cells.
@@ -73,10 +84,22 @@ def compare(rows: Sequence[Row], keys: Iterable[Key] | None = None) -> list[Comp
     """
     measure = measure_of(rows)
     wanted = dict.fromkeys(row.key for row in rows) if keys is None else dict.fromkeys(keys)
-    return [_comparison(key, [row for row in rows if row.key == key], measure) for key in wanted]
+    return [
+        _comparison(key, budget, [row for row in rows if row.key == key], measure)
+        for key in wanted
+        for budget in _budgets(rows, key)
+    ]
 
 
-def _comparison(key: Key, rows: list[Row], measure: Measure) -> Comparison:
+def _budgets(rows: Sequence[Row], key: Key) -> list[float]:
+    """Return the budgets of a comparison; where it was not run, that of what stands beside it."""
+    own = dict.fromkeys(row.budget for row in rows if row.key == key)
+    beside = [row.budget for row in rows if row.key[:2] == key[:2]] or [row.budget for row in rows]
+    return list(own) or beside[:1] or [1.0]
+
+
+def _comparison(key: Key, budget: float, rows: list[Row], measure: Measure) -> Comparison:
+    rows = [row for row in rows if row.budget == budget]
     vanilla = [row for row in rows if row.variant == "vanilla"]
     kdci = [row for row in rows if row.variant == "kdci"]
 
@@ -99,6 +122,7 @@ def _comparison(key: Key, rows: list[Row], measure: Measure) -> Comparison:
         compensated_difference=estimate(differences(rows, measure, "compensated")),
         vanilla_seconds=seconds(vanilla),
         kdci_seconds=seconds(kdci),
+        budget=budget,
     )
 
 
@@ -107,7 +131,8 @@ def metrics_tree(
 ) -> dict[str, Any]:
     """Return means as a shallow nested dict, for `dvc metrics show` and `dvc metrics diff`.
 
-    Keys are methods and known shifts; below `teacher-student` where there are several pairs.
+    Keys are methods and known shifts; below `teacher-student` where there are several pairs. Where
+    there are several budgets, a key names its own: `fast@0.1`.
     Without test data each name ends in `_agreement`, so that no agreement passes for an accuracy.
 
     Args:
@@ -115,6 +140,7 @@ def metrics_tree(
         arms: What the further arms gain; several methods at once are `all_methods`.
     """
     several = len({(one.teacher, one.student) for one in comparisons}) > 1
+    budgets = {one.budget for one in comparisons}
     tree: dict[str, Any] = {}
 
     def add(one: Comparison | ArmResult, name: str, estimates: dict[str, Estimate | None]) -> None:
@@ -122,6 +148,7 @@ def metrics_tree(
         numbers = {key + ending: known.mean for key, known in estimates.items() if known}
         if numbers:
             branch = tree.setdefault(f"{one.teacher}-{one.student}", {}) if several else tree
+            name += f"@{one.budget:g}" if len(budgets) > 1 else ""
             branch.setdefault(name, {}).update(numbers)
 
     for one in comparisons:

@@ -24,7 +24,7 @@ from kdci.reporting.style import (
     place,
     spread,
 )
-from kdci.reporting.wording import method_title, number
+from kdci.reporting.wording import method_title, number, pair_text
 
 _SERIES_COLORS = dict(zip(SERIES, (VANILLA, KDCI, COMPENSATED), strict=True))
 _SERIES_TITLES = dict(zip(SERIES, ("vanilla", "KDCI", "compensated"), strict=True))
@@ -40,7 +40,7 @@ def learning_curves(
     """Draw each student over its steps, a panel per method.
 
     Args:
-        points: Those of one teacher-student pair.
+        points: Those of one teacher-student pair and budget.
         measure: What is drawn.
         deploy: Named in the legend line: which KDCI line is the deployed one.
         teacher_accuracy: Drawn as a line where the measure is accuracy.
@@ -55,7 +55,7 @@ def learning_curves(
         if measure == "accuracy"
         else ("Agreement with the teacher on held-out substitutes")
     )
-    pair = f"{points[0].teacher} to {points[0].student}"
+    pair = pair_text((points[0].teacher, points[0].student, points[0].budget))
     heading(
         figure,
         f"Learning curves: {pair}",

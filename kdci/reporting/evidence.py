@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kdci.catalog import DatasetSpec
 from kdci.layout import Cell
+from kdci.reporting.costs import Cost
 from kdci.reporting.results import Key, Part, Row
 from kdci.reporting.statistics import Discordant, mcnemar
 
@@ -79,6 +80,7 @@ class CurvePoint:
 
     Attributes:
         variant: One of ``SERIES``.
+        budget: Of the student.
     """
 
     step: int
@@ -89,6 +91,7 @@ class CurvePoint:
     teacher: str
     student: str
     replicate: str
+    budget: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,7 @@ class Evidence:
         pool_shifts: Of the pools that were evaluated on.
         predictions: Of the evaluations that had test images.
         lambdas: Of the students with a learned lambda, in the order of the grid.
+        costs: Of the students whose times were kept, by cell.
     """
 
     preset: str
@@ -203,6 +207,20 @@ class Evidence:
     pool_shifts: list[PoolShift] = field(default_factory=list)
     predictions: list[PredictedClasses] = field(default_factory=list)
     lambdas: list[LambdaCurve] = field(default_factory=list)
+    costs: dict[Cell, Cost] = field(default_factory=dict)
+
+    @property
+    def budgets(self) -> list[float]:
+        """Budgets of the results, in their order; the whole where there are none."""
+        return list(dict.fromkeys(row.budget for row in self.rows)) or [1.0]
+
+    def of_budget(self, budget: float) -> Evidence:
+        """Return the same with the results and curves of one budget alone."""
+        return replace(
+            self,
+            rows=[row for row in self.rows if row.budget == budget],
+            points=[point for point in self.points if point.budget == budget],
+        )
 
     @property
     def keys(self) -> list[Key]:
@@ -242,16 +260,21 @@ class Evidence:
         done = {(*row.key, row.variant, *row.replicate) for row in self.rows}
         return [cell for cell in self.wanted if astuple(cell) not in done]
 
+    def row_of(self, cell: Cell) -> Row | None:
+        """Return a cell's result; null where it was not run."""
+        identity = astuple(cell)
+        found = (row for row in self.rows if (*row.key, row.variant, *row.replicate) == identity)
+        return next(found, None)
+
     def discordant(self, cell: Cell) -> Discordant | None:
         """Compare a cell's deployed prediction with its vanilla twin's, image by image.
 
-        Null without test images, or where one of the two was not run.
+        Null without test images, or where one of the two was not run, or at another budget.
         """
-        identity = astuple(cell)
-        for row in self.rows:
-            if (*row.key, row.variant, *row.replicate) != identity:
-                continue
-            for one in self.predictions:
-                if (one.teacher, one.student, one.method) == row.key:
-                    return one.discordant(cell.variant, cell.replicate, row.deployed)
+        row, twin = self.row_of(cell), self.row_of(replace(cell, variant="vanilla"))
+        if row is None or (twin is not None and twin.budget != row.budget):
+            return None
+        for one in self.predictions:
+            if (one.teacher, one.student, one.method) == row.key:
+                return one.discordant(cell.variant, cell.replicate, row.deployed)
         return None

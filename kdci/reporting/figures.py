@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,7 +12,7 @@ from kdci.reporting.comparison import compare
 from kdci.reporting.evidence import DictionaryView, Evidence, Examples, PoolView
 from kdci.reporting.results import measure_of
 from kdci.reporting.statistics import Discordant
-from kdci.reporting.wording import method_title
+from kdci.reporting.wording import method_title, pair_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,24 +36,32 @@ class DrawnFigure:
 
 
 def draw_figures(evidence: Evidence) -> list[DrawnFigure]:
-    """Draw whatever there is evidence for; what has not been run has no figure."""
+    """Draw whatever there is evidence for; what has not been run has no figure.
+
+    Figures of numbers are about one budget: where there are several, each has its own.
+    """
     from kdci.reporting.style import drawing, png
 
+    several = len(evidence.budgets) > 1
     with drawing():
         return [
-            DrawnFigure(name + ".png", section, caption, png(figure))
-            for draw in (
-                _overviews,
-                _arms,
-                _shifts,
-                _galleries,
-                _pools,
-                _dictionaries,
-                _curves,
-                _predictions,
+            DrawnFigure(f"{name}{ending}.png", section, caption, png(figure))
+            for draw, of_numbers in _FIGURES
+            for part, ending in (
+                _by_budget(evidence) if of_numbers and several else ((evidence, ""),)
             )
-            for name, section, caption, figure in draw(evidence)
+            for name, section, caption, figure in draw(part)
         ]
+
+
+def _by_budget(evidence: Evidence) -> Iterator[tuple[Evidence, str]]:
+    """Yield the evidence of each budget, and what tells its figures' names apart."""
+    for budget in evidence.budgets:
+        yield evidence.of_budget(budget), f"-budget{budget:g}"
+
+
+def _budget_note(budget: float) -> str:
+    return "" if budget == 1 else f" Budget of the students: {budget:g}."
 
 
 _View = TypeVar("_View", PoolView, DictionaryView)
@@ -64,18 +72,18 @@ def _overviews(evidence: Evidence) -> _Drawn:
     from kdci.reporting.overview import overview
 
     comparisons = [one for one in compare(evidence.rows, evidence.keys) if not one.is_control]
-    pairs = list(dict.fromkeys((one.teacher, one.student) for one in comparisons))
-    for number, (teacher, student) in enumerate(pairs):
+    for number, group in enumerate(dict.fromkeys(one.group for one in comparisons)):
+        teacher, student, budget = group
         pools = {pool.method: pool for pool in reversed(evidence.pools) if pool.teacher == teacher}
-        of_pair = [one for one in comparisons if (one.teacher, one.student) == (teacher, student)]
+        of_pair = [one for one in comparisons if one.group == group]
         if not pools and all(one.difference is None for one in of_pair):
             continue
         figure = overview(list(pools.values()), of_pair, evidence.rows, evidence.spec.class_names)
         name = "overview" if number == 0 else f"overview-{teacher}-{student}"
         caption = (
-            f"{teacher} to {student}: the substitution pool of each method (class proportions, a "
-            "random image per class) and the paired result. Dot and line: mean and 95 % interval; "
-            "ticks: single replicates."
+            f"{teacher} to {student}: the substitution pool of each method (class proportions, "
+            "random images by class) and the paired result. Dot and line: mean and 95 % interval; "
+            "ticks: single replicates." + _budget_note(budget)
         )
         yield name, "Overview", caption, figure
 
@@ -96,18 +104,18 @@ def _shifts(evidence: Evidence) -> _Drawn:
 def _gains(results: Sequence[ArmResult], name: str, section: str, title: str) -> _Drawn:
     from kdci.reporting.arm_figures import arm_gains
 
-    for pair in dict.fromkeys((one.teacher, one.student) for one in results):
-        of_pair = [one for one in results if (one.teacher, one.student) == pair]
-        if all(one.difference is None for one in of_pair):
+    for group in dict.fromkeys(one.group for one in results):
+        of_group = [one for one in results if one.group == group]
+        if all(one.difference is None for one in of_group):
             continue
         caption = (
-            f"{title}, {pair[0]} to {pair[1]}: paired difference to vanilla, with its 95 % "
+            f"{title}, {pair_text(group)}: paired difference to vanilla, with its 95 % "
             "interval over replicates; ticks are single replicates. All panels have one axis; an "
             "arrow says that an interval goes on beyond it. Intervals are each for itself, not "
             "corrected for the number of comparisons."
         )
-        figure = arm_gains(of_pair, title=f"{title}: {pair[0]} to {pair[1]}")
-        yield f"{name}-{pair[0]}-{pair[1]}", section, caption, figure
+        figure = arm_gains(of_group, title=f"{title}: {pair_text(group)}")
+        yield f"{name}-{group[0]}-{group[1]}", section, caption, figure
 
 
 def _galleries(evidence: Evidence) -> _Drawn:
@@ -117,7 +125,7 @@ def _galleries(evidence: Evidence) -> _Drawn:
     for teacher in dict.fromkeys(pool.teacher for pool in evidence.pools):
         pools = [pool for pool in _first_of_each(evidence.pools) if pool.teacher == teacher]
         caption = (
-            f"The pools side by side: a random image of each class as {teacher} sees it, a row per "
+            f"The pools side by side: random images by class as {teacher} sees it, a row per "
             "method."
         )
         yield f"gallery-{teacher}", "Substitution pools", caption, by_class(pools, names)
@@ -222,7 +230,7 @@ def _curves(evidence: Evidence) -> _Drawn:
         )
         caption = (
             f"Learning curves, {teacher} to {student}: thin lines are single students, thick ones "
-            "their mean."
+            "their mean." + _budget_note(points[0].budget)
         )
         yield f"curves-{teacher}-{student}", "Learning curves", caption, figure
 
@@ -239,12 +247,20 @@ def _predictions(evidence: Evidence) -> _Drawn:
             f"{method_title(examples.method)}, {examples.teacher} to {examples.student}: "
             f"{pictures} and what the students of the first seed and the teacher take them for. "
             "Images on which they differ come first, so errors are more frequent here than on the "
-            "whole set."
+            "whole set." + _students_note(evidence, examples)
         )
         name = f"predictions-{examples.teacher}-{examples.student}-{examples.method}"
         counts = _counts(evidence, examples)
         figure = predictions(examples, evidence.spec.class_names, counts)
         yield name, "Predictions", caption, figure
+
+
+def _students_note(evidence: Evidence, examples: Examples) -> str:
+    """Return the budgets of the students that examples show: those of the first seeds."""
+    key = (examples.teacher, examples.student, examples.method)
+    shown = [row for row in evidence.rows if row.key == key]
+    first = [row.budget for row in shown if row.replicate == shown[0].replicate]
+    return "".join(_budget_note(budget) for budget in dict.fromkeys(first))
 
 
 def _counts(evidence: Evidence, examples: Examples) -> Discordant | None:
@@ -254,3 +270,16 @@ def _counts(evidence: Evidence, examples: Examples) -> Discordant | None:
         if (cell.teacher, cell.student, cell.method) == key and cell.variant == "kdci":
             return evidence.discordant(cell)  # the first of a grid's pool seeds and seeds
     return None
+
+
+_FIGURES: tuple[tuple[Callable[[Evidence], _Drawn], bool], ...] = (
+    (_overviews, True),
+    (_arms, True),
+    (_shifts, True),
+    (_galleries, False),
+    (_pools, False),
+    (_dictionaries, False),
+    (_curves, True),
+    (_predictions, False),
+)
+"""Every figure in the order of the report, and whether it shows numbers of students."""

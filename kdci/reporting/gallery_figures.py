@@ -21,6 +21,7 @@ from kdci.reporting.style import (
     canvas,
     empty_tile,
     heading,
+    short,
     show_image,
 )
 from kdci.reporting.wording import method_title
@@ -42,16 +43,25 @@ def by_class(pools: Sequence[PoolView], class_names: Sequence[str]) -> Figure:
         class_names: Of the teacher's classes; evenly spaced ones where there are many.
     """
     classes = shown_classes(len(class_names), MAX_COLUMNS)
+    few = len(classes) == len(class_names)
+    which = "each class" if few else f"{len(classes)} of {len(class_names):,} classes"
     figure = Figure(figsize=(WIDTH, HEADING + 0.25 + len(pools) * _PITCH + 0.1))
     heading(
         figure,
         "What each method puts in the place of the data",
-        f"A random image of each class out of each pool, as the teacher {pools[0].teacher} sees it",
+        f"A random image of {which} out of each pool, as the teacher {pools[0].teacher} sees it",
     )
     sheet = canvas(figure)
     for column, index in enumerate(classes):
         x = MARGIN + _LABELS + column * _PITCH + _TILE / 2
-        sheet.text(x, HEADING + 0.12, class_names[index], size=SMALL, color=MUTED, ha="center")
+        sheet.text(
+            x,
+            HEADING + 0.12,
+            short(class_names[index], cut=10),
+            size=SMALL,
+            color=MUTED,
+            ha="center",
+        )
     for row, pool in enumerate(pools):
         y = HEADING + 0.25 + row * _PITCH
         _row_label(sheet, pool, y + _TILE / 2)

@@ -6,8 +6,7 @@ there is re-hashed first, so a damaged artifact is an error and never a strange 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from kdci.artifacts import CARD, REBUILD, Artifact, open_artifact, read_card
 from kdci.catalog import DatasetSpec
 from kdci.errors import IntegrityError
 from kdci.layout import Cell, Layout
+from kdci.reporting.costs import cost_of, known_number, read_timing
 from kdci.reporting.evidence import (
     CurvePoint,
     DictionaryView,
@@ -56,27 +56,32 @@ def gather(
     ]
     pools = list(dict.fromkeys((cell.teacher, cell.method, cell.pool_seed) for cell in wanted))
     teachers = {cell.teacher: layout.teacher(cell.teacher) for cell in wanted}
-    students = {cell: layout.student(cell) for cell in wanted}
+    students = {
+        cell: read_card(folder, kind="student")
+        for cell in wanted
+        if ((folder := layout.student(cell)) / CARD).is_file()
+    }
+    timings = {cell: read_timing(layout.timing(layout.student(cell))) for cell in wanted}
+    budgets = {cell: _budget(card) for cell, card in students.items()}
+    rows = _rows(wanted, evaluations, timings, budgets)
     return Evidence(
         preset=layout.preset,
         spec=spec,
         wanted=wanted,
-        rows=_rows(layout, wanted, evaluations),
+        rows=rows,
         teachers={
             name: read_card(folder, kind="teacher")["facts"]
             for name, folder in teachers.items()
             if (folder / CARD).is_file()
         },
-        pools=[_pool(layout, *key) for key in pools if (layout.pool(*key) / CARD).is_file()],
+        pools=[pool_view(layout, *key) for key in pools if (layout.pool(*key) / CARD).is_file()],
         dictionaries=[
-            _dictionary(layout, *key) for key in pools if (layout.dictionary(*key) / CARD).is_file()
+            dictionary_view(layout, *key)
+            for key in pools
+            if (layout.dictionary(*key) / CARD).is_file()
         ],
-        students={
-            cell: read_card(folder, kind="student")
-            for cell, folder in students.items()
-            if (folder / CARD).is_file()
-        },
-        points=_points(wanted, evaluations),
+        students=students,
+        points=_points(wanted, evaluations, budgets),
         examples=[_examples(artifact) for artifact in evaluations],
         evaluation_cards=[artifact.card for artifact in evaluations],
         shifts=shifts,
@@ -87,6 +92,11 @@ def gather(
             if _PREDICTIONS in artifact.card["files"]
         ],
         lambdas=_lambdas(wanted, evaluations),
+        costs={
+            cell: cost
+            for cell, card in students.items()
+            if (cost := cost_of(card, timings[cell])) is not None
+        },
     )
 
 
@@ -95,7 +105,12 @@ def _identity(values: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(values[name] for name in names)
 
 
-def _rows(layout: Layout, wanted: Iterable[Cell], evaluations: Iterable[Artifact]) -> list[Row]:
+def _rows(
+    wanted: Iterable[Cell],
+    evaluations: Iterable[Artifact],
+    timings: Mapping[Cell, Mapping[str, Any]],
+    budgets: Mapping[Cell, float],
+) -> list[Row]:
     """Return rows in the order of the grid; a cell that the grid no longer has is left out."""
     found = {
         _identity(values): values
@@ -103,22 +118,29 @@ def _rows(layout: Layout, wanted: Iterable[Cell], evaluations: Iterable[Artifact
         for values in artifact.json("cells.json")
     }
     return [
-        Row.from_json(found[identity], seconds=_seconds(layout, cell))
+        Row.from_json(
+            found[identity],
+            seconds=known_number(timings[cell], "loop_seconds"),
+            # The scored student's; scores of before it was noted are of the student in place.
+            budget=found[identity].get("budget", budgets.get(cell, 1.0)),
+        )
         for cell in wanted
         if (identity := _identity(cell.asdict())) in found
     ]
 
 
-def _seconds(layout: Layout, cell: Cell) -> float | None:
-    """Return the distillation time; null without one, for no result hangs on a wall time."""
-    try:
-        text = layout.timing(layout.student(cell)).read_text(encoding="utf-8")
-        return float(json.loads(text)["loop_seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _budget(card: Mapping[str, Any]) -> float:
+    """Return the budget a student was made with; cards of before there was one have none."""
+    return float(card.get("params", {}).get("budget", 1.0))
 
 
-def _pool(layout: Layout, teacher: str, method: str, pool_seed: int) -> PoolView:
+def pool_view(layout: Layout, teacher: str, method: str, pool_seed: int) -> PoolView:
+    """Read a pool as figures show it.
+
+    Raises:
+        UserError: There is none.
+        IntegrityError: It is damaged.
+    """
     artifact = open_artifact(layout.pool(teacher, method, pool_seed), kind="pool")
     logits_MK = _arrays(artifact, "predictions.safetensors")["logits"].astype(np.float64)
     odds_MK = np.exp(logits_MK - logits_MK.max(axis=1, keepdims=True))
@@ -133,7 +155,13 @@ def _pool(layout: Layout, teacher: str, method: str, pool_seed: int) -> PoolView
     )
 
 
-def _dictionary(layout: Layout, teacher: str, method: str, pool_seed: int) -> DictionaryView:
+def dictionary_view(layout: Layout, teacher: str, method: str, pool_seed: int) -> DictionaryView:
+    """Read a dictionary as figures and tables show it.
+
+    Raises:
+        UserError: There is none.
+        IntegrityError: It is damaged.
+    """
     artifact = open_artifact(layout.dictionary(teacher, method, pool_seed), kind="dictionary")
     arrays = _arrays(artifact, "dictionary.safetensors")
     prototypes, proportions = arrays["prototypes"], arrays["proportions"]
@@ -151,7 +179,9 @@ def _arrays(artifact: Artifact, name: str) -> dict[str, NDArray[Any]]:
         raise IntegrityError(str(artifact.path / name), "is damaged", REBUILD) from None
 
 
-def _points(wanted: Iterable[Cell], evaluations: Iterable[Artifact]) -> list[CurvePoint]:
+def _points(
+    wanted: Iterable[Cell], evaluations: Iterable[Artifact], budgets: Mapping[Cell, float]
+) -> list[CurvePoint]:
     known = {_identity(cell.asdict()): cell for cell in wanted}
     points = []
     for artifact in evaluations:
@@ -159,11 +189,11 @@ def _points(wanted: Iterable[Cell], evaluations: Iterable[Artifact]) -> list[Cur
             cell = known.get(_identity(curve))
             if cell is not None:
                 for point in curve["points"]:
-                    points += _curve_points(cell, point)
+                    points += _curve_points(cell, point, budgets.get(cell, 1.0))
     return points
 
 
-def _curve_points(cell: Cell, point: dict[str, Any]) -> list[CurvePoint]:
+def _curve_points(cell: Cell, point: dict[str, Any], budget: float) -> list[CurvePoint]:
     compensated = ARMS[cell.variant].compensated
     parts = ("backbone", "compensated") if compensated else ("backbone",)
     return [
@@ -176,6 +206,7 @@ def _curve_points(cell: Cell, point: dict[str, Any]) -> list[CurvePoint]:
             teacher=cell.teacher,
             student=cell.student,
             replicate=cell.replicate,
+            budget=budget,
         )
         for part in parts
     ]

@@ -26,6 +26,7 @@ from kdci.reporting.style import (
     canvas,
     empty_tile,
     heading,
+    short,
     show_image,
 )
 from kdci.reporting.wording import method_title
@@ -59,24 +60,32 @@ def shown_classes(num_classes: int, limit: int) -> list[int]:
 
 
 def substitutes(pool: PoolView, class_names: Sequence[str]) -> Figure:
-    """Draw random images of a pool, a row per class of the teacher, with its confidence."""
+    """Draw random images of a pool, a row per class of the teacher, with its confidence.
+
+    Of many classes some are shown, evenly spaced from the most frequent one to the rarest.
+    """
     classes = shown_classes(len(class_names), MAX_CLASSES)
+    if len(classes) < len(class_names):
+        classes = np.argsort(-pool.proportions, kind="stable")[classes].tolist()
     picks = [pick(pool, class_index, NUM_COLUMNS) for class_index in classes]
     heights = [_TILE + 0.24 if len(chosen) else _EMPTY_ROW + 0.14 for chosen in picks]
     figure = Figure(figsize=(WIDTH, HEADING + sum(heights) + 0.1))
-    some = "" if len(classes) == len(class_names) else f", {len(classes)} of {len(class_names)}"
+    every = f"A row per class as the teacher {pool.teacher} sees it: its share of the pool, and"
+    if len(classes) < len(class_names):
+        every = (
+            f"{len(classes)} of {len(class_names):,} classes of {pool.teacher}, frequent to rare:"
+        )
     heading(
         figure,
         f"Substitution images: {method_title(pool.method)}, pool {pool.pool_seed}",
-        f"A row per class as the teacher {pool.teacher} sees it{some}: its share of the pool, and "
-        "random images, surest first, with the teacher's confidence",
+        f"{every} random images, surest first, with the teacher's confidence",
     )
     sheet = canvas(figure)
     y = HEADING
     for class_index, chosen, height in zip(classes, picks, heights, strict=True):
         share = 100 * float(pool.proportions[class_index])
         middle = y + (_TILE if len(chosen) else _EMPTY_ROW) / 2
-        name = class_names[class_index]
+        name = short(class_names[class_index], cut=11)
         sheet.text(MARGIN, middle - 0.1, name, size=11, weight="bold", va="center")
         sheet.text(MARGIN, middle + 0.12, f"{share:.1f} %", size=8, color=MUTED, va="center")
         if len(chosen):
@@ -124,6 +133,8 @@ _TITLES_ALONE = {
 _LINE = 0.2
 _GROUP_HEADING = 0.34
 _BLOCK = _TILE + 1.15
+_LONGEST, _CUT = 11, 9
+"""Characters of a class name that fit below a tile, and of one that is cut."""
 _SPEAKERS = {"vanilla": VANILLA, "kdci": KDCI, "teacher": INK}
 
 
@@ -233,11 +244,11 @@ def _prediction_column(
     size = 8.5 if max(map(len, class_names)) <= 6 else SMALL - 0.7
     middle = x + _TILE / 2
     if label is not None:
-        name = class_names[label]
+        name = short(class_names[label], _LONGEST, cut=_CUT)
         sheet.text(middle, y + _LINE, name, size=size, color=MUTED, ha="center", va="center")
     for line, speaker in enumerate(speakers, start=2):
         index = said[speaker]
-        name = "-" if index is None else class_names[index]
+        name = "-" if index is None else short(class_names[index], _LONGEST, cut=_CUT)
         wrong = index is not None and index != truth
         sheet.text(
             middle,

@@ -26,6 +26,7 @@ from kdci.reporting.style import (
     few_ticks,
     heading,
     place,
+    short,
     show_image,
     spread,
 )
@@ -37,8 +38,6 @@ _NUM_TILES = 8
 _COLUMN_TITLES = 0.3
 _BAR_LEFT, _BAR_WIDTH, _BAR_ROOM = 0.85, 0.75, 0.5
 _CLASSES_LEFT = 2.3
-_LONGEST = 12
-"""Characters of a class name that fit beside the next column."""
 _SPREAD_RIGHT = 4.05
 _TILES_LEFT = 4.3
 _PITCH = (WIDTH - MARGIN - _TILES_LEFT) / _NUM_TILES
@@ -140,17 +139,13 @@ def _describe(
     classes = view.facts["top_classes"][index]
     for line, entry in enumerate(classes):
         y = middle + (line - (len(classes) - 1) / 2) * _LINE
-        text = f"{_short(class_names[entry['class']])}  {_percent(entry['share'])}"
+        text = f"{short(class_names[entry['class']])}  {_percent(entry['share'])}"
         style: dict[str, Any] = {"color": MUTED, "size": SMALL}
         if line == 0:
             style = {"color": INK, "weight": "bold", "size": SMALL + 0.5}
         sheet.text(_CLASSES_LEFT, y, text, va="center", **style)
     text = number(float(view.facts["spread"][index]), 2)
     sheet.text(_SPREAD_RIGHT, middle, text, size=8, ha="right", va="center")
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _percent(share: float) -> str:

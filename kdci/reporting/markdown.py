@@ -9,9 +9,21 @@ from kdci.reporting.arm_sections import arms_section, known_shifts_section, mcne
 from kdci.reporting.comparison import Comparison, compare
 from kdci.reporting.evidence import DictionaryView, Evidence, PoolView
 from kdci.reporting.figures import DrawnFigure
+from kdci.reporting.ledger import ledger
+from kdci.reporting.ledger_section import ledger_section, no_ledger
+from kdci.reporting.results import grouped
 from kdci.reporting.shift_section import distribution_shift
 from kdci.reporting.table import markdown_table, rows_table
-from kdci.reporting.wording import MEASURE_NOTES, headline, method_title, number
+from kdci.reporting.wording import (
+    BUDGET_NOTE,
+    MEASURE_NOTES,
+    budget_text,
+    hardware,
+    headline,
+    method_title,
+    number,
+    pair_text,
+)
 
 _MAX_LISTED = 12
 
@@ -24,6 +36,7 @@ def report_text(evidence: Evidence, figures: Sequence[DrawnFigure]) -> str:
         figures: Drawn from it; the report refers to them as ``figures/<name>``.
     """
     comparisons = compare(evidence.rows, evidence.keys)
+    lines = ledger(evidence)
 
     def illustrated(section: str, text: str) -> str:
         images = [_image(figure) for figure in figures if figure.section == section]
@@ -37,8 +50,10 @@ def report_text(evidence: Evidence, figures: Sequence[DrawnFigure]) -> str:
         "## Results\n\n" + _results(evidence, comparisons),
         illustrated("Arms", arms_section(evidence)),
         illustrated("Known shifts", known_shifts_section(evidence)),
+        illustrated("Published tables", ledger_section(lines)),
         "## Setting\n\n" + _setting(evidence),
         "## What was run\n\n" + _what_was_run(evidence),
+        "" if lines else no_ledger(evidence.spec.name),
         illustrated("Substitution pools", _pool_table(evidence)),
         illustrated("Distribution shift", distribution_shift(evidence)),
         illustrated("Confounder dictionary", _dictionary_table(evidence.dictionaries)),
@@ -56,12 +71,14 @@ def _image(figure: DrawnFigure) -> str:
 
 
 def _headlines(comparisons: Sequence[Comparison]) -> str:
-    pairs = dict.fromkeys((one.teacher, one.student) for one in comparisons)
-    several = len(pairs) > 1
+    several = len({one.group for one in comparisons}) > 1
     lines = [
-        (f"- {one.teacher} to {one.student}, " if several else "- ") + f"**{headline(one)}**"
+        (f"- {pair_text(one.group)}, " if several else "- ") + f"**{headline(one)}**"
         for one in comparisons
     ]
+    budget = comparisons[0].budget
+    if not several and budget != 1:
+        lines += ["", f"All students have a budget of {budget:g}."]
     return "\n".join([*lines, "", _caveat(comparisons)])
 
 
@@ -82,9 +99,9 @@ def _deployed(comparisons: Sequence[Comparison]) -> str:
 
 def _results(evidence: Evidence, comparisons: Sequence[Comparison]) -> str:
     parts = []
-    for pair in dict.fromkeys((one.teacher, one.student) for one in comparisons):
-        of_pair = [one for one in comparisons if (one.teacher, one.student) == pair]
-        parts += [f"{pair[0]} to {pair[1]}:", markdown_table(of_pair)]
+    for group in dict.fromkeys(one.group for one in comparisons):
+        of_group = [one for one in comparisons if one.group == group]
+        parts += [f"{pair_text(group)}:", markdown_table(of_group)]
     note = MEASURE_NOTES[comparisons[0].measure]
     note = note[0].upper() + note[1:]
     parts.append(
@@ -92,6 +109,8 @@ def _results(evidence: Evidence, comparisons: Sequence[Comparison]) -> str:
         f"{_deployed(comparisons)} minus vanilla, in points, with its interval. Seconds: "
         "distillation alone, vanilla / KDCI."
     )
+    if any(one.budget != 1 for one in comparisons):
+        parts.append(BUDGET_NOTE)
     return "\n\n".join(parts)
 
 
@@ -106,8 +125,12 @@ def _setting(evidence: Evidence) -> str:
         known = "not known, there is no test data" if accuracy is None else f"{number(accuracy)} %"
         lines.append(f"- Teacher {name}: test accuracy {known}")
     lines += _budget(evidence)
+    compensated = [card.get("params", {}).get("compensation") for card in _cards(evidence)]
+    if any(compensated):
+        fusions = _distinct(block["fusion"] for block in compensated if block)
+        lines.append(f"- Fusion of KDCI's students: {fusions}")
     runtimes = [card["runtime"] for card in _cards(evidence)]
-    lines.append(f"- Device: {_distinct(_device(runtime) for runtime in runtimes)}")
+    lines.append(f"- Device: {_distinct(hardware(runtime) for runtime in runtimes)}")
     for key in ("threads", "precision"):
         lines.append(f"- {key.capitalize()}: {_distinct(one.get(key) for one in runtimes)}")
     revisions = [card["code"].get("revision") for card in _cards(evidence)]
@@ -118,11 +141,6 @@ def _setting(evidence: Evidence) -> str:
 def _cards(evidence: Evidence) -> list[dict[str, Any]]:
     """Return the cards of the students, whose times and accuracies the report is about."""
     return list(evidence.students.values()) or list(evidence.evaluation_cards)
-
-
-def _device(runtime: dict[str, Any]) -> str:
-    more = runtime.get("device_name") or runtime.get("machine")
-    return f"{runtime['device']} ({more})" if more else str(runtime["device"])
 
 
 def _distinct(values: Iterable[Any]) -> str:
@@ -137,6 +155,8 @@ def _budget(evidence: Evidence) -> list[str]:
         facts = card["facts"]
         images = facts["num_steps"] * facts["batch_size"]
         text = f"{facts['num_steps']:,} steps x batch {facts['batch_size']} = {images:,} images"
+        row = evidence.row_of(cell)
+        text += budget_text(row.budget) if row else ""
         found.setdefault(cell.method, {})[text] = None
     return [
         f"- Budget of a {method_title(method)} student: {'; '.join(texts)}"
@@ -219,9 +239,7 @@ def _dictionary_table(dictionaries: Sequence[DictionaryView]) -> str:
 
 
 def _every_student(evidence: Evidence) -> str:
-    pairs = dict.fromkeys((row.teacher, row.student) for row in evidence.rows)
     parts = []
-    for pair in pairs:
-        rows = [row for row in evidence.rows if (row.teacher, row.student) == pair]
-        parts += [f"{pair[0]} to {pair[1]}:", rows_table(rows)]
+    for group, rows in grouped(evidence.rows).items():
+        parts += [f"{pair_text(group)}:", rows_table(rows)]
     return "\n\n".join(parts)

@@ -28,10 +28,18 @@ from kdci.reporting.style import (
     empty_tile,
     heading,
     place,
+    short,
     show_image,
     signed_tick,
 )
-from kdci.reporting.wording import interval_text, method_title, number, signed, verdict
+from kdci.reporting.wording import (
+    budget_text,
+    interval_text,
+    method_title,
+    number,
+    signed,
+    verdict,
+)
 
 _TOP = 1.12
 _BLOCK = 1.95
@@ -39,6 +47,8 @@ _LEFT, _SPLIT = MARGIN + 0.32, 5.3
 _RESULT = 6.15
 _BARS = 0.75
 _MAX_TILES = 10
+_LONGEST, _CUT = 10, 8
+"""Characters of a class name that fit below a tile, and of one that is cut."""
 
 
 def overview(
@@ -51,7 +61,7 @@ def overview(
 
     Args:
         pools: One a method, in the order of ``comparisons``; a method may have none yet.
-        comparisons: Those of one teacher-student pair.
+        comparisons: Those of one teacher-student pair and budget.
         rows: Its results.
         class_names: Of the teacher's classes.
     """
@@ -60,12 +70,16 @@ def overview(
     points = "accuracy" if first.measure == "accuracy" else "agreement with the teacher"
     heading(
         figure,
-        f"Distilling {first.teacher} into {first.student} without its data",
+        f"Distilling {first.teacher} into {first.student} without its data"
+        + budget_text(first.budget),
         f"What each method puts in the place of the data, and what KDCI changes in {points}",
     )
     sheet = canvas(figure)
+    images = "one random image a class"
+    if len(class_names) > _MAX_TILES:
+        images = f"an image of {_MAX_TILES} of {len(class_names):,}, frequent to rare"
     for x, text in (
-        (MARGIN, "Substitutes: share of each class (%, dashed: uniform), one random image a class"),
+        (MARGIN, f"Substitutes: share of each class (%, dashed: uniform), {images}"),
         (_RESULT, "KDCI minus vanilla, points, paired by seed"),
     ):
         sheet.text(x, _TOP - 0.22, text, size=SMALL, color=MUTED, va="center")
@@ -79,14 +93,8 @@ def overview(
             _pool_block(figure, sheet, pool, class_names, top + 0.26)
             shift = f"total variation from uniform {pool.total_variation:.2f}"
             sheet.text(_SPLIT, top + 0.06, shift, size=SMALL, color=MUTED, ha="right", va="top")
-        _result_block(
-            figure, sheet, one, [row for row in rows if row.key == _key(one)], top, limits
-        )
+        _result_block(figure, sheet, one, [row for row in rows if one.covers(row)], top, limits)
     return figure
-
-
-def _key(one: Comparison) -> tuple[str, str, str]:
-    return (one.teacher, one.student, one.method)
 
 
 def _pool_block(
@@ -112,7 +120,7 @@ def _pool_block(
             empty_tile(sheet, x, y, size)
             middle = (x + size / 2, y + size / 2)
             sheet.text(*middle, "none", size=6.5, color=WRONG, ha="center", va="center")
-        name = class_names[class_index]
+        name = short(class_names[class_index], _LONGEST, cut=_CUT)
         style_size = SMALL if max(map(len, class_names)) <= 6 else 5.5
         sheet.text(
             x + size / 2, y + size + 0.04, name, size=style_size, color=MUTED, ha="center", va="top"
@@ -127,7 +135,7 @@ def _limits(comparisons: Sequence[Comparison], rows: Sequence[Row]) -> tuple[flo
     """Return limits in points that hold every difference, every interval and zero."""
     values = [0.0]
     for one in comparisons:
-        own = [row for row in rows if row.key == _key(one)]
+        own = [row for row in rows if one.covers(row)]
         for part, _, _ in _PARTS:
             values += differences(own, one.measure, part)
             paired = _difference(one, part)

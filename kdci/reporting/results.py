@@ -17,6 +17,8 @@ Quantity = Literal["accuracy", "agreement", "calibration_error", "marginal_bias"
 Part = Literal["backbone", "compensated"]
 Key = tuple[str, str, str]
 """Teacher, student, method."""
+Group = tuple[str, str, float]
+"""Teacher, student and budget: what one table is about. Budgets never share a mean."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Row:
         marginal_bias_backbone: Total variation of the predicted class proportions from the
             true ones, 0 to 1.
         marginal_bias_compensated: The same for the compensated prediction.
+        budget: Factor on the steps of pool and student that params.yaml asked for.
     """
 
     preset: str
@@ -59,6 +62,7 @@ class Row:
     calibration_error_compensated: float | None = None
     marginal_bias_backbone: float | None = None
     marginal_bias_compensated: float | None = None
+    budget: float = 1.0
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], **more: Any) -> Row:
@@ -77,6 +81,11 @@ class Row:
         return (self.teacher, self.student, self.method)
 
     @property
+    def group(self) -> Group:
+        """Teacher, student and budget."""
+        return (self.teacher, self.student, self.budget)
+
+    @property
     def replicate(self) -> tuple[int, int]:
         """Pool seed and student seed: what a vanilla and a KDCI student share."""
         return (self.pool_seed, self.seed)
@@ -91,6 +100,14 @@ class Row:
         """Return what is known of one of a student's two predictions."""
         number: float | None = getattr(self, f"{quantity}_{part}")
         return number
+
+
+def grouped(rows: Iterable[Row]) -> dict[Group, list[Row]]:
+    """Return rows by teacher, student and budget, in the order that these occur."""
+    found: dict[Group, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.group, []).append(row)
+    return found
 
 
 def measure_of(rows: Iterable[Row]) -> Measure:

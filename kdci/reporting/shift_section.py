@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from kdci.arms import arm_title
 from kdci.reporting.arm_comparison import arms_of
 from kdci.reporting.evidence import Evidence, PoolShift
-from kdci.reporting.results import Quantity, Row
+from kdci.reporting.results import Quantity, Row, grouped
 from kdci.reporting.statistics import by_replicate, estimate, minus
 from kdci.reporting.text_table import markdown
 from kdci.reporting.wording import (
@@ -19,6 +19,7 @@ from kdci.reporting.wording import (
     mean_text,
     method_title,
     number,
+    pair_text,
 )
 
 _SCALES: dict[Quantity, float] = {"marginal_bias": 100.0, "calibration_error": 1.0}
@@ -55,20 +56,19 @@ def _pool_table(pools: Sequence[PoolShift]) -> str:
 
 
 def _student_tables(rows: Sequence[Row]) -> str:
-    """Return a table a pair, with a line for each arm of each pool that has test results."""
+    """Return a table a pair and budget, a line for each arm of each pool that has test results."""
     tested = [row for row in rows if row.value("marginal_bias", row.deployed) is not None]
     parts = []
-    for teacher, student in dict.fromkeys((row.teacher, row.student) for row in tested):
-        of_pair = [row for row in tested if (row.teacher, row.student) == (teacher, student)]
+    for group, of_group in grouped(tested).items():
         lines = [
             ["method", "arm", "marginal bias", "change", "calibration error", "change", "n"],
             *(
-                _line([row for row in of_pair if row.method == method], arm)
-                for method in dict.fromkeys(row.method for row in of_pair)
-                for arm in _arms([row for row in of_pair if row.method == method])
+                _line([row for row in of_group if row.method == method], arm)
+                for method in dict.fromkeys(row.method for row in of_group)
+                for arm in _arms([row for row in of_group if row.method == method])
             ),
         ]
-        parts += [f"{teacher} to {student}:", markdown(lines, num_names=2)]
+        parts += [f"{pair_text(group)}:", markdown(lines, num_names=2)]
     return "\n\n".join(parts)
 
 

@@ -103,8 +103,13 @@ def paired_differences(
         quantity: What is compared.
         arm: Of `kdci.arms`.
         part: The arm's prediction; vanilla has only its backbone.
+
+    Raises:
+        ValueError: The rows have several budgets, which would be set against each other.
     """
     known = list(rows)
+    if len({row.budget for row in known}) > 1:
+        raise ValueError("rows of several budgets have no paired differences")
     before = by_replicate((row for row in known if row.variant == "vanilla"), quantity, "backbone")
     after = by_replicate((row for row in known if row.variant == arm), quantity, part)
     return minus(after, before)

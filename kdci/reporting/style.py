@@ -144,6 +144,20 @@ def empty_tile(sheet: Axes, x: float, y: float, width: float, height: float | No
     )
 
 
+def short(name: str, longest: int = 12, *, cut: int | None = None) -> str:
+    """Return a class name, cut where it has more than ``longest`` characters.
+
+    Args:
+        name: Of a class.
+        longest: Characters that fit.
+        cut: Characters that are left of a name that does not, with the sign of its being cut;
+            ``longest`` if not given. Fewer of them keep two cut names apart.
+    """
+    if len(name) <= longest:
+        return name
+    return name[: (cut or longest) - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 def signed_tick(value: float) -> str:
     """Return an axis label with its sign: "+5", "0", "−5"."""
     return f"{value:+g}".translate(MINUS) if value else "0"

@@ -9,14 +9,16 @@ from kdci.arms import arm_title
 from kdci.reporting.arm_comparison import compare_arms, compare_shifts, has_further_arms
 from kdci.reporting.arm_tables import arm_cells, shift_cells
 from kdci.reporting.comparison import Comparison, compare
-from kdci.reporting.results import Measure, Row, measure_of
+from kdci.reporting.results import Measure, Row, grouped, measure_of
 from kdci.reporting.text_table import WIDTH, aligned, markdown
 from kdci.reporting.wording import (
     ARMS_NOTE,
+    BUDGET_NOTE,
     COST_NOTE,
     MEASURE_NOTES,
     SHIFTS_NOTE,
     UNKNOWN,
+    budget_text,
     difference_text,
     headline,
     is_shift,
@@ -27,7 +29,7 @@ from kdci.reporting.wording import (
 
 
 def terminal_table(rows: Sequence[Row]) -> str:
-    """Return the table that `kdci show` prints, ASCII only, one block a pair.
+    """Return the table that `kdci show` prints, ASCII only, one block a pair and budget.
 
     Args:
         rows: Content of ``report/results.json``.
@@ -37,10 +39,9 @@ def terminal_table(rows: Sequence[Row]) -> str:
     measure = measure_of(rows)
     comparisons = compare([row for row in rows if not is_shift(row.method)])
     blocks = []
-    for pair in dict.fromkeys((row.teacher, row.student) for row in rows):
-        of_pair = [row for row in rows if (row.teacher, row.student) == pair]
-        compared = [one for one in comparisons if (one.teacher, one.student) == pair]
-        parts = [_pair_title(of_pair[0]), *_pair_blocks(of_pair, compared, measure)]
+    for group, of_group in grouped(rows).items():
+        compared = [one for one in comparisons if one.group == group]
+        parts = [_pair_title(of_group[0]), *_pair_blocks(of_group, compared, measure)]
         blocks.append("\n\n".join(parts))
     return "\n\n".join([*blocks, "\n".join(_notes(rows, measure))])
 
@@ -93,6 +94,8 @@ def _notes(rows: Sequence[Row], measure: Measure) -> list[str]:
         f"Paired difference: KDCI's {deploy} (the deployed one) minus vanilla, by replicate.",
         "Seconds a student: distillation alone, vanilla / KDCI.",
     ]
+    if any(row.budget != 1 for row in rows):
+        notes += textwrap.wrap(BUDGET_NOTE, WIDTH)
     if has_further_arms(row for row in rows if not is_shift(row.method)):
         notes += textwrap.wrap(ARMS_NOTE, WIDTH)
     if any(is_shift(row.method) for row in rows):
@@ -104,7 +107,8 @@ def _pair_title(row: Row) -> str:
     accuracy = ""
     if row.teacher_accuracy is not None:
         accuracy = f", teacher {number(row.teacher_accuracy)} %"
-    return f"{row.preset}: {row.teacher} -> {row.student} on {row.dataset}{accuracy}"
+    pair = f"{row.teacher} -> {row.student} on {row.dataset}"
+    return f"{row.preset}: {pair}{accuracy}{budget_text(row.budget)}"
 
 
 def _cells(comparisons: Sequence[Comparison], plus_minus: str) -> list[list[str]]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from kdci.reporting.comparison import Comparison
+from kdci.reporting.results import Group
 from kdci.reporting.statistics import NO_SPREAD, Estimate
 
 METHOD_TITLES = {
@@ -53,6 +57,10 @@ STUDENT_SHIFT_NOTE = (
     "in percent. Calibration error: expected calibration error, 15 bins, in percent. Change: "
     "paired with vanilla by replicate, in points with a 95 % t-interval."
 )
+BUDGET_NOTE = (
+    "Budget: factor on the steps of pools and students that the preset's blocks give. Numbers of "
+    "different budgets are never averaged, nor set against each other."
+)
 NOT_RUN = "not run"
 UNKNOWN = "-"
 
@@ -60,6 +68,23 @@ UNKNOWN = "-"
 def method_title(method: str) -> str:
     """Return a method's name as the paper writes it."""
     return METHOD_TITLES.get(method, method)
+
+
+def budget_text(budget: float) -> str:
+    """Return ", budget 0.1" to go on with after a name; nothing for the whole budget."""
+    return "" if budget == 1 else f", budget {budget:g}"
+
+
+def pair_text(group: Group) -> str:
+    """Return "a to b", with the budget where it is not the whole."""
+    teacher, student, budget = group
+    return f"{teacher} to {student}{budget_text(budget)}"
+
+
+def hardware(runtime: Mapping[str, Any]) -> str:
+    """Return what a card's ``runtime`` says that something ran on."""
+    more = runtime.get("device_name") or runtime.get("machine")
+    return f"{runtime['device']} ({more})" if more else str(runtime["device"])
 
 
 def is_shift(method: str) -> bool:
@@ -74,39 +99,40 @@ def number(value: float | None, decimals: int = 1) -> str:
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
-def signed(value: float) -> str:
+def signed(value: float, decimals: int = 1) -> str:
     """Return a difference in points with its sign; 0.0 has none."""
-    text = number(value)
+    text = number(value, decimals)
     return f"+{text}" if float(text) > 0 else text
 
 
-def mean_text(estimate: Estimate | None, plus_minus: str = "±") -> str:
+def mean_text(estimate: Estimate | None, plus_minus: str = "±", decimals: int = 1) -> str:
     """Return "98.1 ± 0.4": mean and half the 95 % interval; "(n = 1)" where there is none."""
     if estimate is None:
         return NOT_RUN
+    mean = number(estimate.mean, decimals)
     if estimate.half_width is None:
-        return f"{number(estimate.mean)} (n = 1)"
-    return f"{number(estimate.mean)} {plus_minus} {number(estimate.half_width)}"
+        return f"{mean} (n = 1)"
+    return f"{mean} {plus_minus} {number(estimate.half_width, decimals)}"
 
 
-def difference_text(estimate: Estimate | None) -> str:
-    """Return "+0.3 (-0.5 to 1.1)": a paired difference with its interval."""
+def difference_text(estimate: Estimate | None, decimals: int = 1) -> str:
+    """Return "+0.3 (-0.5 to 1.1)": a difference with its interval."""
     if estimate is None:
         return NOT_RUN
-    return f"{signed(estimate.mean)} ({interval_text(estimate)})"
+    return f"{signed(estimate.mean, decimals)} ({interval_text(estimate, decimals)})"
 
 
-def interval_text(estimate: Estimate) -> str:
+def interval_text(estimate: Estimate, decimals: int = 1) -> str:
     """Return "-0.5 to 1.1", or "n = 1" where there is no interval."""
     if estimate.interval is None:
         return "n = 1"
-    return " to ".join(_bound(bound) for bound in estimate.interval)
+    return " to ".join(_bound(bound, decimals) for bound in estimate.interval)
 
 
-def _bound(value: float) -> str:
+def _bound(value: float, decimals: int) -> str:
     """Return a bound so that rounding does not hide on which side of 0 it lies."""
-    text = number(value)
-    return text if float(text) != 0 or value == 0 else number(value, 2)
+    text = number(value, decimals)
+    return text if float(text) != 0 or value == 0 else number(value, max(decimals, 2))
 
 
 def p_text(p: float | None) -> str:

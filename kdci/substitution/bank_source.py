@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdci.data.augmentation import random_crop_flip
+from kdci.data.augmentation import augment
 from kdci.data.image_bank import ImageBank
+from kdci.data.resized_crop import random_resized_crop
 from kdci.data.shuffled_rows import ShuffledRows
 from kdci.data.stratified_rows import StratifiedRows
 from kdci.substitution.base import SourceContext, State, StratumOf
 
+SYNTHESIS_SCALE = (0.75, 1.0)
+"""Share of an image's area that the teacher is shown of it while it is synthesised."""
 _STRATUM_BATCH = 512
 
 
@@ -64,7 +67,10 @@ class BankSource:
 
     def draw(self, size: int) -> Tensor:
         """Return the next images of the bank in shuffled order, uint8 (size, C, H, W)."""
-        return self.bank.rows(self.next_rows(size, len(self.bank))).to(self.context.device)
+        images = self.bank.rows(self.next_rows(size, len(self.bank)))
+        if self.context.device.type == "cuda":  # pinned, or the copy waits; untested
+            images = images.pin_memory()
+        return images.to(self.context.device, non_blocking=True)
 
     def next_rows(self, size: int, num_rows: int) -> Tensor:
         """Return the next of the first ``num_rows`` rows: shuffled, evenly over strata if asked.
@@ -81,9 +87,19 @@ class BankSource:
 
     def augment(self, images_BCHW: Tensor) -> Tensor:
         """Crop and flip a batch, as far as the dataset allows; gradients pass through."""
+        return augment(images_BCHW, self.context.spec, self.random)
+
+    def view(self, images_BCHW: Tensor) -> Tensor:
+        """Return images that are being synthesised as the teacher is shown them.
+
+        As `augment` does, but for datasets of resized crops: there the boxes are nearly whole,
+        as in Fast's ImageNet code, for what is learnt is the image and no small part of it.
+        """
         spec = self.context.spec
-        return random_crop_flip(
-            images_BCHW, crop_padding=spec.crop_padding, flip=spec.flip, generator=self.random
+        if spec.resized_crop is None:
+            return self.augment(images_BCHW)
+        return random_resized_crop(
+            images_BCHW, scale=SYNTHESIS_SCALE, flip=spec.flip, generator=self.random
         )
 
     def state_dict(self) -> State:

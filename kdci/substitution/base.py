@@ -8,8 +8,8 @@ knows of the confounder dictionary: that is what lets KDCI combine with any meth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from kdci.catalog import DatasetSpec
 from kdci.data.image_bank import ImageBank
 from kdci.losses import soft_label_kl
 from kdci.models import PixelModel
+
+if TYPE_CHECKING:
+    from kdci.data.open_world_pool import OpenWorldPool
 
 State = dict[str, Any]
 """Nested dicts and lists of tensors, numbers, strings and None; see ``kdci.checkpoints``."""
@@ -35,16 +38,19 @@ class SourceContext:
         spec: The dataset the teacher was trained on: classes, image shape, augmentation.
         bank: Where substitution images live; grows as a generating method refreshes.
         seed: Seed of the method's own random streams.
-        teacher_accuracy: The teacher's accuracy as its card states it, strictly between 0 and 1.
-        open_world: Loads the unlabelled pool, uint8 (M, C, H, W); only samplers call it.
+        teacher_accuracy: The teacher's accuracy as its card states it, strictly between 0 and 1;
+            None: the card does not.
+        open_world: Opens the unlabelled pool; only samplers call it.
+        skipped: Receives how many of its images could not be used, by reason.
     """
 
     teacher: PixelModel
     spec: DatasetSpec
     bank: ImageBank
     seed: int
-    teacher_accuracy: float
-    open_world: Callable[[], Tensor]
+    teacher_accuracy: float | None
+    open_world: Callable[[], OpenWorldPool]
+    skipped: dict[str, int] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:

@@ -11,8 +11,9 @@ Where this differs from the authors' public code, on purpose:
 - A full memory is drawn from like any other. There the write pointer stands for the number
   of rows and is 0 when the memory has just been filled: that call gets no negatives and a
   loss that is NaN, and a batch of an untrained generator's noise enters the pool.
-- A term of weight 0 is left out with all that it needs: for ``adversarial_weight`` the
-  student's forward pass, for ``contrastive_weight`` (which crashes there) the second view.
+- A term of weight 0 is left out with all that it needs: for ``bn_weight`` the statistics, for
+  ``adversarial_weight`` the student's forward pass, for ``contrastive_weight`` (which crashes
+  there) the second view.
 - The pool is made before distillation without a student, then every refresh adds a batch
   that is adversarial to it: the authors' two stages, at one setting of everything else.
 - A ResNet-18 teacher is read at its four stages, as ResNet-34 is; there, at every BatchNorm.
@@ -22,6 +23,7 @@ Where this differs from the authors' public code, on purpose:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +32,13 @@ from torch import Tensor
 from kdci.data.resized_crop import random_resized_crop
 from kdci.losses import bn_statistics_loss, disagreement
 from kdci.models import PixelModel
+from kdci.models.generating import build_beside
 from kdci.models.generators import ADAM_BETAS, Generator, reset_parameters_
 from kdci.models.projection_head import ProjectionHead
-from kdci.models.seeded import build_seeded
 from kdci.optimizers import Adam
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.feature_memory import FeatureMemory
 from kdci.synthesis.instance_discrimination import InstanceDiscrimination
 from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
@@ -57,7 +60,7 @@ class CmiSource(BankSource):
         batch_size: Images per call, at least 2.
         num_steps: Steps K per call, at least 1.
         learning_rate: Adam rate of generator, latents and projection head.
-        bn_weight: Weight of R_bn.
+        bn_weight: Weight of R_bn; 0: it is not computed.
         one_hot_weight: Weight of the cross-entropy to the targets.
         adversarial_weight: Weight of the disagreement with the student.
         contrastive_weight: Weight of the contrastive loss.
@@ -113,10 +116,11 @@ class CmiSource(BankSource):
         self.warmup_calls = warmup_calls
         self.temperature = temperature
         self.calls = 0
-        self._statistics = BatchNormStatistics(context.teacher)
+        self._statistics = BatchNormStatistics(context.teacher) if bn_weight > 0 else None
         self._layers = LayerFeatures(feature_layers(context.teacher))
         spec = context.spec
-        self._generator = build_seeded(
+        self._generator = build_beside(
+            context.teacher,
             lambda: Generator(
                 latent_dim=latent_dim,
                 image_size=spec.image_size,
@@ -124,11 +128,13 @@ class CmiSource(BankSource):
                 width=generator_width,
             ),
             self.random,
-        ).to(context.device)
+        )
         num_features = self._num_features()
-        head = build_seeded(lambda: ProjectionHead(num_features, projection_dim), self.random)
+        head = build_beside(
+            context.teacher, lambda: ProjectionHead(num_features, projection_dim), self.random
+        )
         self.discrimination = InstanceDiscrimination(
-            head.to(context.device),
+            head,
             FeatureMemory(memory_size, num_features),
             learning_rate=learning_rate,
             temperature=contrastive_temperature,
@@ -209,9 +215,7 @@ class CmiSource(BankSource):
             images = self._generator(latents)
             readings, features = self._readings(images, targets, student)
             best.offer(readings, images=images, **features)
-            gradients = torch.autograd.grad(readings["inversion_loss"], leaves)
-            for leaf, gradient in zip(leaves, gradients, strict=True):
-                leaf.grad = gradient
+            set_gradients(readings["inversion_loss"], leaves)
             optimizer.step()
             self.discrimination.learn()
         optimizer.zero_grad()
@@ -224,15 +228,11 @@ class CmiSource(BankSource):
 
         The features of both views, (B, d) each, are left out where nothing compares them.
         """
-        views, statistics = self.augment(images), self._statistics
-        with statistics, self._layers as layers:
+        views, statistics = self.view(images), self._statistics
+        reading = nullcontext() if statistics is None else statistics
+        with reading, self._layers as layers:
             logits, global_features = self.context.teacher(views).logits, layers.features
-            bn = bn_statistics_loss(
-                statistics.means,
-                statistics.variances,
-                statistics.running_means,
-                statistics.running_variances,
-            )
+            bn = logits.new_zeros(()) if statistics is None else _bn_loss(statistics)
         terms = {"bn": bn, "one_hot": F.cross_entropy(logits, targets)}
         terms["adversarial"] = terms["contrastive"] = logits.new_zeros(())
         features = {}
@@ -255,3 +255,12 @@ class CmiSource(BankSource):
         with self._layers as layers:
             self.context.teacher(views)
             return layers.features
+
+
+def _bn_loss(statistics: BatchNormStatistics) -> Tensor:
+    return bn_statistics_loss(
+        statistics.means,
+        statistics.variances,
+        statistics.running_means,
+        statistics.running_variances,
+    )

@@ -32,11 +32,12 @@ from kdci.errors import NumericError
 from kdci.losses import activation_loss, class_balance, one_hot_costs
 from kdci.metrics import RunningMeans
 from kdci.models import PixelModel
+from kdci.models.generating import build_beside
 from kdci.models.generators import ADAM_BETAS, DaflGenerator, Generator
-from kdci.models.seeded import build_seeded
 from kdci.optimizers import Adam, load_moments, moments_of
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.inversion import frozen
 
 GeneratorKind = Literal["small", "original"]
@@ -109,7 +110,8 @@ class DaflSource(BankSource):
         self.steps = 0
         kind = Generator if generator == "small" else DaflGenerator
         self.emits_pixels = generator == "small"
-        self.generator = build_seeded(
+        self.generator = build_beside(
+            context.teacher,
             lambda: kind(
                 latent_dim=latent_dim,
                 image_size=context.spec.image_size,
@@ -117,7 +119,7 @@ class DaflSource(BankSource):
                 width=generator_width,
             ),
             self.random,
-        ).to(context.device)
+        )
         self._optimizer = Adam(self.generator.parameters(), lr=learning_rate, betas=ADAM_BETAS)
 
     @property
@@ -186,8 +188,7 @@ class DaflSource(BankSource):
             "entropy": class_balance(logits),
         }
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        self._optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        set_gradients(total, list(self.generator.parameters()))
         self._optimizer.step()
         self.steps += 1
         readings = torch.stack([total, *terms.values()]).tolist()

@@ -20,6 +20,7 @@ Where this differs from public code, on purpose:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -32,6 +33,7 @@ from kdci.optimizers import Adam
 from kdci.schedules import learning_rate_factor, scale_learning_rates
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.image_priors import jitter, mean_norm, total_variation
 from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
 
@@ -55,7 +57,7 @@ class DeepInvSource(BankSource):
         beta2: Adam's second beta.
         learning_rate_schedule: `constant`, or `cosine` to 0 over each stage.
         lr_warmup_steps: Steps of linear warm-up at the start of each stage.
-        bn_weight: Weight of R_bn.
+        bn_weight: Weight of R_bn; 0: it is not computed.
         first_bn_factor: Factor on R_bn of the first BatchNorm layer; ImageNet: 10.
         one_hot_weight: Weight of the cross-entropy to the targets.
         adversarial_weight: Weight of the competition with the student; 0: plain
@@ -187,14 +189,20 @@ class DeepInvSource(BankSource):
         """
         teacher = self.context.teacher
         models = [teacher] if student is None else [teacher, student]
-        with frozen(*models), BatchNormStatistics(teacher) as statistics:
+        with frozen(*models), self._reading() as statistics:
             images, metrics = self._invert(student, statistics)
         self.bank.append(images)
         self.calls += 1
         return {**metrics, "bank": float(len(self.bank))}
 
+    def _reading(self) -> AbstractContextManager[BatchNormStatistics | None]:
+        """Return what reads the teacher's batch statistics, where a term asks for them."""
+        if self.weights["bn"] > 0:
+            return BatchNormStatistics(self.context.teacher)
+        return nullcontext()
+
     def _invert(
-        self, student: PixelModel | None, statistics: BatchNormStatistics
+        self, student: PixelModel | None, statistics: BatchNormStatistics | None
     ) -> tuple[Tensor, dict[str, float]]:
         """Optimise pixels from noise; return the best batch in [0, 1] with its readings."""
         context, spec = self.context, self.context.spec
@@ -211,7 +219,7 @@ class DeepInvSource(BankSource):
                 readings = self._readings(self._view(pixels, pooling), targets, student, statistics)
                 if pooling == 1:
                     best.offer(readings, images=pixels * std + mean)
-                (pixels.grad,) = torch.autograd.grad(readings["inversion_loss"], [pixels])
+                set_gradients(readings["inversion_loss"], [pixels])
                 scale_learning_rates(optimizer, self._rate_factor(step, num_steps))
                 optimizer.step()
                 with torch.no_grad():
@@ -244,22 +252,15 @@ class DeepInvSource(BankSource):
         view: Tensor,
         targets: Tensor,
         student: PixelModel | None,
-        statistics: BatchNormStatistics,
+        statistics: BatchNormStatistics | None,
     ) -> dict[str, Tensor]:
         """Return the terms for a view in normalised space, and their weighted sum."""
         teacher = self.context.teacher
         images = view * teacher.std + teacher.mean
         logits = teacher(images).logits
-        compared = (
-            statistics.means,
-            statistics.variances,
-            statistics.running_means,
-            statistics.running_variances,
-        )
-        first = bn_statistics_loss(*(layers[:1] for layers in compared))
         zero = logits.new_zeros(())
         terms = {
-            "bn": bn_statistics_loss(*compared) + (self.first_bn_factor - 1) * first,
+            "bn": zero if statistics is None else self._bn_loss(statistics),
             "one_hot": F.cross_entropy(logits, targets),
             "adversarial": zero
             if student is None
@@ -269,3 +270,13 @@ class DeepInvSource(BankSource):
         }
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return {"inversion_loss": total, **terms}
+
+    def _bn_loss(self, statistics: BatchNormStatistics) -> Tensor:
+        compared = (
+            statistics.means,
+            statistics.variances,
+            statistics.running_means,
+            statistics.running_variances,
+        )
+        first = bn_statistics_loss(*(layers[:1] for layers in compared))
+        return bn_statistics_loss(*compared) + (self.first_bn_factor - 1) * first

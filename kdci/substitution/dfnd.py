@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdci.data.open_world_scores import OpenWorldScores
+from kdci.errors import UserError
 from kdci.losses import one_hot_costs, soft_label_kl
 from kdci.models import PixelModel
 from kdci.substitution.bank_source import BankSource
@@ -91,7 +92,7 @@ class DfndSource(BankSource):
     """Substitution images by DFND; see the module's docstring and ``SubstitutionSource``.
 
     Args:
-        context: Teacher, dataset, bank, seed, and the loader of the unlabelled pool.
+        context: Teacher, dataset, bank, seed, and what opens the unlabelled pool.
         num_selected: Images to keep of the pool.
         teacher_accuracy: The teacher's accuracy, a fraction strictly between 0 and 1; `auto`:
             as the context says.
@@ -100,6 +101,7 @@ class DfndSource(BankSource):
         score_batch_size: Images the teacher scores at once.
 
     Raises:
+        UserError: ``teacher_accuracy`` is `auto`, and the context does not know it.
         ValueError: ``num_selected`` or ``score_batch_size`` is not positive, or
             ``teacher_accuracy`` is out of range.
     """
@@ -122,8 +124,9 @@ class DfndSource(BankSource):
             keep="lowest",
             num_selected=num_selected,
             batch_size=score_batch_size,
+            skipped=context.skipped,
         )
-        self.teacher_accuracy = (
+        self.teacher_accuracy = _known(
             context.teacher_accuracy if isinstance(teacher_accuracy, str) else teacher_accuracy
         )
         self.temperature = temperature
@@ -132,7 +135,7 @@ class DfndSource(BankSource):
 
     @property
     def num_preparations(self) -> int:
-        """Not known: the pool's size is, once it is loaded."""
+        """Not known: the pool's size is, once it is opened."""
         return 0
 
     @property
@@ -148,7 +151,7 @@ class DfndSource(BankSource):
             at the end ``bank`` and ``selected_score``, the mean over the kept images.
 
         Raises:
-            UserError: The pool has fewer images than are to be selected.
+            UserError: The pool has fewer images than are to be selected, or too many bad ones.
             NumericError: The teacher's prediction is not finite.
         """
         return self._scores.choose(self.context.open_world, self.context.teacher, self.bank)
@@ -174,3 +177,13 @@ class DfndSource(BankSource):
         """Continue from ``state``; the bank is cut back to the length it had then."""
         super().load_state_dict(state)
         self._scores.load_state_dict(state["scores"])
+
+
+def _known(teacher_accuracy: float | None) -> float:
+    if teacher_accuracy is None:
+        raise UserError(
+            "methods.dfnd.teacher_accuracy",
+            "auto needs the teacher's accuracy, which its card does not state",
+            "give it as a fraction, or import the teacher with --data",
+        )
+    return teacher_accuracy

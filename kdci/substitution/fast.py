@@ -16,6 +16,8 @@ Where this differs from the authors' public code, on purpose:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +25,13 @@ from torch import Tensor
 
 from kdci.losses import blend, bn_statistics_loss, disagreement
 from kdci.models import PixelModel
+from kdci.models.generating import build_beside
 from kdci.models.generators import ADAM_BETAS, Generator
 from kdci.models.meta_generator import MetaGenerator, MetaUpdate
-from kdci.models.seeded import build_seeded
 from kdci.optimizers import Adam
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
 
 
@@ -46,9 +49,9 @@ class FastSource(BankSource):
         generator_learning_rate: Adam rate of the adapted generator; the meta step's is K
             times that.
         latent_learning_rate: Adam rate of the latents.
-        bn_weight: Weight of R_bn.
+        bn_weight: Weight of R_bn; 0: it is not computed.
         one_hot_weight: Weight of the cross-entropy to the targets.
-        adversarial_weight: Weight of the disagreement with the student.
+        adversarial_weight: Weight of the disagreement with the student; 0: none is run.
         bn_momentum: Share of earlier calls in the batch statistics that R_bn compares.
         warmup_calls: Calls that ``prepare`` makes, without a student.
         meta_update: See ``MetaGenerator``.
@@ -104,7 +107,8 @@ class FastSource(BankSource):
         self.temperature = temperature
         self.calls = 0
         self._remembered: dict[str, list[Tensor]] = {}
-        generator = build_seeded(
+        generator = build_beside(
+            context.teacher,
             lambda: Generator(
                 latent_dim=latent_dim,
                 image_size=context.spec.image_size,
@@ -114,7 +118,7 @@ class FastSource(BankSource):
             self.random,
         )
         self.meta = MetaGenerator(
-            generator.to(context.device),
+            generator,
             learning_rate=generator_learning_rate * num_steps,
             update=meta_update,
             reptile_scale=reptile_scale,
@@ -132,7 +136,8 @@ class FastSource(BankSource):
 
     def refresh(self, student: PixelModel) -> dict[str, float]:
         """Make one call, adversarial to ``student`` except at the first; see the protocol."""
-        return self._synthesise(student if self.calls > self.warmup_calls else None)
+        competes = self.weights["adversarial"] > 0 and self.calls > self.warmup_calls
+        return self._synthesise(student if competes else None)
 
     def criterion(self) -> StudentCriterion:
         """Return the soft-label loss at the method's temperature."""
@@ -168,15 +173,22 @@ class FastSource(BankSource):
             self.meta.reset_first_layer(self.random)
         teacher = self.context.teacher
         models = [teacher] if student is None else [teacher, student]
-        with frozen(*models), BatchNormStatistics(teacher) as statistics:
+        with frozen(*models), self._reading() as statistics:
             images, metrics = self._invert(student, statistics)
-            self._remember(statistics)
+            if statistics is not None:
+                self._remember(statistics)
         self.bank.append(images)
         self.calls += 1
         return {**metrics, "bank": float(len(self.bank))}
 
+    def _reading(self) -> AbstractContextManager[BatchNormStatistics | None]:
+        """Return what reads the teacher's batch statistics, where a term asks for them."""
+        if self.weights["bn"] > 0:
+            return BatchNormStatistics(self.context.teacher)
+        return nullcontext()
+
     def _invert(
-        self, student: PixelModel | None, statistics: BatchNormStatistics
+        self, student: PixelModel | None, statistics: BatchNormStatistics | None
     ) -> tuple[Tensor, dict[str, float]]:
         """Adapt generator and latents for K steps; return the best batch with its readings."""
         device, size = self.context.device, (self.batch_size,)
@@ -186,7 +198,6 @@ class FastSource(BankSource):
         targets = torch.randint(num_classes, size, generator=self.random).to(device)
         adapted = self.meta.start()
         weights = list(adapted.parameters())
-        leaves = [*weights, latents]
         optimizer = Adam(
             [
                 {"params": weights, "lr": self.generator_learning_rate},
@@ -200,11 +211,9 @@ class FastSource(BankSource):
             images = adapted(latents)
             readings = self._readings(images, targets, student, statistics)
             best.offer(readings, images=images)
-            gradients = torch.autograd.grad(readings["inversion_loss"], leaves)
-            for leaf, gradient in zip(leaves, gradients, strict=True):
-                leaf.grad = gradient
-            for total, gradient in zip(summed, gradients[:-1], strict=True):
-                total.add_(gradient)
+            set_gradients(readings["inversion_loss"], [*weights, latents])
+            for total, weight in zip(summed, weights, strict=True):
+                total.add_(cast(Tensor, weight.grad))
             optimizer.step()
         optimizer.zero_grad()
         kept, metrics = best.result()
@@ -216,26 +225,28 @@ class FastSource(BankSource):
         images: Tensor,
         targets: Tensor,
         student: PixelModel | None,
-        statistics: BatchNormStatistics,
+        statistics: BatchNormStatistics | None,
     ) -> dict[str, Tensor]:
         """Return the terms for images seen through a fresh augmentation, and their sum."""
-        views = self.augment(images)
+        views = self.view(images)
         logits = self.context.teacher(views).logits
-        momentum, remembered = self.bn_momentum, self._remembered
+        zero = logits.new_zeros(())
         terms = {
-            "bn": bn_statistics_loss(
-                blend(statistics.means, remembered.get("means"), momentum),
-                blend(statistics.variances, remembered.get("variances"), momentum),
-                statistics.running_means,
-                statistics.running_variances,
-            ),
+            "bn": zero if statistics is None else self._bn_loss(statistics),
             "one_hot": F.cross_entropy(logits, targets),
-            "adversarial": logits.new_zeros(())
-            if student is None
-            else disagreement(student(views).logits, logits),
+            "adversarial": zero if student is None else disagreement(student(views).logits, logits),
         }
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return {"inversion_loss": total, **terms}
+
+    def _bn_loss(self, statistics: BatchNormStatistics) -> Tensor:
+        momentum, remembered = self.bn_momentum, self._remembered
+        return bn_statistics_loss(
+            blend(statistics.means, remembered.get("means"), momentum),
+            blend(statistics.variances, remembered.get("variances"), momentum),
+            statistics.running_means,
+            statistics.running_variances,
+        )
 
     def _remember(self, statistics: BatchNormStatistics) -> None:
         """Let the last step's batch statistics into the running blend, once per call."""

@@ -38,9 +38,9 @@ from kdci.data.stratified_rows import pick_evenly
 from kdci.losses import prediction_entropies
 from kdci.metrics import RunningMeans
 from kdci.models import PixelModel
+from kdci.models.generating import build_beside
 from kdci.models.generators import Generator
 from kdci.models.patch_discriminator import PatchDiscriminator
-from kdci.models.seeded import build_seeded
 from kdci.runtime import derive_seed
 from kdci.schedules import learning_rate_factor
 from kdci.substitution.bank_source import BankSource
@@ -61,14 +61,15 @@ class MosaickSource(BankSource):
     the authors', as far as they have the value at all.
 
     Args:
-        context: Teacher, dataset, bank, seed, and the loader of the unlabelled pool.
+        context: Teacher, dataset, bank, seed, and what opens the unlabelled pool.
         num_selected: Images to keep of the pool, those of the highest teacher entropy.
         latent_dim: Length of a latent.
         generator_width: Channels of the generator's last hidden layer.
         discriminator_width: Channels of the discriminator's first layer.
         batch_size: Made, and real, images of a game step; at least 2.
         learning_rate: Adam's rate of generator and discriminator.
-        adversarial_weight: Weight of the student's divergence from the teacher.
+        adversarial_weight: Weight of the student's divergence from the teacher; 0: the student
+            is not run.
         align_weight: Weight of the mean entropy of the teacher's predictions, in nats.
         local_weight: Weight of the discriminator's loss and of the generator's against it.
         balance_weight: Weight of the class balance, in bits.
@@ -121,6 +122,7 @@ class MosaickSource(BankSource):
             keep="highest",
             num_selected=num_selected,
             batch_size=score_batch_size,
+            skipped=context.skipped,
         )
         self.latent_dim = latent_dim
         self.batch_size = batch_size
@@ -131,8 +133,9 @@ class MosaickSource(BankSource):
         self.temperature = temperature
         self._num_open_world = 0
         self._game_rows = _game_rows(context.seed)
-        spec, device = context.spec, context.device
-        generator = build_seeded(
+        spec = context.spec
+        generator = build_beside(
+            context.teacher,
             lambda: Generator(
                 latent_dim=latent_dim,
                 image_size=spec.image_size,
@@ -142,14 +145,15 @@ class MosaickSource(BankSource):
             ),
             self.random,
         )
-        discriminator = build_seeded(
+        discriminator = build_beside(
+            context.teacher,
             lambda: PatchDiscriminator(channels=spec.channels, width=discriminator_width),
             self.random,
         )
         self.game = PatchGame(
             context.teacher,
-            generator.to(device),
-            discriminator.to(device),
+            generator,
+            discriminator,
             learning_rate=learning_rate,
             weights={
                 "local": local_weight,
@@ -166,7 +170,7 @@ class MosaickSource(BankSource):
 
     @property
     def num_preparations(self) -> int:
-        """Not known: the pool's size is, once it is loaded."""
+        """Not known: the pool's size is, once it is opened."""
         return 0
 
     def prepare(self) -> Iterator[dict[str, float]]:
@@ -177,7 +181,7 @@ class MosaickSource(BankSource):
             every part of the warm-up, the means of what ``refresh`` returns, and ``bank``.
 
         Raises:
-            UserError: The pool has fewer images than are to be selected.
+            UserError: The pool has fewer images than are to be selected, or too many bad ones.
             NumericError: The teacher's prediction, or a loss, is not finite.
         """
         context = self.context
@@ -196,7 +200,7 @@ class MosaickSource(BankSource):
         Raises:
             NumericError: A loss is not finite.
         """
-        return self._play(student)
+        return self._play(student if self.game.weights["adversarial"] > 0 else None)
 
     def adopt(self, bank: ImageBank, kept: Tensor) -> None:
         """Go on with another bank, counting its open-world rows; see the protocol."""

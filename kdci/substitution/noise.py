@@ -14,7 +14,7 @@ from kdci.models import PixelModel
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, StudentCriterion
 
-_BATCH = 1024
+_BATCH = 256
 
 
 class NoiseSource(BankSource):

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from kdci.method_config import OVERRIDES
 from kdci.substitution.base import SourceContext, SubstitutionSource
 from kdci.substitution.cmi import CmiSource
 from kdci.substitution.dafl import DaflSource
@@ -36,8 +37,8 @@ def build_source(method: str, block: BaseModel, context: SourceContext) -> Subst
 
     Args:
         method: Key of ``METHODS`` or of ``CONTROLS``.
-        block: The method's block; its fields are the source's keyword arguments, except
-            `open_world`, which the context loads.
+        block: The method's block, of the pair; its fields are the source's keyword arguments,
+            except `open_world`, which the context loads, and the overrides of other pairs.
         context: Teacher, dataset, bank and seed.
 
     Raises:
@@ -48,6 +49,8 @@ def build_source(method: str, block: BaseModel, context: SourceContext) -> Subst
     if method not in builders:
         raise ValueError(f"unknown method {method!r}, one of {sorted(builders)}")
     arguments: dict[str, Any] = {
-        name: getattr(block, name) for name in type(block).model_fields if name != "open_world"
+        name: getattr(block, name)
+        for name in type(block).model_fields
+        if name not in ("open_world", *OVERRIDES)
     }
     return builders[method](context, **arguments)

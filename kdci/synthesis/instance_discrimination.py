@@ -64,7 +64,8 @@ class InstanceDiscrimination:
             random: CPU stream to draw the negatives from.
         """
         negatives = self.memory.draw(self.num_negatives, random).to(local_Bd.device)
-        queries = self.head(torch.cat([local_Bd, negatives[:, 0]]))
+        # Apart: of the negatives, most of the rows, no gradient to the features is computed then.
+        queries = torch.cat([self.head(local_Bd), self.head(negatives[:, 0])])
         with torch.no_grad():
             keys = self.head(torch.cat([global_Bd, negatives[:, 1]]))
         return contrastive_loss(

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdci.errors import NumericError, UserError
+from kdci.synthesis.batch_statistics import variance_and_mean
 from kdci.synthesis.layer_inputs import LayerInputs
-
-# The axes of (B, C, H, W) that BatchNorm takes its statistics over.
-_BATCH_AND_SPACE = (0, 2, 3)
 
 
 class BatchNormStatistics(LayerInputs[tuple[Tensor, Tensor]]):
@@ -30,7 +28,7 @@ class BatchNormStatistics(LayerInputs[tuple[Tensor, Tensor]]):
             for module in model.modules()
             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
         ]
-        super().__init__(self._norms, _variance_and_mean)
+        super().__init__(self._norms, variance_and_mean)
 
     def __len__(self) -> int:
         return len(self._norms)
@@ -56,11 +54,6 @@ class BatchNormStatistics(LayerInputs[tuple[Tensor, Tensor]]):
     def running_variances(self) -> list[Tensor]:
         """Running variances of the layers, float32."""
         return [layer.running_var.float() for layer in self._norms if layer.running_var is not None]
-
-
-def _variance_and_mean(features_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    variance_C, mean_C = torch.var_mean(features_BCHW, dim=_BATCH_AND_SPACE, correction=0)
-    return variance_C, mean_C
 
 
 def require_batch_norm(model: nn.Module, method: str, backbone: str) -> None:

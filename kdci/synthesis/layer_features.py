@@ -7,8 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kdci.models.resnet import ResNet
 from kdci.synthesis.layer_inputs import LayerInputs
+
+MOST_FEATURES = 4096
+"""Above it, the square projection of the features alone would take more than 64 MiB."""
+
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
+"""What a ResNet's stages are called here, in torchvision and in timm."""
 
 
 def feature_layers(model: nn.Module) -> list[nn.Module]:
@@ -16,15 +21,21 @@ def feature_layers(model: nn.Module) -> list[nn.Module]:
 
     All BatchNorm2d layers; in a ResNet the four stages instead, which makes 512 features of
     the thousands that its BatchNorms would give (CMI: Fang et al., IJCAI 2021, public code,
-    where this is written for ResNet-34 alone).
+    where this is written for ResNet-34 alone). Where BatchNorms give more than
+    ``MOST_FEATURES``, every second is read, or every third, and so on.
 
     Args:
         model: A backbone, or a model around one.
     """
     for module in model.modules():
-        if isinstance(module, ResNet):
-            return [module.layer1, module.layer2, module.layer3, module.layer4]
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        children = dict(module.named_children())
+        if all(stage in children for stage in _STAGES):
+            return [children[stage] for stage in _STAGES]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    step = 1
+    while sum(norm.num_features for norm in norms[::step]) > MOST_FEATURES and step < len(norms):
+        step += 1
+    return [*norms[::step]]
 
 
 class LayerFeatures(LayerInputs[Tensor]):
@@ -35,7 +46,7 @@ class LayerFeatures(LayerInputs[Tensor]):
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        super().__init__(layers, lambda features_BCHW: features_BCHW.mean(dim=(2, 3)))
+        super().__init__(layers, _spatial_means)
 
     @property
     def features(self) -> Tensor:
@@ -44,3 +55,7 @@ class LayerFeatures(LayerInputs[Tensor]):
         d is the sum of the layers' input channels, in the order of the layers.
         """
         return torch.cat(self.readings, dim=1)
+
+
+def _spatial_means(features_BCHW: Tensor) -> Tensor:
+    return features_BCHW.mean(dim=(2, 3), dtype=torch.float32)

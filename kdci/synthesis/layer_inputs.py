@@ -20,8 +20,8 @@ class LayerInputs(Generic[Reading]):
 
     Args:
         layers: Modules that take feature maps (B, C, H, W), each once per forward pass.
-        read: Returns what is kept of an input, given as float32: under autocast it may be
-            bfloat16, too coarse to sum over a batch or an image.
+        read: Returns what is kept of an input. Under autocast that may be bfloat16, too coarse
+            to sum over a batch or an image.
     """
 
     def __init__(self, layers: Sequence[nn.Module], read: Callable[[Tensor], Reading]) -> None:
@@ -49,7 +49,7 @@ class LayerInputs(Generic[Reading]):
 
     def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._readings[index] = self._read(inputs[0].float())
+            self._readings[index] = self._read(inputs[0])
 
         return keep
 

@@ -20,6 +20,7 @@ from kdci.models.generators import ADAM_BETAS, Generator
 from kdci.models.patch_discriminator import PatchDiscriminator
 from kdci.optimizers import Adam, load_moments, moments_of
 from kdci.schedules import scale_learning_rates
+from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.inversion import frozen
 
 
@@ -148,8 +149,6 @@ class PatchGame:
 def _descend(optimizer: Adam, loss: Tensor) -> None:
     """Step down the gradient of the optimiser's own weights; no other net receives any."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    gradients = torch.autograd.grad(loss, weights)
-    for weight, gradient in zip(weights, gradients, strict=True):
-        weight.grad = gradient
+    set_gradients(loss, weights)
     optimizer.step()
     optimizer.zero_grad()

@@ -16,20 +16,24 @@ from filelock import FileLock, Timeout
 
 from kdci.artifacts import storage_errors
 from kdci.config import Params
-from kdci.errors import BusyError, KdciError
-from kdci.layout import Layout
+from kdci.errors import BusyError, KdciError, UserError
+from kdci.layout import Layout, all_cells
+from pipelines.tracking.models import Models
+from pipelines.tracking.run_links import run_links
 from pipelines.tracking.snapshot import take_snapshot
 from pipelines.tracking.store import Store
 from pipelines.tracking.uri import redacted, resolve_uri, sqlite_file
 from pipelines.tracking.view import SyncSummary, write_view
 
-__all__ = ["SyncSummary", "follow", "redacted", "resolve_uri", "sync"]
+__all__ = ["SyncSummary", "follow", "links", "redacted", "resolve_uri", "set_champion", "sync"]
 
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for another sync of the same store."""
 
 
-def sync(layout: Layout, params: Params, *, tracking_uri: str | None = None) -> SyncSummary:
+def sync(
+    layout: Layout, params: Params, *, tracking_uri: str | None = None, register: bool = True
+) -> SyncSummary:
     """Bring the MLflow view up to date with the files of the current params.
 
     Args:
@@ -37,6 +41,7 @@ def sync(layout: Layout, params: Params, *, tracking_uri: str | None = None) -> 
         params: The current params: their grid says which artifacts belong to the view.
         tracking_uri: MLflow store; None: ``MLFLOW_TRACKING_URI``, else a SQLite file in the
             project folder.
+        register: Whether to add to the model registry too; that waits while a stage is at work.
 
     Returns:
         What was added, and what the files still lack.
@@ -47,7 +52,59 @@ def sync(layout: Layout, params: Params, *, tracking_uri: str | None = None) -> 
     """
     uri = resolve_uri(layout.root, tracking_uri)
     with _only_writer(layout, uri):
-        return _one_pass(layout, params, Store(uri, layout))
+        return _one_pass(layout, params, Store(uri, layout), register=register)
+
+
+def links(
+    layout: Layout, params: Params, *, tracking_uri: str | None = None
+) -> tuple[str, dict[str, str]]:
+    """Return how to open the view, and the MLflow run of each stage and cell.
+
+    Args:
+        layout: Where the files are.
+        params: The current params.
+        tracking_uri: As for ``sync``.
+
+    Returns:
+        The address of the experiment, or the command that shows it where no server does; and by
+        name in DVC, or by the name of a cell, the run's address, or its id.
+
+    Raises:
+        StorageError: The store does not answer.
+    """
+    return run_links(layout, params, Store(resolve_uri(layout.root, tracking_uri), layout))
+
+
+def set_champion(
+    layout: Layout, params: Params, cell: str, *, tracking_uri: str | None = None
+) -> tuple[str, str]:
+    """Let the alias `champion` of a registered model point at the student of ``cell``.
+
+    A sync never moves this alias: which student is the best is for people to say.
+
+    Args:
+        layout: Where the files are.
+        params: The current params.
+        cell: Name of the cell, as in MLflow.
+        tracking_uri: As for ``sync``.
+
+    Returns:
+        Name of the registered model, and number of the version.
+
+    Raises:
+        UserError: The grid has no such cell, or it has no student.
+        StorageError: The store does not answer or can not be written.
+    """
+    by_name = {one.name: one for one in all_cells(params.grid)}
+    if cell not in by_name:
+        raise UserError(cell, "is no cell of the current grid", f"such as {next(iter(by_name))}")
+    uri = resolve_uri(layout.root, tracking_uri)
+    with _only_writer(layout, uri):
+        store = Store(uri, layout)
+        _one_pass(layout, params, store, register=False)
+        snapshot = take_snapshot(layout, params, trusted=store.logged())
+        version = Models(snapshot, store).set_champion(by_name[cell])
+    return version.name, version.number
 
 
 def follow(
@@ -57,6 +114,7 @@ def follow(
     tracking_uri: str | None = None,
     poll_interval: float = 5.0,
     on_pass: Callable[[SyncSummary], None] | None = None,
+    register: bool = True,
 ) -> SyncSummary:
     """Sync again and again until every artifact is there and nothing runs, or until Ctrl-C.
 
@@ -68,6 +126,7 @@ def follow(
         tracking_uri: As for ``sync``.
         poll_interval: Seconds between two passes.
         on_pass: Is told the outcome of each pass.
+        register: As for ``sync``.
 
     Returns:
         The state at the last pass, with the runs and points of all passes added up.
@@ -79,7 +138,7 @@ def follow(
     uri = resolve_uri(layout.root, tracking_uri)
     with _only_writer(layout, uri):
         store = Store(uri, layout)
-        total = _one_pass(layout, params, store)
+        total = _one_pass(layout, params, store, register=register)
     outcome = total
     try:
         while True:
@@ -88,30 +147,38 @@ def follow(
             if not total.running and not total.pending:
                 return total
             time.sleep(poll_interval)
-            outcome = _next_pass(layout, params, store, last=total)
+            outcome = _next_pass(layout, params, store, last=total, register=register)
             total = replace(
                 outcome,
                 created=total.created + outcome.created,
                 points=total.points + outcome.points,
+                versions=total.versions + outcome.versions,
             )
     except KeyboardInterrupt:
         return total
 
 
-def _one_pass(layout: Layout, params: Params, store: Store) -> SyncSummary:
+def _one_pass(layout: Layout, params: Params, store: Store, *, register: bool) -> SyncSummary:
     store.refresh()
     snapshot = take_snapshot(layout, params, trusted=store.logged())
-    return write_view(snapshot, store)
+    return write_view(snapshot, store, register=register)
 
 
-def _next_pass(layout: Layout, params: Params, store: Store, *, last: SyncSummary) -> SyncSummary:
+def _next_pass(
+    layout: Layout, params: Params, store: Store, *, last: SyncSummary, register: bool
+) -> SyncSummary:
     try:
         with _only_writer(layout, store.uri):
-            return _one_pass(layout, params, store)
+            return _one_pass(layout, params, store, register=register)
     except KdciError as error:
         # A server that restarts must not end a watch of many hours; the next pass catches up.
         return replace(
-            last, created=0, points=0, pending=max(last.pending, 1), warnings=(str(error),)
+            last,
+            created=0,
+            points=0,
+            versions=0,
+            pending=max(last.pending, 1),
+            warnings=(str(error),),
         )
 
 

@@ -49,21 +49,39 @@ def slots(layout: Layout, grid: Grid) -> list[Slot]:
     of_methods = list(cells(grid))
     found = _pool_slots(layout, grid, of_methods)
     if grid.others:
-        other = grid.model_copy(update={"teachers": grid.others})
+        nothing: tuple[str, ...] = ()
+        other = grid.model_copy(
+            update={"teachers": grid.others, "students": grid.others, "pairs": nothing}
+        )
         theirs = _pool_slots(layout.other, other, list(cells(other)), "_other")
         found = [*theirs, *found]
-    found += [_student_slot(layout, *_distill_stage(cell, grid)) for cell in of_methods]
-    found += _evaluation_slots(layout, of_methods, "evaluate")
+    named = [_student_slot(layout, *_distill_stage(cell, grid)) for cell in of_methods]
+    named += _evaluation_slots(layout, of_methods, "evaluate")
     controls = list(control_cells(grid))
     pools = _cell_slots(layout, "substitute_control", layout.pool, controls)
     students = [_student_slot(layout, cell, "distill_control") for cell in controls]
-    found += [_without_seeds(slot) for slot in (*pools, *students)]
-    found += _evaluation_slots(layout, controls, "evaluate_control")
+    found += [_without_seeds(slot) for slot in pools]
+    named += [_without_seeds(slot) for slot in students]
+    named += _evaluation_slots(layout, controls, "evaluate_control")
+    found += [_by_pair(slot, grid) for slot in named]
     shifts = list(shift_cells(grid))
     found += _cell_slots(layout, "shift", layout.pool, shifts)
     found += _cell_slots(layout, "dictionary_shift", layout.dictionary, shifts)
     found += [_student_slot(layout, cell, "distill_shift", cell.variant) for cell in shifts]
     return [*found, *_evaluation_slots(layout, shifts, "evaluate_shift")]
+
+
+def _by_pair(slot: Slot, grid: Grid) -> Slot:
+    """Return the slot of a student or its scores as a grid of pairs names its stage.
+
+    DVC names an axis of mappings by their place in the list: `distill_kdci_pair@pair0-fast-0-0`.
+    """
+    if not grid.pairs:
+        return slot
+    teacher, student = slot.fields["teacher"], slot.fields["student"]
+    place = grid.all_pairs.index((teacher, student))
+    rest = slot.dvc_stage.removeprefix(f"{slot.stage}@{teacher}-{student}")
+    return replace(slot, dvc_stage=f"{slot.stage}_pair@pair{place}{rest}")
 
 
 def _without_seeds(slot: Slot) -> Slot:
@@ -124,7 +142,8 @@ def _distill_stage(cell: Cell, grid: Grid) -> tuple[Cell, str, str]:
     if cell.variant in BASE_ARMS:
         return cell, f"distill_{cell.variant}", ""
     if cell.variant == OTHER_ARM:
-        return cell, "distill_other", grid.others[0]
+        # Among listed pairs each has a lender of its own, so there it is no axis.
+        return cell, "distill_other", "" if grid.pairs else grid.others[0]
     return cell, "distill_arm", cell.variant
 
 
@@ -263,7 +282,7 @@ def read_report(layout: Layout) -> Report | None:
     figures = sorted((layout.report / "figures").rglob("*"))
     files = {
         file.relative_to(layout.report).as_posix(): file
-        for file in [results, layout.report / "report.md", *figures]
+        for file in [results, layout.report / "ledger.json", layout.report / "report.md", *figures]
         if file.is_file()
     }
     content = hash_json({name: hash_file(file) for name, file in files.items()})

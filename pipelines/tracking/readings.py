@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +43,32 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall times of an execution: Unix seconds, and seconds of its own work."""
+    """Wall times of an execution: Unix seconds, seconds of its own work, and what it used."""
 
     started: float
     finished: float
     values: dict[str, float]
+    system: list[dict[str, float]] = field(default_factory=list)
 
 
 def read_timing(layout: Layout, artifact: Path) -> Timing:
     """Read an artifact's wall times; without them the card's own time stands in."""
     try:
-        values = numbers(read_object(layout.timing(artifact)))
+        timing = read_object(layout.timing(artifact))
+        values, samples = numbers(timing), timing.get("system")
         started, finished = values.pop("started"), values.pop("finished")
-        return Timing(started, finished, values)
+        return Timing(started, finished, values, valid_samples(samples))
     except (OSError, KeyError, TypeError, ValueError):
         written = (artifact / CARD).stat().st_mtime
         return Timing(written, written, {})
+
+
+def valid_samples(rows: Any) -> list[dict[str, float]]:
+    """Return the samples among ``rows``, which may be anything."""
+    if not isinstance(rows, list):
+        return []
+    samples = [numbers(row) for row in rows if isinstance(row, dict)]
+    return [sample for sample in samples if sample.keys() >= {"time", "seconds"}]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

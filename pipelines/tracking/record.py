@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PARENT = "mlflow.parentRunId"
 ARTIFACT = "kdci.artifact"
 CELL = "kdci.cell"
 CONTENT = "kdci.content"
-INDEXED = {ARTIFACT, CELL, CONTENT, PARENT}
+SEARCH = "kdci.search"
+TRIAL = "kdci.trial"
+INDEXED = {ARTIFACT, CELL, CONTENT, PARENT, SEARCH, TRIAL}
 """Tags that runs are found by."""
 
 
@@ -20,6 +23,25 @@ class Point(NamedTuple):
     value: float
     step: int
     milliseconds: int
+
+
+@dataclass(frozen=True)
+class DatasetUse:
+    """A dataset that a run read; no array is copied.
+
+    Attributes:
+        name: What it is.
+        digest: Hash that tells one state of it from another.
+        context: What it was read for: `teacher`, `substitution`, `evaluation`, `holdout`.
+        source: Where it is, as the params or the project folder name it.
+        facts: Sizes, JSON types.
+    """
+
+    name: str
+    digest: str
+    context: str
+    source: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -33,6 +55,7 @@ class RunRecord:
         metrics: Latest value of each metric.
         params: Its params.
         started: Unix seconds.
+        inputs: Name and digest of each dataset it read.
         new: Whether this pass created it, so that nothing can be in it yet.
     """
 
@@ -42,4 +65,5 @@ class RunRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     started: float = 0.0
+    inputs: set[tuple[str, str]] = field(default_factory=set)
     new: bool = False

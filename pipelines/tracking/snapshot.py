@@ -17,6 +17,8 @@ from pipelines.tracking.files import (
     read_report,
     slots,
 )
+from pipelines.tracking.origins import Origins, read_origins
+from pipelines.tracking.trials import Trial, read_trials
 from pipelines.tracking.work import Work, read_work
 
 P = ParamSpec("P")
@@ -34,6 +36,8 @@ class Snapshot:
         work: Unfinished executions, the oldest first.
         finished: The artifacts that are there and whole.
         report: The report.
+        origins: Who made the artifacts.
+        trials: Trials of searches, those of one search together.
         warnings: Damaged files that were left out, one line each.
     """
 
@@ -44,6 +48,8 @@ class Snapshot:
     finished: dict[str, Finished] = field(default_factory=dict)
     report: Report | None = None
     warnings: list[str] = field(default_factory=list)
+    origins: Origins = field(default_factory=Origins)
+    trials: list[Trial] = field(default_factory=list)
 
     @property
     def running(self) -> int:
@@ -81,6 +87,11 @@ class Snapshot:
         if student is None or cell not in evaluation.rows:
             return False
         return evaluation.parents.get(cell.name, student.content) == student.content
+
+    def with_content(self, content: str) -> Finished | None:
+        """Return the artifact with this content hash, if it is there."""
+        matches = (one for one in self.finished.values() if one.content == content)
+        return next(matches, None)
 
     def is_running(self, slot: Slot) -> bool:
         """Tell whether the stage of ``slot`` is at work."""
@@ -137,6 +148,9 @@ def take_snapshot(
             snapshot.warnings.append(str(error))
             return None
 
+    # What tells of artifacts before them: it may be about older ones then, which shows.
+    snapshot.origins = read_origins(layout)
+    snapshot.trials = read_trials(layout)
     # Work before artifacts: a stage that finishes meanwhile is then seen as finished.
     for folder in sorted((layout.work / "work").glob("*/*")):
         work = read(read_work, folder, layout, by_path)

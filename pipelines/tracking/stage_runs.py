@@ -11,11 +11,13 @@ import time
 from kdci.artifacts import CARD
 from kdci.config import hash_json
 from pipelines.tracking.cell_runs import CellRuns
+from pipelines.tracking.datasets import datasets_of
 from pipelines.tracking.files import Finished, Slot
 from pipelines.tracking.readings import Timing, flatten, numbers
 from pipelines.tracking.record import ARTIFACT, CONTENT, RunRecord
 from pipelines.tracking.snapshot import Snapshot
 from pipelines.tracking.store import Store
+from pipelines.tracking.system import system_points
 from pipelines.tracking.tags import (
     FAILURE,
     LINES,
@@ -57,10 +59,11 @@ class StageRuns:
         known = {WORK_KEY: work.key, PARAMS_HASH: hash_json(work.params)}
         record = found[0] if found else self._create(work.slot, known, work.started)
         self._store.log_params(record, dict(flatten(work.params)))
-        lines = str(len(work.metrics))
+        lines = f"{len(work.metrics)}+{len(work.system)}"
         if record.tags.get(LINES) != lines:
             now = time.time()
-            self._store.log_points(record, list(curve_points(work.metrics, Timing(now, now, {}))))
+            curve = curve_points(work.metrics, Timing(now, now, {}))
+            self._store.log_points(record, [*curve, *system_points(work.system)])
             self._store.set_tags(record, {LINES: lines})
         if work.reason or FAILURE in record.tags:
             self._store.set_tags(record, {FAILURE: work.reason})
@@ -79,6 +82,11 @@ class StageRuns:
             record = self._create(finished.slot, identity, finished.timing.started)
         self._fill(record, finished)
         return record
+
+    def amend(self, finished: Finished, record: RunRecord) -> None:
+        """Add what is known later than the artifact: who ran it, DVC's hashes, its datasets."""
+        self._store.log_datasets(record, datasets_of(finished, self._files))
+        self._store.set_tags(record, self._files.origins.tags(finished, known=record.tags))
 
     def end_abandoned(self) -> None:
         """End runs whose work folder went without leaving an artifact."""
@@ -119,7 +127,8 @@ class StageRuns:
         facts = {**numbers(card.get("facts", {})), **timing.values}
         facts = {name: value for name, value in facts.items() if name not in shown}
         last = max((point.step for point in curve), default=0)
-        self._store.log_points(record, [*curve, *points(facts, last, timing.finished)])
+        system = system_points(timing.system)
+        self._store.log_points(record, [*curve, *points(facts, last, timing.finished), *system])
         self._log_files(record, finished)
         self._store.set_status(record, "FINISHED", ended=timing.finished)
 

@@ -7,6 +7,7 @@ MLflow takes seconds to import and is imported when a store is opened.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -19,7 +20,16 @@ from typing import Any, TypeVar
 
 from kdci.errors import StorageError
 from kdci.layout import Layout
-from pipelines.tracking.record import ARTIFACT, CONTENT, INDEXED, PARENT, Point, RunRecord
+from pipelines.tracking.record import (
+    ARTIFACT,
+    CONTENT,
+    INDEXED,
+    PARENT,
+    DatasetUse,
+    Point,
+    RunRecord,
+)
+from pipelines.tracking.saved_view import TAG, saved_view
 from pipelines.tracking.uri import (
     artifact_location,
     redacted,
@@ -38,6 +48,15 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # it logs tracebacks of errors that it also raises
+}
+_EXPERIMENT = {
+    # The interface would ask what kind of experiment it is, or take it for one of prompts.
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": (
+        "A view of files, made by `kdci sync`. Views > Arms compares the arms of every method; "
+        "docs/tracking.md tells what is where."
+    ),
+    TAG: saved_view(),
 }
 _MAX_PARAMS = 100  # MLflow's limits of one batch, and of one value
 _MAX_METRICS = 1000
@@ -70,22 +89,28 @@ class Store:
         self._index: defaultdict[tuple[str, str], list[RunRecord]] = defaultdict(list)
         self.created = 0
         self.points = 0
-        with self._errors():
+        with self.errors():
             from mlflow import MlflowClient
 
-            self._client: Any = MlflowClient(tracking_uri=uri)
-            self._experiment_id = self._open_experiment(artifact_location(uri, layout.root))
+            self.client: Any = MlflowClient(tracking_uri=uri)
+            self.experiment_id = self._open_experiment(artifact_location(uri, layout.root))
         remove_stray_folder(uri)
 
     def _open_experiment(self, location: str | None) -> str:
-        found = self._client.get_experiment_by_name(self.experiment)
+        found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
-            return str(self._client.create_experiment(self.experiment, artifact_location=location))
+            return str(
+                self.client.create_experiment(
+                    self.experiment, artifact_location=location, tags=_EXPERIMENT
+                )
+            )
         if found.lifecycle_stage != "active":
             fix = f"run `mlflow experiments restore --experiment-id {found.experiment_id}`"
             raise StorageError(
                 redacted(self.uri), f"experiment {self.experiment} was deleted in MLflow", fix
             )
+        for name in _EXPERIMENT.keys() - found.tags.keys():
+            self.client.set_experiment_tag(found.experiment_id, name, _EXPERIMENT[name])
         return str(found.experiment_id)
 
     def refresh(self) -> None:
@@ -94,10 +119,10 @@ class Store:
         self.records = []
         self._index.clear()
         token: str | None = None
-        with self._errors():
+        with self.errors():
             while True:
-                page = self._client.search_runs(
-                    [self._experiment_id], max_results=1000, page_token=token
+                page = self.client.search_runs(
+                    [self.experiment_id], max_results=1000, page_token=token
                 )
                 for run in page:
                     self._add(_record(run))
@@ -138,9 +163,9 @@ class Store:
         tags = _clean_tags(tags)
         if parent is not None:
             tags[PARENT] = parent.run_id
-        with self._errors():
-            run = self._client.create_run(
-                self._experiment_id, start_time=int(started * 1000), tags=tags, run_name=name
+        with self.errors():
+            run = self.client.create_run(
+                self.experiment_id, start_time=int(started * 1000), tags=tags, run_name=name
             )
         record = RunRecord(run.info.run_id, "RUNNING", tags, started=started, new=True)
         self._add(record)
@@ -149,8 +174,8 @@ class Store:
 
     def delete(self, record: RunRecord) -> None:
         """Take a run out of the view."""
-        with self._errors():
-            self._client.delete_run(record.run_id)
+        with self.errors():
+            self.client.delete_run(record.run_id)
         self.records.remove(record)
         self._unindex_tags(record, record.tags.keys())
 
@@ -159,7 +184,7 @@ class Store:
         changed = {k: v for k, v in _clean_tags(tags).items() if record.tags.get(k) != v}
         if not changed:
             return
-        with self._errors():
+        with self.errors():
             from mlflow.entities import RunTag
 
             for chunk in _chunks(list(changed.items()), _MAX_PARAMS):
@@ -172,7 +197,7 @@ class Store:
         """Log the params that the run does not have; MLflow never changes one."""
         missing = [(_clean_key(k), v) for k, v in params.items()]
         missing = [(k, v) for k, v in missing if k not in record.params]
-        with self._errors():
+        with self.errors():
             from mlflow.entities import Param
 
             for chunk in _chunks(missing, _MAX_PARAMS):
@@ -189,7 +214,7 @@ class Store:
             if point[:3] not in known:
                 known.add(point[:3])
                 fresh.append(point)
-        with self._errors():
+        with self.errors():
             from mlflow.entities import Metric
 
             for chunk in _chunks(fresh, _MAX_METRICS):
@@ -204,7 +229,7 @@ class Store:
         changed = {k: v for k, v in changed.items() if record.metrics.get(k) != v}
         if not changed:
             return
-        with self._errors():
+        with self.errors():
             from mlflow.entities import Metric
 
             batch = [Metric(key, value, now, 0) for key, value in changed.items()]
@@ -214,34 +239,49 @@ class Store:
 
     def log_file(self, record: RunRecord, file: Path, folder: str | None = None) -> None:
         """Copy ``file`` into ``folder`` of the run's artifacts."""
-        with self._errors():
-            self._client.log_artifact(record.run_id, str(file), folder)
+        with self.errors():
+            self.client.log_artifact(record.run_id, str(file), folder)
+
+    def log_folder(self, record: RunRecord, folder: Path, name: str) -> None:
+        """Copy the files of ``folder`` into ``name`` of the run's artifacts."""
+        with self.errors():
+            self.client.log_artifacts(record.run_id, str(folder), name)
+
+    def log_datasets(self, record: RunRecord, datasets: Sequence[DatasetUse]) -> None:
+        """Log the datasets that the run does not have."""
+        missing = [use for use in datasets if (use.name, use.digest) not in record.inputs]
+        if not missing:
+            return
+        with self.errors():
+            self.client.log_inputs(record.run_id, [_dataset_input(use) for use in missing])
+        record.inputs |= {(use.name, use.digest) for use in missing}
 
     def set_status(self, record: RunRecord, status: str, *, ended: float | None = None) -> None:
         """Set the run's status; ``ended`` in Unix seconds, or now."""
         if record.status == status:
             return
-        with self._errors():
+        with self.errors():
             if status in ("RUNNING", "SCHEDULED"):
-                self._client.update_run(record.run_id, status=status)
+                self.client.update_run(record.run_id, status=status)
             else:
                 milliseconds = int((time.time() if ended is None else ended) * 1000)
-                self._client.set_terminated(record.run_id, status, milliseconds)
+                self.client.set_terminated(record.run_id, status, milliseconds)
         record.status = status
 
     def _history(self, record: RunRecord, keys: set[str]) -> set[tuple[str, float, int]]:
-        with self._errors():
+        with self.errors():
             return {
                 (metric.key, metric.value, metric.step)
                 for key in keys
-                for metric in self._client.get_metric_history(record.run_id, key)
+                for metric in self.client.get_metric_history(record.run_id, key)
             }
 
     def _log_batch(self, record: RunRecord, **entities: Sequence[object]) -> None:
-        self._client.log_batch(record.run_id, **entities, synchronous=True)
+        self.client.log_batch(record.run_id, **entities, synchronous=True)
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
+        """Turn a failure of the store in the block into one line of ours."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -255,7 +295,24 @@ class Store:
 def _record(run: Any) -> RunRecord:
     info, data = run.info, run.data
     tags, metrics, params = dict(data.tags), dict(data.metrics), dict(data.params)
-    return RunRecord(info.run_id, info.status, tags, metrics, params, info.start_time / 1000)
+    started = info.start_time / 1000
+    datasets = [one.dataset for one in run.inputs.dataset_inputs] if run.inputs else []
+    inputs = {(dataset.name, dataset.digest) for dataset in datasets}
+    return RunRecord(info.run_id, info.status, tags, metrics, params, started, inputs)
+
+
+def _dataset_input(use: DatasetUse) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+    dataset = Dataset(
+        name=use.name,
+        digest=use.digest,
+        source_type="local",
+        source=json.dumps({"uri": use.source}),
+        profile=json.dumps(dict(use.facts)),
+    )
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, use.context)])
 
 
 def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 The tag ``kdci.run`` tells what a run is: a `cell` is the parent of what belongs to it alone; a
 `stage` is one execution of one DVC stage; a `score` is a cell's row of an evaluation; there is
-one `report` for each content.
+one `report` for each content; a `search` is the parent of its trials, a `trial` one point of it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from pipelines.tracking.record import ARTIFACT, CONTENT, Point
 
 RUN = "kdci.run"
 PRESET = "kdci.preset"
+PAIR = "kdci.pair"
+ARM = "kdci.arm"
+"""Method and variant in one, to group the seeds of an arm by."""
+BUDGET = "kdci.budget"
+"""Factor on the steps of pools and students."""
 PARAMS_HASH = "kdci.params_hash"
 WORK_KEY = "kdci.work"
 LINES = "kdci.metric_lines"

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from pipelines.tracking.cell_runs import CellRuns
 from pipelines.tracking.files import Report
+from pipelines.tracking.models import Models
 from pipelines.tracking.record import CONTENT
 from pipelines.tracking.snapshot import Snapshot
 from pipelines.tracking.stage_runs import StageRuns
 from pipelines.tracking.store import Store
 from pipelines.tracking.tags import PRESET, RUN
+from pipelines.tracking.trial_runs import show_trials
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class SyncSummary:
         points: Metric points added.
         running: Stages at work now.
         pending: Expected artifacts that are missing, damaged or outdated.
-        warnings: Damaged files that were left out, one line each.
+        warnings: Files that were left out and models that wait, one line each.
+        versions: Versions added to the model registry.
     """
 
     experiment: str
@@ -32,10 +35,16 @@ class SyncSummary:
     running: int
     pending: int
     warnings: tuple[str, ...]
+    versions: int = 0
 
 
-def write_view(files: Snapshot, store: Store) -> SyncSummary:
+def write_view(files: Snapshot, store: Store, *, register: bool = True) -> SyncSummary:
     """Write what ``store``, freshly read, lacks of ``files``.
+
+    Args:
+        files: The files.
+        store: The store.
+        register: Whether to fill the model registry too, while no stage is at work.
 
     Raises:
         StorageError: The store does not answer or can not be written.
@@ -47,20 +56,26 @@ def write_view(files: Snapshot, store: Store) -> SyncSummary:
     for finished in files.finished.values():
         shown = stage_runs.show_finished(finished)
         if shown is not None:
+            stage_runs.amend(finished, shown)
             cell_runs.show_scores(finished, shown)
     for slot in files.slots.values():
         if slot.cell is not None:
             cell_runs.show(slot.cell)
     if files.report is not None:
         _show_report(files.report, files.layout.preset, store)
+    show_trials(files.trials, files.layout, store)
     stage_runs.end_abandoned()
+    models = Models(files, store)
+    if register and not files.running:  # exports would take time from stages
+        models.register()
     return SyncSummary(
         experiment=store.experiment,
         created=store.created,
         points=store.points,
         running=files.running,
         pending=files.pending,
-        warnings=tuple(files.warnings),
+        warnings=(*files.warnings, *models.warnings),
+        versions=models.added,
     )
 
 

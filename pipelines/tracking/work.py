@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,8 @@ from kdci.errors import IntegrityError
 from kdci.layout import Layout
 from pipelines.tracking.files import Slot
 from pipelines.tracking.readings import metric_rows, read_object
+from pipelines.tracking.system import read_samples
+from pipelines.workspace import is_held
 
 WorkStatus = Literal["RUNNING", "FAILED", "KILLED"]
 
@@ -29,6 +29,7 @@ class Work:
         started: Unix seconds of its first start.
         params: Params blocks it depends on.
         metrics: Its metrics so far.
+        system: What its process used so far.
     """
 
     slot: Slot
@@ -38,6 +39,7 @@ class Work:
     started: float
     params: dict[str, Any]
     metrics: list[dict[str, float]]
+    system: list[dict[str, float]]
 
 
 def read_work(folder: Path, layout: Layout, by_path: Mapping[str, Slot]) -> Work | None:
@@ -61,25 +63,8 @@ def read_work(folder: Path, layout: Layout, by_path: Mapping[str, Slot]) -> Work
     ending: tuple[WorkStatus, str] = ("RUNNING", "")
     status, reason = ending if running else _ending(folder / "failure.json")
     metrics = metric_rows(folder / "metrics.jsonl")
-    return Work(slot, folder.name, status, reason, started, params, metrics)
-
-
-def is_held(lock: Path) -> bool:
-    """Tell whether a process holds ``lock``; a killed one has let go of it.
-
-    The shared lock taken to find out is let go at once, and never keeps out another reader.
-    """
-    try:
-        handle = os.open(lock, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+    system = read_samples(folder / "system.jsonl")
+    return Work(slot, folder.name, status, reason, started, params, metrics, system)
 
 
 def _ending(file: Path) -> tuple[WorkStatus, str]:

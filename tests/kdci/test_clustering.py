@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from threadpoolctl import threadpool_info
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -208,3 +210,29 @@ class TestPasses:
         cut = cluster(lambda: rows.split(10), num_rows=777, num_clusters=6, seed=3)
         for name in ("labels_M", "sizes_N", "means_ND", "distances_M"):
             assert torch.equal(getattr(whole, name), getattr(cut, name))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("mini_batches", [False, True])
+def test_scikit_learn_computes_on_the_threads_of_torch(
+    num_threads: int, mini_batches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own number is that of the cores, or of OMP_NUM_THREADS, whatever runtime.threads says."""
+    kind = MiniBatchKMeans if mini_batches else KMeans
+    fit, seen = kind.fit, []
+
+    def looked_at(self: Any, rows: Any) -> Any:
+        libraries = [lib for lib in threadpool_info() if lib["user_api"] == "openmp"]
+        seen.append({library["num_threads"] for library in libraries})
+        return fit(self, rows)
+
+    monkeypatch.setattr(kind, "fit", looked_at)
+    monkeypatch.setattr(clustering, "MINI_BATCH_ROWS", 100 if mini_batches else 10_000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        cluster(Passes(300), num_rows=300, num_clusters=NUM_CLUSTERS, seed=0)
+        assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [{num_threads}]

@@ -18,10 +18,11 @@ from kdci.compensation import Compensation
 from kdci.data.image_bank import ImageBank
 from kdci.distillation import Distiller
 from kdci.errors import NumericError
-from kdci.models import PixelModel
+from kdci.models import PixelModel, build_backbone
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, StudentCriterion
 from kdci.substitution.dfnd import DfndSource
 from kdci.substitution.fast import FastSource
+from tests.kdci._tensor_pool import TensorPool
 
 SPEC = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 1, True, ("a", "b", "c"))
 NUM_EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 3, 3, 8
@@ -113,7 +114,7 @@ def make_source(kind: str, folder: Path, teacher: PixelModel, *, prepare: bool) 
     generator = torch.Generator().manual_seed(3)
     pool = torch.randint(0, 256, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
     bank = ImageBank(folder / "bank.bin", shape=(1, 8, 8))
-    context = SourceContext(teacher, SPEC, bank, 5, 0.9, lambda: pool)
+    context = SourceContext(teacher, SPEC, bank, 5, 0.9, lambda: TensorPool(pool))
     source: Any
     if kind == "dfnd":
         source = DfndSource(context, num_selected=30, noise_learning_rate=0.05)
@@ -178,6 +179,25 @@ def outcome(run: Run, flatten: Flatten) -> dict[str, object]:
 def equal_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     left, right = one.state_dict(), other.state_dict()
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_a_student_that_asks_for_a_version_is_resumed(
+    tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    """MNASNet reads no tensors without it, and a checkpoint has plain tensors alone."""
+
+    def run(seed: int) -> Run:
+        torch.manual_seed(seed)
+        backbone = build_backbone("torchvision-mnasnet0_5", num_classes=3, channels=1)
+        student = PixelModel(backbone, mean=(0.4,), std=(0.3,))
+        return make_run(tiny_model, tmp_path / str(seed), student=student)
+
+    whole, resumed = run(1), run(2)
+    Checkpoints(tmp_path).save(1, whole.distiller.state_dict())
+    state = Checkpoints(tmp_path).load_newest()
+    assert state is not None
+    resumed.distiller.load_state_dict(state)
+    assert equal_weights(resumed.distiller.student, whole.distiller.student)
 
 
 CASES = [

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from kdci.catalog import DATASETS
+from kdci.data.image_files import ImageFiles
 from kdci.evaluation import (
     class_balanced_pick,
     class_proportions,
     image_batches,
     match_percentage,
     predict_classes,
+    predict_logits,
 )
 
 
@@ -26,6 +33,22 @@ def test_batches_are_the_images_in_order_on_the_unit_scale() -> None:
     assert whole.dtype == torch.float32 and float(whole.max()) <= 1
     assert torch.equal((whole * 255).round().to(torch.uint8), images)
     assert float(next(iter(image_batches(torch.full_like(images, 255), batch_size=7))).min()) == 1
+
+
+def test_images_in_files_are_scored_as_those_in_memory(tmp_path: Path) -> None:
+    pixels = make_images(7).repeat(1, 3, 1, 1)
+    files = [str(tmp_path / f"{number}.png") for number in range(7)]
+    for file, image in zip(files, pixels, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    lazy = ImageFiles(files, replace(DATASETS["cifar10"], image_size=3))
+    batches = [*image_batches(lazy, batch_size=3)]
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    weights = torch.randn(27, 4, generator=torch.Generator().manual_seed(1))
+    scored = [
+        predict_logits(lambda x: x.flatten(1) @ weights, images, batch_size=3)
+        for images in (lazy, pixels)
+    ]
+    assert torch.equal(*scored)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])

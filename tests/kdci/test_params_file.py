@@ -40,7 +40,7 @@ ONE_PROBLEM = {
         "methods.mosaick.open_world.num_image",
         "did you mean 'num_images'?",
     ),
-    "unknown top-level key": (("preset:", "foo: 1\npreset:"), "foo", "one of compensation, data"),
+    "unknown top-level key": (("preset:", "foo: 1\npreset:"), "foo", "one of backbone, budget"),
     "wrong type": (("warmup_calls: 2", "warmup_calls: two"), "methods.fast.warmup_calls", "'two'"),
     "fraction for a count": (("warmup_calls: 2", "warmup_calls: 2.5"), "warmup_calls", "2.5"),
     "text for a number": (("warmup_calls: 2", "warmup_calls: '2'"), "warmup_calls", "integer"),
@@ -86,7 +86,7 @@ ONE_PROBLEM = {
         "params.yaml",
         "found duplicate",
     ),
-    "tab": (("  device: auto", "\tdevice: auto"), "params.yaml", "line 18: found character '\\t'"),
+    "tab": (("  device: auto", "\tdevice: auto"), "params.yaml", "line 22: found character '\\t'"),
     "alias": (("seeds: [0] ", "seeds: &s [0]\n  x: *s"), "params.yaml", "alias"),
     "tag": (("preset: ", "preset: !!python/object/apply:os.system "), "params.yaml", "line 3: "),
 }

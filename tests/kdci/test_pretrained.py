@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kdci.artifacts import Artifact, new_artifact, open_artifact
-from kdci.catalog import DATASETS
+from kdci.catalog import DATASETS, STEMS
 from kdci.errors import IntegrityError, NumericError, UserError
-from kdci.pretrained import MODEL_FILE, build_network, load_teacher, load_weights
+from kdci.pretrained import MODEL_FILE, build_network, load_teacher, load_weights, stem_of
 
 SPEC = DATASETS["digits"]
 BACKBONE = "wrn-10-1"
@@ -62,6 +62,27 @@ class TestBuildNetwork:
         assert model(torch.rand(2, 3, 32, 32)).logits.shape == (2, 10)
         assert model.mean.flatten().tolist() == pytest.approx(DATASETS["cifar10"].mean)
 
+    def test_the_stem_is_passed_on(self) -> None:
+        spec = DATASETS["cifar10"]
+        small, large = (
+            build_network("resnet-18", spec, seed=0, stem=s).get_parameter("backbone.conv1.weight")
+            for s in STEMS
+        )
+        assert small.shape == (64, 3, 3, 3) and large.shape == (64, 3, 7, 7)
+        default = build_network("resnet-18", spec, seed=0)
+        assert torch.equal(default.get_parameter("backbone.conv1.weight"), small)
+
+    def test_a_classifier_of_another_library(self) -> None:
+        before = torch.get_rng_state()
+        name = "torchvision-shufflenet_v2_x0_5"
+        one, same, other = (build_network(name, SPEC, seed=seed) for seed in (1, 1, 2))
+        assert torch.equal(torch.get_rng_state(), before)
+        logits = [net.eval()(make_images()).logits for net in (one, same, other)]
+        assert logits[0].shape == (5, 10)
+        assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
+        with pytest.raises(UserError, match="did you mean torchvision-resnet18"):
+            build_network("torchvision-resnet17", SPEC, seed=0)
+
     def test_precision_is_passed_on(self) -> None:
         model = build_network(BACKBONE, SPEC, seed=0, autocast_dtype=torch.bfloat16)
         assert model.autocast_dtype is torch.bfloat16
@@ -80,6 +101,22 @@ class TestLoadTeacher:
         teacher = load_teacher(write_teacher(tmp_path / "t", tensors, mean=[0.1], std=[0.7]), SPEC)
         assert teacher.mean.item() == pytest.approx(0.1)
         assert teacher.std.item() == pytest.approx(0.7)
+
+    @pytest.mark.parametrize("stem", [None, *STEMS])
+    def test_has_the_stem_of_its_card(self, tmp_path: Path, stem: str | None) -> None:
+        """A card that does not tell is of the time of the CIFAR stem."""
+        trained = build_network("resnet-18", SPEC, seed=3, stem=stem or "cifar").eval()
+        facts = {"backbone": "resnet-18"} | ({"stem": stem} if stem else {})
+        artifact = write_teacher(tmp_path / "t", trained.state_dict(), **facts)
+        teacher = load_teacher(artifact, SPEC)
+        assert torch.equal(teacher(make_images()).logits, trained(make_images()).logits)
+        assert stem_of(artifact) == (stem or "cifar")
+
+    def test_another_stem_than_its_cards(self, tmp_path: Path) -> None:
+        tensors = build_network("resnet-18", SPEC, seed=3).state_dict()
+        facts = {"backbone": "resnet-18", "stem": "imagenet"}
+        with pytest.raises(IntegrityError, match=r"size mismatch for backbone\.conv1\.weight"):
+            load_teacher(write_teacher(tmp_path / "t", tensors, **facts), SPEC)
 
     @pytest.mark.parametrize(
         ("fact", "value"), [("num_classes", 100), ("channels", 3), ("image_size", 32)]

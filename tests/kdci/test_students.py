@@ -183,6 +183,30 @@ class TestLoadStudent:
         assert caught.value.subject == str(tmp_path / "s" / name)
 
 
+@pytest.mark.parametrize(
+    ("student", "stem"),
+    [("resnet-18", "imagenet"), ("mobilenetv2", "imagenet"), ("torchvision-resnet18", "cifar")],
+)
+def test_other_backbones_and_stems(tmp_path: Path, student: str, stem: str) -> None:
+    network = build_network(student, SPEC, seed=0, stem=stem)
+    network(make_images())
+    facts = {
+        "dataset": "digits",
+        "student": student,
+        "stem": stem,
+        "num_classes": 10,
+        "channels": 1,
+        "image_size": 16,
+        "mean": list(SPEC.mean),
+        "std": list(SPEC.std),
+        "compensation": None,
+    }
+    with new_artifact(tmp_path / "s", kind="student", card={"facts": facts}) as draft:
+        draft.save_tensors(MODEL_FILE, network.state_dict())
+    expected = network.eval()(make_images()).logits
+    assert torch.equal(load_student(tmp_path / "s")(make_images()), expected)
+
+
 class TestSnapshots:
     @pytest.mark.parametrize("with_compensation", [False, True])
     def test_the_student_as_it_was(self, tmp_path: Path, with_compensation: bool) -> None:
@@ -194,9 +218,9 @@ class TestSnapshots:
         assert not torch.equal(student_of(artifact(tmp_path / "s"))(make_images()), raw)
         if with_compensation:
             assert distiller.compensation is not None
-            trained = distiller.compensation.w_q.weight
+            trained = distiller.compensation.get_parameter("w_q.weight")
             assert snapshot.compensation is not None
-            assert not torch.equal(snapshot.compensation.w_q.weight, trained)
+            assert not torch.equal(snapshot.compensation.get_parameter("w_q.weight"), trained)
 
     def test_the_last_snapshot_is_the_student(self, tmp_path: Path) -> None:
         distiller, _ = write_student(tmp_path / "a", make_compensation())
@@ -232,7 +256,7 @@ class TestPlugIn:
         dictionary = build_dictionary(predictions, num_prototypes=5, seed=0)
         compensate = Compensation(dictionary.prototypes_ND, dictionary.proportions_N, num_classes=5)
         optimizer = torch.optim.SGD([*student.parameters(), *compensate.parameters()], lr=0.2)
-        before = compensate.w_q.weight.detach().clone()
+        before = compensate.get_parameter("w_q.weight").detach().clone()
         losses = []
         for _ in range(5):
             loss = F.kl_div(
@@ -246,7 +270,7 @@ class TestPlugIn:
             optimizer.step()
             losses.append(float(loss.detach()))
         assert losses == sorted(losses, reverse=True) and losses[-1] < 0.9 * losses[0]
-        assert not torch.equal(compensate.w_q.weight, before)
+        assert not torch.equal(compensate.get_parameter("w_q.weight"), before)
         with torch.no_grad():
             assert float(soft_label_kl(student(pool), predictions, 1.0)) < losses[0]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from kdci import artifacts
@@ -42,6 +45,14 @@ def test_a_good_project_has_no_problem_and_gets_no_file(
 ) -> None:
     assert told(tree, tmp_path) == {}
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teachers_own_values_are_looked_at(tree: dict[str, Any], tmp_path: Path) -> None:
+    name = tree["grid"]["teachers"][0]
+    tree["methods"]["dfnd"]["by_teacher"] = {name: {"num_selected": 201}, "vgg-11": {}}
+    assert set(told(tree, tmp_path)) == {"methods.dfnd.num_selected"}
+    tree["methods"]["dfnd"] |= {"num_selected": 201, "by_teacher": {name: {"num_selected": 200}}}
+    assert told(tree, tmp_path) == {}
 
 
 def test_every_problem_is_told_in_one_go(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -159,8 +170,8 @@ def test_plan_names_stages_and_places_as_dvc_does(tree: dict[str, Any]) -> None:
     layout = Layout(ROOT, params.preset)
     stages = {stage.name: stage for stage in planned_stages(params, layout)}
     dvc_stages = set(read_yaml(ROOT / "dvc.yaml")["stages"]) - {"report"}
-    # A control goes through the stages of a method, and so do shifts, others and further arms.
-    endings = ("_control", "shift", "_other", "_arm")
+    # A control goes through the stages of a method; so do shifts, others, further arms and pairs.
+    endings = ("_control", "shift", "_other", "_arm", "_pair")
     dvc_stages = {name for name in dvc_stages if not name.endswith(endings)}
     assert {name.partition("@")[0] for name in stages} == dvc_stages
     assert len(stages) == 1 + 2 + 2 + 2 * 2 * 2 * 2 + 2 * 2
@@ -260,3 +271,102 @@ def test_looks_without_changing_how_torch_computes(tree: dict[str, Any], tmp_pat
     told(tree, tmp_path)
     assert torch.get_num_threads() == before[0]
     assert torch.equal(torch.random.get_rng_state(), before[1])
+
+
+# -- data -----------------------------------------------------------------------------------
+
+
+def png(level: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9), (level, level, level)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def mixed(root: Path, *, num_images: int = 0) -> dict[str, Any]:
+    """Return an open world of a folder with 7 images and 5 crops of photographs."""
+    folder = root / "pool"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(7):
+        (folder / f"{number}.png").write_bytes(png(number))
+    return {
+        "source": "mixed",
+        "num_images": num_images,
+        "sources": [
+            {"source": "folder", "path": "pool", "num_images": 0},
+            {"source": "photographs", "num_images": 5},
+        ],
+    }
+
+
+def test_every_part_of_a_mixed_open_world_is_looked_at(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree["methods"]["dfnd"].update(open_world=mixed(tmp_path), num_selected=12)
+    tree["recipes"]["dfnd"]["batch_size"] = 8
+    assert told(tree, tmp_path) == {}
+    tree["methods"]["dfnd"]["open_world"]["sources"] += [
+        {"source": "parquet", "path": "none", "num_images": 9},
+        {"source": "folder", "path": "empty", "num_images": 9},
+    ]
+    (tmp_path / "empty").mkdir()
+    found = told(tree, tmp_path)
+    assert set(found) == {
+        "methods.dfnd.open_world.sources.2.path",
+        "methods.dfnd.open_world.sources.3.path",
+    }
+    none, empty = found.values()
+    assert none == f"{tmp_path}/none: no such folder"
+    assert empty == f"{tmp_path}/empty: no images in it"
+
+
+def test_an_engine_that_is_not_installed_is_told_before_anything_runs(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree["methods"]["dfnd"].update(open_world={**mixed(tmp_path), "engine": "ray"}, num_selected=12)
+    tree["recipes"]["dfnd"]["batch_size"] = 8
+    assert told(tree, tmp_path) == {}
+    monkeypatch.setattr("pipelines.scoring.ray_engine.find_spec", lambda name: None)
+    assert told(tree, tmp_path) == {"methods.dfnd.open_world.engine": "ray is not installed"}
+
+
+@pytest.mark.parametrize(("num_images", "available"), [(0, 12), (20, 12), (9, 9)])
+def test_no_more_can_be_chosen_than_the_parts_have(
+    num_images: int, available: int, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    open_world = mixed(tmp_path, num_images=num_images)
+    tree["methods"]["dfnd"].update(open_world=open_world, num_selected=available + 1)
+    tree["recipes"]["dfnd"]["batch_size"] = 8
+    what = f"is {available + 1}, but the open world has {available} images"
+    assert told(tree, tmp_path) == {"methods.dfnd.num_selected": what}
+
+
+def custom(root: Path, *splits: str) -> dict[str, Any]:
+    for split, name in product(splits, ("ant", "bee")):
+        (root / "own" / split / name).mkdir(parents=True)
+        (root / "own" / split / name / "a.png").write_bytes(png(9))
+    facts = {"num_classes": 2, "image_size": 16, "channels": 1, "mean": [0.5], "std": [0.5]}
+    return {"name": "custom", "path": "own", "facts": facts, "test": "test"}
+
+
+def test_a_custom_dataset_is_looked_at_before_anything_runs(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree["data"] = custom(tmp_path, "train", "val")
+    assert told(tree, tmp_path) == {}
+    tree["data"]["facts"]["num_classes"] = 3
+    (what,) = told(tree, tmp_path).values()
+    assert what == "2 class folders, custom has 3 classes"
+
+
+def test_nobody_looks_for_the_data_of_a_teacher_that_is_adopted(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree["data"] = custom(tmp_path, "test")
+    tree["teacher"]["artifact"] = "teachers/{teacher}"
+    own = str(tmp_path / "own")
+    assert own not in told(tree, tmp_path)
+    tree["teacher"]["artifact"] = None
+    assert told(tree, tmp_path)[own] == "no folder train in it"
+    tree["teacher"]["artifact"] = "teachers/{teacher}"
+    tree["data"].update(path=None, test=None)
+    assert "data.path" not in told(tree, tmp_path)

@@ -13,7 +13,10 @@ from pipelines.cli import run
 from pipelines.presets import preset_names
 
 HEAVY = ("torch", "torchvision", "mlflow", "prefect", "ray", "dvc", "sklearn", "numpy", "pandas")
-COMMANDS = {"check", "list", "preset", "show", "sync", "verify", "clean"}
+COMMANDS = {
+    *("check", "list", "preset", "show", "run", "sync", "sweep", "promote"),
+    *("explain", "doctor", "verify", "clean", "import-teacher", "export", "download"),
+}
 
 
 @pytest.fixture

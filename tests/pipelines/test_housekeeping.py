@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from kdci.layout import Layout
 from kdci.params_file import load_params, read_yaml
 from pipelines.housekeeping import clean, verify
 from pipelines.plan import PlannedStage, planned_stages
-from pipelines.presets import write_preset
+from pipelines.presets import FOLDER, write_preset
 from stages._provenance import code_hash
 
 
@@ -315,3 +316,47 @@ def test_clean_follows_no_link(
 def test_clean_of_a_fresh_project_makes_nothing(params: Params, layout: Layout) -> None:
     assert clean(params, layout) == []
     assert os.listdir(layout.root) == ["params.yaml"]
+
+
+def test_clean_knows_the_finished_teacher_that_one_adopts(layout: Layout) -> None:
+    tree = read_yaml(layout.root / "params.yaml")
+    tree["teacher"]["artifact"] = "finished"
+    params = Params.model_validate(tree)
+    teacher = planned_stages(params, layout)[0]
+    content = build(replace(teacher, artifact=layout.root / "finished"))
+    kept = begin(layout, teacher, parents={"adopted": content})
+    assert clean(params, layout) == [] and kept.exists()
+    stale = begin(layout, teacher, parents={"adopted": "0" * 64})
+    assert [removal.path for removal in clean(params, layout)] == [stale]
+
+
+def test_verify_names_stages_of_pairs_and_controls_as_dvc_does(layout: Layout) -> None:
+    tree = read_yaml(layout.root / "params.yaml")
+    pairs = [{"teacher": "wrn-10-1", "student": name} for name in ("wrn-16-1", "wrn-10-1")]
+    tree["grid"].update(students=[], pairs=pairs, methods=["dfnd"], controls=["noise"])
+    preset = read_yaml(FOLDER / "digits.yaml")
+    for block in ("methods", "recipes"):
+        tree[block]["noise"] = preset[block]["noise"]
+    params = Params.model_validate(tree)
+    planned = {stage.name: stage for stage in planned_stages(params, layout)}
+    damaged = planned["distill_kdci@wrn-10-1-wrn-10-1-dfnd-0-0"]
+    build(damaged)
+    flip_a_bit(damaged.artifact)
+    found = verify(params, layout)
+    (problem,) = found.problems
+    assert problem.what.endswith("made by distill_kdci_pair@pair1-dfnd-0-0")
+    missing = {stage.name for stage in found.missing}
+    assert {"distill_vanilla_pair@pair0-dfnd-0-0", "substitute_control@wrn-10-1-noise"} <= missing
+
+
+def test_a_result_of_another_parent_is_not_in_place(
+    params: Params, layout: Layout, stages: dict[str, PlannedStage]
+) -> None:
+    content = build(stages[TEACHER])
+    build(stages[POOL], parents={"teacher": content})
+    assert stages[POOL].is_in_place()
+    build(stages[POOL], parents={"teacher": "0" * 64})
+    assert not stages[POOL].is_in_place()
+    # A parent that is not there may be checked out again.
+    stages[TEACHER].artifact.rename(layout.root / "away")
+    assert stages[POOL].is_in_place()

@@ -30,6 +30,12 @@ def store_uri(tmp_path_factory):
     return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
 
 
+@pytest.fixture(autouse=True)
+def _no_models(monkeypatch):
+    """These students are made up and have no network to export; tests/pipelines/tracking has."""
+    monkeypatch.setattr(tracking.Models, "register", lambda self: None)
+
+
 @pytest.fixture
 def params(request):
     return make_params(request.node.name.replace("[", "-").rstrip("]")[:60])
@@ -51,6 +57,20 @@ def make_params(preset: str, **changes) -> Params:
         "recipes": {METHOD: recipe},
     }
     return Params.model_validate({**tree, **changes})
+
+
+TIMING = {
+    "started": 1000.0,
+    "finished": 1100.0,
+    "seconds": 99.0,
+    "loop_seconds": 60.0,
+    "cpu_seconds": 120.0,
+    "peak_memory_bytes": 500_000_000,
+    "system": [
+        {"time": 1002.0, "seconds": 2.1, "cpu_percent": 150.0, "memory_bytes": 400_000_000},
+        {"time": 1012.0, "seconds": 12.1, "cpu_percent": 90.0, "memory_bytes": 500_000_000},
+    ],
+}
 
 
 class Files:
@@ -85,8 +105,7 @@ class Files:
                 (draft.folder / "metrics.jsonl").write_text(lines)
         timing = self.layout.timing(path)
         timing.parent.mkdir(parents=True, exist_ok=True)
-        times = {"started": 1000.0, "finished": 1100.0, "seconds": 99.0, "loop_seconds": 60.0}
-        timing.write_text(json.dumps(times))
+        timing.write_text(json.dumps(TIMING))
         return json.loads((path / "card.json").read_text())["content"]
 
     def teacher(self, weights=1.0):
@@ -176,6 +195,7 @@ class Files:
         figures = self.layout.report / "figures"
         figures.mkdir(parents=True, exist_ok=True)
         (figures / "curves.png").write_bytes(b"png")
+        (self.layout.report / "ledger.json").write_text("[]")
         (self.layout.report / "report.md").write_text(note)
         rows = [{"preset": self.layout.preset, "accuracy": 50.0}]
         (self.layout.report / "results.json").write_text(json.dumps(rows))
@@ -310,19 +330,37 @@ def test_numbers_params_and_tags_are_those_of_the_files(files, params, store_uri
         "teacher_accuracy": 97.5,
         "num_steps": 10.0,
         "seconds": 60.0,
+        "peak_memory_megabytes": 500.0,
+    }
+    compared = {
+        "gain_over_vanilla": 1.0,
+        "agreement_over_vanilla": 0.0,
+        "seconds_over_vanilla": 0.0,
     }
     parent = seen.cell(cell)
-    assert parent.data.metrics == final
+    assert parent.data.metrics == final | compared
+    assert parent.data.params == {name: str(value) for name, value in cell.asdict().items()}
+    assert parent.data.tags["kdci.arm"] == "dfnd/kdci"
     score = next(r for r in seen.children(parent) if r.data.tags["kdci.run"] == "score")
+    assert parent.data.tags["kdci.budget"] == score.data.tags["kdci.budget"] == "1"
     assert score.data.metrics == final
     curve = [(k, s, v) for k, s, v in seen.points(score) if k == "accuracy_backbone"]
     assert curve == [("accuracy_backbone", 5, 20.0), ("accuracy_backbone", 10, 51.0)]
     vanilla = seen.cell(Cell(TEACHER, STUDENT, METHOD, "vanilla", 0, 0))
     assert "accuracy_compensated" not in vanilla.data.metrics
+    assert not compared.keys() & vanilla.data.metrics.keys()
     student = seen.one(f"distill_kdci@{TEACHER}-{STUDENT}-{METHOD}-0-0")
     expected = [(k, r["step"], r[k]) for r in student_metrics() for k in r if k != "step"]
-    facts = [("num_steps", 10, 10), ("num_images", 10, 95), ("seconds", 10, 99.0)]
-    assert seen.points(student) == sorted([*expected, *facts, ("loop_seconds", 10, 60.0)])
+    facts = {"num_steps": 10, "num_images": 95, "seconds": 99.0, "loop_seconds": 60.0}
+    facts |= {"cpu_seconds": 120.0, "peak_memory_bytes": 5e8}
+    system = [
+        ("system/process_cpu_percentage", 2, 150.0),
+        ("system/process_cpu_percentage", 12, 90.0),
+        ("system/process_memory_megabytes", 2, 400.0),
+        ("system/process_memory_megabytes", 12, 500.0),
+    ]
+    facts = [(name, 10, value) for name, value in facts.items()]
+    assert seen.points(student) == sorted([*expected, *facts, *system])
     assert student.data.params[f"recipes.{METHOD}.batch_size"] == "4"
     assert "teacher.num_epochs" not in student.data.params
     tags = student.data.tags
@@ -347,7 +385,7 @@ def test_cards_dictionary_and_report_are_logged_and_weights_are_not(files, param
     assert seen.files(student) == {"card.json"}
     assert len(student.data.tags["sha256.model.safetensors"]) == 64
     report = seen.one("report", kind="report")
-    assert seen.files(report) == {"figures", "report.md", "results.json"}
+    assert seen.files(report) == {"figures", "ledger.json", "report.md", "results.json"}
     assert seen.files(report, "figures") == {"figures/curves.png"}
 
 

@@ -21,6 +21,8 @@ from kdci.data.known_shift import degrade, long_tail_counts
 from kdci.distillation import Distiller
 from kdci.layout import all_cells
 from kdci.logit_adjustment import LogitAdjustment
+from kdci.method_config import OVERRIDES
+from kdci.models.folding import fold_batch_norms
 from kdci.pretrained import build_network, load_teacher
 from kdci.reporting.results import load_rows
 from kdci.runtime import derive_seed
@@ -47,14 +49,19 @@ def everything(tmp_path_factory):
         grid__others=[WRN],
         grid__shifts=["balanced", "tail", "poor"],
         grid__shift_arms=SHIFT_ARMS,
-        # A teacher and a pool that know all classes, or none could be balanced.
-        teacher__num_epochs=8,
+        # A teacher and a pool that know all classes well, on every processor, or none could be
+        # balanced.
+        teacher__num_epochs=14,
+        teacher__batch_size=64,
         methods__fast__warmup_calls=12,
         methods__fast__batch_size=32,
-        methods__fast__num_steps=5,
+        methods__fast__num_steps=10,
+        methods__fast__one_hot_weight=3.0,
         compensation__fusion="residual",
         compensation__rebuild=0.05,
         other={"data": {"name": "digits5", "path": None, "test": "test"}},
+        # Low enough to hold on a pool with something of every class, or two arms are one.
+        intervention={"strata": "classes", "max_repeats": 1.1, "tau": 1.0},
         shift={"base": "fast", "num_images": 60, "temperature": 4.0},
         shifts={"balanced": {}, "tail": {"imbalance": 8.0}, "poor": {"noise": 0.2, "blur": 0.7}},
     )
@@ -121,9 +128,8 @@ def by_hand(project, tmp_path, *, module=None, stratum_of=None, max_repeats=math
     bank = ImageBank(tmp_path / "bank.bin", shape=(1, 16, 16), base=pool.file("images.npy"))
     context = SourceContext(teacher, spec, bank, derive_seed(seed, "source"), 0.5, lambda: None)
     block = params.methods.fast
-    source = FastSource(
-        context, **{name: getattr(block, name) for name in type(block).model_fields}
-    )
+    names = [name for name in type(block).model_fields if name not in OVERRIDES]
+    source = FastSource(context, **{name: getattr(block, name) for name in names})
     source.load_state_dict(load_state(pool.path / "source"))
     source.reseed(context.seed)
     if stratum_of is not None:
@@ -131,7 +137,7 @@ def by_hand(project, tmp_path, *, module=None, stratum_of=None, max_repeats=math
     student = build_network(WRN, spec, seed=derive_seed(seed, "student"))
     sink = type("Sink", (), {"log": lambda self, step, **values: None})()
     distiller = Distiller(
-        teacher=teacher,
+        teacher=fold_batch_norms(teacher, spec.image_size),
         student=student,
         source=source,
         compensation=module,

@@ -84,3 +84,9 @@ def test_same_seed_same_bytes_another_seed_other_bytes(built, call, method, vari
     files = [built.card(c)["files"]["model.safetensors"]["sha256"] for c in (this, other)]
     assert files[0] != files[1]
     assert built.content(this) == expected
+
+
+def test_names_of_the_classes_go_with_the_student(smoke_project, call) -> None:
+    for stage in ("distill_vanilla", "distill_kdci"):
+        facts = smoke_project.card(call(stage))["facts"]
+        assert facts["class_names"] == list(smoke_project.params.data.spec.class_names)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
 
+from kdci.config import hash_json
 from kdci.data.datasets import load_split
 from kdci.students import load_student
 
@@ -28,7 +30,7 @@ def rows(smoke_project, call):
 
 
 def test_accuracies_are_those_of_the_deployed_students(smoke_project, rows):
-    test = load_split("digits", path=None, split="test")
+    test = load_split(smoke_project.params.data.spec, path=None, split="test")
     images = test.images.float() / 255
     assert [row["variant"] for row in rows] == ["vanilla", "kdci"]
     for row in rows:
@@ -44,6 +46,21 @@ def test_accuracies_are_those_of_the_deployed_students(smoke_project, rows):
             assert stated == pytest.approx(100 * float(right.double().mean()), abs=0.2)
         assert row["accuracy"] == row["accuracy_backbone"]
         assert row["num_steps"] == 12
+        assert row["budget"] == 1.0
+
+
+def test_a_row_has_the_budget_of_the_student_that_was_scored(built, call):
+    """Not that of the params, which may have changed since."""
+    folder = built.artifact(call("evaluate"))
+    shutil.rmtree(folder)
+    card = built.layout.student(built.cell("kdci")) / "card.json"
+    text = json.loads(card.read_text())
+    text.pop("card_sha256")
+    text["params"]["budget"] = 0.5
+    card.write_text(json.dumps({**text, "card_sha256": hash_json(text)}))
+    assert built.run(call("evaluate")) == 0
+    rows = json.loads((folder / "cells.json").read_text())
+    assert {row["variant"]: row["budget"] for row in rows} == {"vanilla": 1.0, "kdci": 0.5}
 
 
 def test_curves_end_where_the_rows_are(smoke_project, call, rows):
@@ -89,7 +106,7 @@ def guarded(monkeypatch):
         raise OriginalDataError
 
     monkeypatch.setattr("kdci.data.datasets.load_split", refuse)
-    monkeypatch.setattr("kdci.data.digits.load_digits", refuse)
+    monkeypatch.setattr("kdci.data.digits.bundled_file", refuse)
     monkeypatch.setattr("sklearn.datasets.load_digits", refuse)
     opened = []
     monkeypatch.setattr(sys.modules[__name__], "_OPENED", opened)

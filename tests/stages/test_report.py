@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from kdci.artifacts import new_artifact
-from kdci.config import Grid
+from kdci.config import Data, Grid
 from kdci.errors import IntegrityError
 from kdci.layout import Layout, all_cells, cells
 from kdci.params_file import load_params
@@ -88,16 +89,20 @@ def _write_dictionary(layout):
         draft.save_tensors("dictionary.safetensors", tensors)
 
 
-def _write_student(layout, cell):
+def _write_student(layout, cell, budget=None):
     card = _card(**cell.asdict(), num_steps=40, batch_size=8, num_images=4)
+    card["params"] = {"recipes.fast": {"num_epochs": 4, "steps_per_epoch": 10}}
+    if budget is not None:
+        card["params"]["budget"] = budget
     with new_artifact(layout.student(cell), kind="student", card=card):
         pass
     timing = layout.timing(layout.student(cell))
     timing.parent.mkdir(parents=True, exist_ok=True)
-    timing.write_text(json.dumps({"seconds": 9.0, "loop_seconds": 2.0 + cell.seed}))
+    times = {"seconds": 9.0, "loop_seconds": 2.0 + cell.seed, "peak_memory_bytes": 2**30}
+    timing.write_text(json.dumps(times))
 
 
-def _write_evaluation(layout, params, *, tested, method="fast"):
+def _write_evaluation(layout, params, *, tested, method="fast", dataset="digits"):
     rows, curves, predictions = [], [], {"expected": np.ones(8, np.int16)}
     for cell in all_cells(params.grid):
         if cell.method != method:
@@ -120,7 +125,7 @@ def _write_evaluation(layout, params, *, tested, method="fast"):
             {
                 **cell.asdict(),
                 "preset": "tiny",
-                "dataset": "digits",
+                "dataset": dataset,
                 "accuracy": values["accuracy_backbone"],
                 **values,
                 "teacher_accuracy": 98.25 if tested else None,
@@ -131,9 +136,10 @@ def _write_evaluation(layout, params, *, tested, method="fast"):
         )
         curves.append({**cell.asdict(), "points": [{"step": 20, **values}, {"step": 40, **values}]})
     stale = {**rows[0], "seed": 77}  # of a grid that had more seeds
-    facts = {"teacher": TEACHER, "student": STUDENT, "method": method, "num_cells": len(rows)}
+    ((teacher, student),) = params.grid.all_pairs
+    facts = {"teacher": teacher, "student": student, "method": method, "num_cells": len(rows)}
     card = _card(**facts, evaluated_on="test" if tested else "holdout")
-    path = layout.evaluation(TEACHER, STUDENT, method)
+    path = layout.evaluation(teacher, student, method)
     with new_artifact(path, kind="evaluation", card=card) as draft:
         draft.save_json("cells.json", [stale, *rows])
         draft.save_json("curves.json", curves)
@@ -182,6 +188,7 @@ def test_curves_are_in_long_form_with_a_line_a_point(params, layout):
     assert points[0] == {
         "step": "20", "accuracy": "90.0", "agreement": "70.0", "method": "fast",
         "variant": "vanilla", "teacher": TEACHER, "student": STUDENT, "replicate": "pool0-seed0",
+        "budget": "1.0",
     }  # fmt: skip
     compensated = [point for point in points if point["variant"] == "kdci compensated"]
     assert {point["accuracy"] for point in compensated} == {"89.5", "81.0"}
@@ -284,3 +291,72 @@ def test_missing_times_are_no_error(params, layout):
     report(params, layout)
     rows = json.loads((layout.report / "results.json").read_text())
     assert [row["seconds"] for row in rows] == [None] * 4
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_rows_and_curves_have_the_budget_of_the_students_card(params, layout):
+    for cell in cells(params.grid):
+        if cell.method == "fast" and cell.seed == 1:
+            shutil.rmtree(layout.student(cell))
+            _write_student(layout, cell, budget=0.5)
+    report(params, layout)
+    rows = json.loads((layout.report / "results.json").read_text())
+    assert [row["budget"] for row in rows] == [1.0, 0.5, 1.0, 0.5], "no budget: an older card"
+    metrics = json.loads((layout.report / "metrics.json").read_text())
+    assert metrics["fast@1"]["vanilla"] == 90.0
+    assert metrics["fast@0.5"]["vanilla"] == 80.0
+    with (layout.report / "curves.csv").open() as file:
+        budgets = {point["replicate"]: point["budget"] for point in csv.DictReader(file)}
+    assert budgets == {"pool0-seed0": "1.0", "pool0-seed1": "0.5"}
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_one_budget_for_all_is_among_the_metrics(params, layout):
+    for cell in cells(params.grid):
+        if cell.method == "fast":
+            shutil.rmtree(layout.student(cell))
+            _write_student(layout, cell, budget=0.5)
+    report(params, layout)
+    metrics = json.loads((layout.report / "metrics.json").read_text())
+    assert metrics["budget"] == 0.5
+    assert metrics["fast"]["vanilla"] == 85.0
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_the_ledger_of_a_published_dataset_is_beside_the_results(params, tmp_path):
+    pairs = [{"teacher": "vgg-11", "student": "resnet-18"}]
+    grid = Grid(teachers=["vgg-11"], pairs=pairs, methods=["fast"], seeds=[0, 1])
+    data = Data(name="cifar10", path="somewhere")
+    params = params.model_copy(update={"grid": grid, "data": data})
+    layout = Layout(tmp_path, "tiny")
+    card = _card(accuracy=92.0)
+    with new_artifact(layout.teacher("vgg-11"), kind="teacher", card=card):
+        pass
+    for cell in cells(grid):
+        _write_student(layout, cell)
+    _write_evaluation(layout, params, tested=True, dataset="cifar10")
+    report(params, layout)
+    assert isinstance(json.loads((layout.report / "results.json").read_text()), list)
+    lines = json.loads((layout.report / "ledger.json").read_text())
+    (line,) = [
+        line
+        for line in lines
+        if line["table"] == 1 and line["variant"] == "vanilla" and line["ours"] is not None
+    ]
+    assert (line["published"], line["ours"], line["n"]) == (90.53, 85.0, 2)
+    assert line["delta"] == pytest.approx(-5.53)
+    # 2 s and 3 s for 40 steps, of which an epoch has 10
+    assert line["cost"]["seconds_per_epoch"] == pytest.approx(0.625)
+    assert line["cost"]["memory_mb"] == 1024.0
+    teacher = next(line for line in lines if line["teacher"] == "vgg-11" and not line["method"])
+    assert (teacher["published"], teacher["ours"]) == (92.25, 92.0)
+    text = (layout.report / "report.md").read_text()
+    assert "| vgg-11 to resnet-18 | Fast | vanilla | 90.53 | 85.00 ± 63.53 | 2 | 1 | 40 |" in text
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_digits_have_an_empty_ledger_and_a_line_of_why(params, layout):
+    report(params, layout)
+    assert json.loads((layout.report / "ledger.json").read_text()) == []
+    text = (layout.report / "report.md").read_text()
+    assert "None of the published tables is about digits" in text

@@ -18,7 +18,7 @@ def test_facts_are_those_of_the_saved_model(smoke_project, card):
 
     artifact = open_artifact(smoke_project.layout.teacher("wrn-10-1"), kind="teacher")
     teacher = load_teacher(artifact, smoke_project.params.data.spec)
-    test = load_split("digits", path=None, split="test")
+    test = load_split(smoke_project.params.data.spec, path=None, split="test")
     with torch.no_grad():
         right = teacher(test.images.float() / 255).logits.argmax(dim=1) == test.labels
     accuracy = 100 * float(right.double().mean())
@@ -26,6 +26,7 @@ def test_facts_are_those_of_the_saved_model(smoke_project, card):
     rows = (artifact.path / "metrics.jsonl").read_text().splitlines()
     assert card["facts"]["train_accuracy"] == json.loads(rows[-1])["train_accuracy"]
     assert accuracy > 20  # of ten classes
+    assert card["facts"]["stem"] == "cifar"  # `auto` for 16 px
 
 
 def test_scoring_leaves_the_teacher_as_it_was_trained(built, call):
@@ -73,3 +74,9 @@ def test_timing_lies_beside_the_artifacts(smoke_project):
         timing = json.loads(file.read_text())
         assert 0 <= timing["loop_seconds"] <= timing["seconds"]
         assert timing["seconds"] <= timing["finished"] - timing["started"] + 0.1
+
+
+def test_stem_is_that_of_the_params(fresh, call):
+    """A backbone without a choice has the same weights, whatever is asked for."""
+    fresh.edit(backbone={"stem": "imagenet"}).build(call("teacher"))
+    assert fresh.card(call("teacher"))["facts"]["stem"] == "imagenet"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +61,24 @@ def real_data() -> Path:
     if not (folder / "cifar10").is_dir():
         pytest.skip(f"no real data at {folder}; set KDCI_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_folders() -> Callable[..., Path]:
+    """Write a folder a class: ``make(folder, {"cat": [pixels, ...]}, kind="PNG", below="")``."""
+
+    def make(
+        folder: Path,
+        classes: Mapping[str, Sequence[np.ndarray]],
+        kind: str = "PNG",
+        below: str = "",
+    ) -> Path:
+        for name, images in classes.items():
+            place = folder / name / below
+            place.mkdir(parents=True, exist_ok=True)
+            for number, pixels in enumerate(images):
+                suffix = "JPEG" if kind == "JPEG" else kind.lower()
+                (place / f"{name}_{number}.{suffix}").write_bytes(encode(pixels, kind))
+        return folder
+
+    return make

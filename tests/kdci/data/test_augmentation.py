@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdci.data.augmentation import CropFlip, apply_crop_flip, draw_crop_flip, random_crop_flip
+from kdci.catalog import DATASETS
+from kdci.data.augmentation import (
+    CropFlip,
+    apply_crop_flip,
+    augment,
+    draw_crop_flip,
+    random_crop_flip,
+)
+from kdci.data.resized_crop import random_resized_crop
 
 
 def naive(images: Tensor, drawn: CropFlip, padding: int) -> Tensor:
@@ -93,3 +101,32 @@ def test_same_result_on_the_gpu() -> None:
     )
     got = apply_crop_flip(images.cuda(), drawn, crop_padding=2)
     assert torch.equal(got.cpu(), apply_crop_flip(images, drawn, crop_padding=2))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "digits", "tiny-imagenet"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_padded_crops_where_a_dataset_has_no_resized_ones(name: str, dtype: torch.dtype) -> None:
+    spec = DATASETS[name]
+    images = torch.randint(0, 256, (5, spec.channels, 9, 9)).to(dtype)
+    got = augment(images, spec, torch.Generator().manual_seed(3))
+    expected = random_crop_flip(
+        images,
+        crop_padding=spec.crop_padding,
+        flip=spec.flip,
+        generator=torch.Generator().manual_seed(3),
+    )
+    assert torch.equal(got, expected) and got.dtype == dtype
+
+
+def test_resized_crops_where_a_dataset_has_them_on_the_scale_of_the_images() -> None:
+    spec, images = DATASETS["imagenet"], torch.randint(0, 256, (5, 3, 12, 12), dtype=torch.uint8)
+    got = augment(images, spec, torch.Generator().manual_seed(3))
+    expected = random_resized_crop(
+        images.float(), scale=(0.08, 1.0), flip=True, generator=torch.Generator().manual_seed(3)
+    )
+    assert torch.equal(got, expected) and float(got.max()) > 1
+    floats = (images.float() / 255).requires_grad_()
+    seen = augment(floats, spec, torch.Generator().manual_seed(3))
+    assert torch.allclose(seen, got / 255)
+    (gradient,) = torch.autograd.grad(seen.sum(), floats)
+    assert float(gradient.sum()) == pytest.approx(5 * 3 * 144)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdci.data import cifar_batches
 from kdci.data.cifar_batches import read_batch
 from kdci.errors import IntegrityError, StorageError
 
@@ -60,12 +61,12 @@ def write(path: Path, content: object, protocol: int = 2) -> Path:
     ids=["published", "text keys", "bytes keys", "fortran order"],
 )
 def test_pixels_are_planes_of_red_green_blue(content: object, tmp_path: Path) -> None:
-    batch = read_batch(write(tmp_path / "data_batch_1", content))
-    assert batch.images.shape == (6, 3, 32, 32)
-    assert batch.labels.tolist() == LABELS
+    images, labels = read_batch(write(tmp_path / "data_batch_1", content))
+    assert images.shape == (6, 3, 32, 32)
+    assert labels.tolist() == LABELS
     for channel, row, column in ((0, 0, 1), (1, 5, 0), (2, 31, 31)):
         pixel = DATA[2, channel * 1024 + row * 32 + column]
-        assert batch.images[2, channel, row, column] == pixel
+        assert images[2, channel, row, column] == pixel
 
 
 class Touch:
@@ -118,11 +119,55 @@ def test_a_pickle_that_calls_something_is_refused_and_nothing_is_called(
         b"\x80\x02}",
         python2_batch(DATA, LABELS)[:-4000],
         b"\x80\x02" + b"(" * 100_000,
+        # What names refer to stays as it is.
+        b"\x80\x02cnumpy\ndtype\nN}X\x04\x00\x00\x00callK\x01s\x86b.",
+        b"\x80\x02cnumpy\ndtype\nU\x01O\x85R.",
     ],
 )
 def test_other_names_and_damage_are_refused(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError):
         read_batch(write(tmp_path / "data_batch_1", content))
+
+
+KEY_OF_TUPLES = b"\x80\x02})" + b"\x85" * 200_000 + b"Ns."
+"""A dict whose one key is 200,000 tuples deep: its hash ends the process."""
+WIDE_KEY = b"\x80\x02})" + b"q\x01h\x01\x86" * 60 + b"Ns."
+"""A key of 2^60 tuples, in 60 of them: its hash does not end at all."""
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (KEY_OF_TUPLES, "a key that is no text"),
+        (WIDE_KEY, "a key that is no text"),
+        (b"\x80\x02}()" + b"\x85" * 9 + b"NK\x01Nu.", "a key that is no text"),
+        (b"\x80\x02(K\x01N)\x85Nd.", "a key that is no text"),
+        (b"\x80\x02)\x85q\x010}h\x01Ns.", "a key that is no text"),
+        (b"\x80\x04\x8f()\x85\x90.", "more than a batch"),
+        (b"\x80\x02}r" + struct.pack("<I", 2**27) + b".", "number 134217728"),
+        (b"\x80\x02}p134217728\n.", "number 134217728"),
+        (b"\x80\x02" + b"N0" * 2_100_000 + b"}.", "more than a batch"),
+    ],
+)
+def test_what_takes_memory_or_ends_the_process_is_refused_before_it_is_loaded(
+    content: bytes, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(self: object) -> None:
+        raise AssertionError("loaded")
+
+    file = write(tmp_path / "data_batch_1", content)
+    monkeypatch.setattr(cifar_batches._ArrayUnpickler, "load", load, raising=False)
+    with pytest.raises(IntegrityError, match=told):
+        read_batch(file)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
+def test_every_protocol_is_read(protocol: int, tmp_path: Path) -> None:
+    names = [f"{number}.png".encode() for number in range(6)]
+    content = {b"data": DATA, b"labels": LABELS, b"filenames": names, "more": (1, (2, names))}
+    images, labels = read_batch(write(tmp_path / "data_batch_1", content, protocol))
+    assert np.array_equal(images.numpy().reshape(6, -1), DATA)
+    assert labels.tolist() == LABELS
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
+from kdci.catalog import DATASETS
 from kdci.data.digits import check_digits, load_digits_split
 from kdci.errors import UserError
+
+SPEC = DATASETS["digits"]
 
 
 def naive_resize(image: np.ndarray) -> np.ndarray:
@@ -26,11 +30,11 @@ def naive_resize(image: np.ndarray) -> np.ndarray:
 
 
 def test_the_halves_partition_all_digits_and_are_stratified() -> None:
-    train, test = load_digits_split(None, "train"), load_digits_split(None, "test")
+    train, test = load_digits_split(SPEC, None, "train"), load_digits_split(SPEC, None, "test")
     assert (len(train), len(test)) == (898, 899)
     assert train.images.shape == (898, 1, 16, 16)
     every = np.stack([naive_resize(image * 255 / 16) for image in load_digits().images])
-    found = torch.cat([train.images, test.images]).squeeze(1).numpy()
+    found = torch.cat([train.images[:], test.images[:]]).squeeze(1).numpy()
     pairs = sorted(zip(map(bytes, found), torch.cat([train.labels, test.labels]), strict=True))
     expected = sorted(zip(map(bytes, every), load_digits().target, strict=True))
     assert [(pixels, int(label)) for pixels, label in pairs] == [
@@ -40,15 +44,20 @@ def test_the_halves_partition_all_digits_and_are_stratified() -> None:
     assert difference.abs().max() <= 1
 
 
-def test_the_split_is_always_the_same() -> None:
-    torch.manual_seed(1)
-    first = load_digits_split(None, "train")
-    torch.manual_seed(2)
-    assert torch.equal(first.images, load_digits_split(None, "train").images)
+def test_the_split_is_the_one_scikit_learn_draws() -> None:
+    bundled = load_digits()
+    halves = train_test_split(
+        np.arange(1797), test_size=0.5, random_state=0, stratify=bundled.target
+    )
+    for split, rows in zip(("train", "test"), halves, strict=True):
+        found = load_digits_split(SPEC, None, split)
+        expected = np.stack([naive_resize(bundled.images[i] * 255 / 16) for i in np.sort(rows)])
+        assert np.array_equal(found.images[:, 0].numpy(), expected)
+        assert found.labels.tolist() == bundled.target[np.sort(rows)].tolist()
 
 
 def test_a_path_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.path.*null"):
-        check_digits(Path("mine"), ["train"])
+        check_digits(SPEC, Path("mine"), ["train"])
     with pytest.raises(UserError):
-        load_digits_split(Path("mine"), "test")
+        load_digits_split(SPEC, Path("mine"), "test")

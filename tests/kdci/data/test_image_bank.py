@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdci.data import mapped_images
 from kdci.data.image_bank import ImageBank, open_npy, save_npy, to_bytes
 from kdci.errors import IntegrityError, NumericError, StorageError
 
@@ -73,6 +74,22 @@ def test_rows_of_base_and_tail_equal_one_array(tmp_path: Path, base: Path) -> No
     again = ImageBank(tmp_path / "tail.bin", shape=SHAPE, base=base)
     assert torch.equal(again.rows(torch.arange(13)), everything)
     assert np.array_equal(open_npy(base), pictures(7).numpy())
+
+
+def test_chunks_are_the_rows_a_part_at_a_time(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped_images, "CHUNK_BYTES", 4 * ROW + 1)
+    bank = ImageBank(tmp_path / "tail.bin", shape=SHAPE, base=base)
+    bank.append(pictures(4, 1).float() / 255)
+    order = torch.tensor([10, 0, 6, 7, 9, 7, 3, 8, 8])
+    parts = list(bank.chunks(order))
+    assert [len(part) for part in parts] == [4, 4, 1]
+    assert torch.equal(torch.cat(parts), bank.rows(order))
+    (nothing,) = bank.chunks(order[:0])
+    assert nothing.shape == (0, *SHAPE)
+    with pytest.raises(IndexError):
+        list(bank.chunks(torch.tensor([0, 11])))
 
 
 def test_a_bank_without_base_starts_empty(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdci.data.known_shift import degrade, long_tail_counts, resample_rows
+from kdci.data.known_shift import degrade, degrade_chunks, long_tail_counts, resample_rows
 
 SEED = 4
 
@@ -219,6 +219,15 @@ class TestDegrade:
         assert got.dtype == torch.uint8 and got.shape == ends.shape
         assert int(got[0].max()) < 128 < int(got[1].min())
         assert 0.4 < float((got[0] == 0).float().mean()) < 0.6
+
+    def test_parts_come_out_as_the_whole_does(self) -> None:
+        images = torch.cat([make_images(8, 8), 255 - make_images(8, 8)])
+        strengths = {"blur": 1.0, "noise": 0.2, "contrast": 0.5}
+        whole = degrade(images, **strengths, seed=SEED)
+        parts = list(degrade_chunks(torch.split(images, 4), **strengths, seed=SEED))
+        assert [len(part) for part in parts] == [4, 2]
+        assert torch.equal(torch.cat(parts), whole)
+        assert not torch.equal(whole[:4], degrade(images[:4], **strengths, seed=SEED + 1))
 
     def test_the_global_stream_is_neither_used_nor_moved(self) -> None:
         torch.manual_seed(0)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kdci.data import open_world_scores
 from kdci.data.image_bank import ImageBank
 from kdci.data.open_world_scores import OpenWorldScores
 from kdci.errors import NumericError, UserError
 from kdci.models import PixelModel, Prediction
+from tests.kdci._tensor_pool import TensorPool
 
 VALUES = [5, 9, 1, 9, 5, 0, 9, 1, 0, 5, 7, 7]
 
@@ -29,12 +31,12 @@ class PixelTeacher(nn.Module):
         return Prediction(self.scale * features[:, :1], features)
 
 
-def make_pool() -> Tensor:
+def make_pool() -> TensorPool:
     """Return images whose first pixel is their value and whose second is their number."""
     pool = torch.zeros(len(VALUES), 1, 2, 2, dtype=torch.uint8)
     pool[:, 0, 0, 0] = torch.tensor(VALUES)
     pool[:, 0, 0, 1] = torch.arange(len(VALUES))
-    return pool
+    return TensorPool(pool)
 
 
 def make_teacher() -> PixelModel:
@@ -55,6 +57,7 @@ def make_scores(
         keep=keep,
         num_selected=num_selected,
         batch_size=batch_size,
+        skipped={},
     )
 
 
@@ -89,7 +92,11 @@ def test_many_equal_scores_keep_the_first(tmp_path: Path) -> None:
     pool = torch.zeros(300, 1, 2, 2, dtype=torch.uint8)
     pool[:, 0, 0, 1] = torch.arange(300).remainder(256)
     bank = make_bank(tmp_path)
-    list(make_scores(num_selected=40, batch_size=16).choose(lambda: pool, make_teacher(), bank))
+    list(
+        make_scores(num_selected=40, batch_size=16).choose(
+            lambda: TensorPool(pool), make_teacher(), bank
+        )
+    )
     assert bank.rows(torch.arange(40))[:, 0, 0, 1].tolist() == list(range(40))
 
 
@@ -97,7 +104,8 @@ def test_resumes_where_it_was_and_then_never_loads_again(tmp_path: Path) -> None
     first, bank = make_scores(batch_size=1), make_bank(tmp_path)
     next(first.choose(make_pool, make_teacher(), bank))
     state = first.state_dict()
-    assert state["scores"].tolist() == pytest.approx(VALUES[:10])
+    assert state["scores"].tolist() == [5.0, 9.0, 9.0, 5.0, 9.0]
+    assert state["positions"].tolist() == [0, 1, 3, 4, 6]
     second, teacher = make_scores(), make_teacher()
     second.load_state_dict(state)
     reports = list(second.choose(make_pool, teacher, bank))
@@ -106,21 +114,55 @@ def test_resumes_where_it_was_and_then_never_loads_again(tmp_path: Path) -> None
     third = make_scores()
     third.load_state_dict(second.state_dict())
 
-    def never() -> Tensor:
+    def never() -> TensorPool:
         raise AssertionError("loaded")
 
     assert list(third.choose(never, teacher, bank)) == []
     assert third.state_dict()["scores"].numel() == 0
 
 
-def test_state_is_a_copy() -> None:
-    scores = make_scores()
-    scores.load_state_dict(state := {"scores": torch.ones(3), "is_selected": False})
-    state["scores"].zero_()
-    taken = scores.state_dict()
-    assert taken["scores"].tolist() == [1.0, 1.0, 1.0]
-    taken["scores"].zero_()
-    assert scores.state_dict()["scores"].tolist() == [1.0, 1.0, 1.0]
+def test_what_is_skipped_is_told_by_a_run_that_did_not_score(tmp_path: Path) -> None:
+    first = make_scores()
+    first.skipped["damaged"] = 3
+    second = make_scores()
+    second.load_state_dict(first.state_dict())
+    assert second.skipped == {"damaged": 3}
+
+
+def test_another_pool_is_scored_from_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Positions in the old one would be other images of the new one."""
+    first, bank = make_scores(), make_bank(tmp_path)
+    next(first.choose(make_pool, make_teacher(), bank))
+    other = TensorPool(make_pool().images.flip(0))
+    other.fingerprint = "another"  # type: ignore[misc]
+    second = make_scores()
+    second.load_state_dict(first.state_dict())
+    reports = list(second.choose(lambda: other, make_teacher(), bank))
+    assert [report.get("scored") for report in reports] == [10.0, 12.0, None]
+    assert "the open world changed" in caplog.text
+    chosen = sorted(bank.rows(torch.arange(5))[:, 0, 0, 0].tolist())
+    assert chosen == [7, 7, 9, 9, 9]
+
+
+def test_a_long_choice_is_stored_in_parts_that_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_world_scores, "_BYTES_PER_REPORT", 3 * 4)  # three images
+    expected = [0, 1, 3, 4, 6, 10, 11]
+    first, bank = make_scores(num_selected=7, batch_size=5), make_bank(tmp_path)
+    parts = first.choose(make_pool, make_teacher(), bank)
+    assert next(parts)["scored"] == 12.0
+    assert next(parts) == {"bank": 3.0}
+    state = first.state_dict()
+    next(parts)  # is lost with the process
+    bank.truncate(3)
+    second, teacher = make_scores(num_selected=7, batch_size=5), make_teacher()
+    second.load_state_dict(state)
+    assert len(list(second.choose(make_pool, teacher, bank))) == 2
+    assert teacher.backbone.chunks == []
+    assert bank.rows(torch.arange(len(bank)))[:, 0, 0, 1].tolist() == expected
 
 
 def test_too_small_a_pool_is_refused_before_scoring(tmp_path: Path) -> None:

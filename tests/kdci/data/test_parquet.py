@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from kdci.catalog import DATASETS
 from kdci.data.parquet import (
     check_labelled,
     count_rows,
@@ -17,6 +20,7 @@ from kdci.data.parquet import (
 )
 from kdci.errors import IntegrityError, StorageError, UserError
 
+SPEC = DATASETS["cifar10"]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 Encode = Callable[..., bytes]
 Make = Callable[..., Path]
@@ -63,18 +67,50 @@ def test_rows_of_several_files_in_order(
     ]
     assert count_rows(files) == 5
     assert list(iter_blobs(files)) == blobs
-    data = read_labelled(files, image_size=32, channels=3)
-    assert np.array_equal(data.images.numpy(), images.transpose(0, 3, 1, 2))
+    data = read_labelled(files, SPEC)
+    assert np.array_equal(data.images[:].numpy(), images.transpose(0, 3, 1, 2))
     assert data.labels.tolist() == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("rows", [range(7, 25), range(25), [0], [24], [3, 4, 9, 10, 23], []])
+def test_some_rows_of_several_files(
+    rows: Sequence[int], tmp_path: Path, make_parquet: Callable[..., Path]
+) -> None:
+    blobs = [bytes([number]) * 9 for number in range(25)]
+    files = [
+        make_parquet(tmp_path / f"{start}-{end}.parquet", blobs[start:end])
+        for start, end in ((0, 4), (4, 4), (4, 17), (17, 25))
+    ]
+    for file in files:  # in groups of three rows
+        pq.write_table(pq.read_table(file), file, row_group_size=3)
+    assert list(iter_blobs(files, rows)) == [blobs[row] for row in rows]
+
+
+def test_row_groups_without_such_rows_are_not_read(
+    tmp_path: Path, make_parquet: Callable[..., Path]
+) -> None:
+    blobs = [bytes([number]) * 5000 for number in range(20)]
+    file = make_parquet(tmp_path / "a.parquet", blobs)
+    pq.write_table(pq.read_table(file), file, row_group_size=5, use_dictionary=False)
+    footer = pq.ParquetFile(file).metadata
+    content = bytearray(file.read_bytes())
+    for number in (0, 2):  # the pages of two groups are gone
+        column = footer.row_group(number).column(0)
+        start = column.data_page_offset
+        content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    file.write_bytes(content)
+    assert list(iter_blobs([file], [5, 9, 15])) == [blobs[row] for row in (5, 9, 15)]
+    with pytest.raises(IntegrityError):
+        list(iter_blobs([file], [4, 5]))
 
 
 def test_more_rows_than_one_batch(tmp_path: Path, encode_image: Encode, make_parquet: Make) -> None:
     levels = np.arange(2500)
     blobs = [encode_image(np.full((2, 2), level % 251, np.uint8)) for level in levels]
     file = make_parquet(tmp_path / "a.parquet", blobs, label=levels.tolist())
-    data = read_labelled([file], image_size=2, channels=1)
+    data = read_labelled([file], replace(SPEC, image_size=2, channels=1))
     assert data.labels.tolist() == levels.tolist()
-    assert data.images[:, 0, 1, 1].tolist() == (levels % 251).tolist()
+    assert data.images[:][:, 0, 1, 1].tolist() == (levels % 251).tolist()
 
 
 @pytest.mark.parametrize("blob", [b"no image", None])
@@ -84,20 +120,20 @@ def test_an_undecodable_image_names_file_and_row(
     good = encode_image(rgb(1)[0])
     file = make_parquet(tmp_path / "a.parquet", [good] * 1100 + [blob], label=[0] * 1101)
     with pytest.raises(IntegrityError, match=r"a\.parquet: row 1100"):
-        read_labelled([file], image_size=32, channels=3)
-    check_labelled(file, image_size=32, channels=3)
+        read_labelled([file], SPEC)
+    check_labelled(file, SPEC)
 
 
 def test_wrong_size_and_null_label_are_user_errors(
     tmp_path: Path, rgb: Rgb, encode_image: Encode, make_parquet: Make
 ) -> None:
     small = make_parquet(tmp_path / "a.parquet", [encode_image(rgb(1, 28)[0])], label=[1])
-    for read in (check_labelled, lambda f, **kwargs: read_labelled([f], **kwargs)):
+    for read in (check_labelled, lambda file, spec: read_labelled([file], spec)):
         with pytest.raises(UserError, match="row 0: the image is 28x28"):
-            read(small, image_size=32, channels=3)
+            read(small, SPEC)
     null = make_parquet(tmp_path / "b.parquet", [encode_image(rgb(1)[0])], label=[None])
     with pytest.raises(UserError, match="1 rows have no label"):
-        read_labelled([null], image_size=32, channels=3)
+        read_labelled([null], SPEC)
 
 
 def test_damaged_files_are_integrity_errors(

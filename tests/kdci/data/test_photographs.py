@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from kdci.data.photographs import area_crops, photograph_crops
+from kdci.errors import UserError
 
 
 def test_area_average_equals_a_crop_by_crop_average() -> None:
@@ -42,7 +43,7 @@ def test_crops_are_reproducible_varied_and_of_real_content(channels: int) -> Non
 
 
 def test_a_size_larger_than_the_photographs() -> None:
-    with pytest.raises(ValueError, match="427"):
+    with pytest.raises(UserError, match="427"):
         photograph_crops(num_images=1, image_size=500, channels=3, seed=0)
     whole = photograph_crops(num_images=2, image_size=427, channels=3, seed=0)
     assert whole.shape == (2, 3, 427, 427)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from kdci.catalog import BACKBONE_NAMES
-from kdci.models import BACKBONES, Prediction, build_backbone
+from kdci.catalog import BACKBONE_NAMES, DATASETS, STEMS
+from kdci.models import BACKBONES, WITH_STEMS, Prediction, build_backbone, outline_backbone
 
 # Parameters at 3 channels and 10 / 100 / 200 classes, and BatchNorm layers, as published.
 PUBLISHED = {
@@ -19,7 +23,15 @@ PUBLISHED = {
     "resnet-18": ((11_173_962, 11_220_132, 11_271_432), 20),
     "resnet-34": ((21_282_122, 21_328_292, 21_379_592), 36),
 }
+# Parameters at 3 channels and 200 / 1000 classes with the ImageNet stem: torchvision's.
+PUBLISHED_IMAGENET = {
+    "resnet-18": ((11_279_112, 11_689_512), 20),
+    "resnet-34": ((21_387_272, 21_797_672), 36),
+    "resnet-50": ((23_917_832, 25_557_032), 53),
+    "mobilenetv2": ((2_480_072, 3_504_872), 52),
+}
 FEATURES = {
+    "mobilenetv2": 1280,
     "wrn-10-1": 64,
     "wrn-16-1": 64,
     "wrn-16-2": 128,
@@ -28,6 +40,7 @@ FEATURES = {
     "vgg-11": 512,
     "resnet-18": 512,
     "resnet-34": 512,
+    "resnet-50": 2048,
 }
 
 
@@ -46,6 +59,48 @@ def test_names_are_the_catalogs() -> None:
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"wrn-16-1.*got 'wrn-28-10'"):
         build_backbone("wrn-28-10", num_classes=10, channels=3)
+
+
+@pytest.mark.parametrize("stem", ["auto", "7x7", ""])
+@pytest.mark.parametrize("name", ["resnet-18", "mobilenetv2", "resnet-50", "wrn-10-1"])
+def test_unknown_stem_is_refused(name: str, stem: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match="one of cifar, imagenet, got"):
+        build_backbone(name, num_classes=10, channels=3, stem=stem)
+
+
+def test_only_some_backbones_have_a_choice_of_stems() -> None:
+    for name in BACKBONE_NAMES:
+        with torch.device("meta"):
+            one, other = (build_backbone(name, num_classes=2, channels=3, stem=s) for s in STEMS)
+            images = torch.empty(1, 3, 64, 64)
+        shapes = [[tuple(p.shape) for p in net.parameters()] for net in (one, other)]
+        maps: list[int] = []
+        for net in (one.eval(), other.eval()):
+            sides: list[int] = []
+            for layer in net.modules():
+                if isinstance(layer, nn.Conv2d):
+                    layer.register_forward_hook(lambda m, i, o, s=sides: s.append(o.shape[-1]))
+            net(images)
+            maps.append(sides[-1])
+        assert (name in WITH_STEMS) == (maps[0] != maps[1])
+        # `imagenet` divides the resolution by four, and makes nothing else of the network.
+        assert maps[0] == (4 if name in WITH_STEMS else 1) * maps[1]
+        assert shapes[0][1:] == shapes[1][1:]
+
+
+@pytest.mark.parametrize("name", PUBLISHED_IMAGENET)
+def test_published_counts_with_the_imagenet_stem(name: str) -> None:
+    counts, batch_norms = PUBLISHED_IMAGENET[name]
+    for num_classes, count in zip((200, 1000), counts, strict=True):
+        with torch.device("meta"):
+            options: dict[str, Any] = {"num_classes": num_classes, "channels": 3}
+            backbone = build_backbone(name, stem="imagenet", **options)
+            small = build_backbone(name, stem="cifar", **options)
+        assert count_parameters(backbone) == count
+        assert count_batch_norms(backbone) == count_batch_norms(small) == batch_norms
+        # 64 filters of 3 channels, 7x7 in the place of 3x3; MobileNetV2 changes strides alone.
+        more = 0 if name == "mobilenetv2" else 64 * 3 * (7 * 7 - 3 * 3)
+        assert count_parameters(small) == count - more
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -106,3 +161,39 @@ def test_weights_follow_the_global_seed(name: str) -> None:
     torch.manual_seed(5)
     second = build_backbone(name, num_classes=10, channels=1).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_an_outline_has_the_layers_and_no_memory() -> None:
+    before = torch.get_rng_state()
+    spec = replace(DATASETS["cifar10"], num_classes=200)
+    outline = outline_backbone("resnet-50", spec, stem="imagenet")
+    assert count_parameters(outline) == PUBLISHED_IMAGENET["resnet-50"][0][0]
+    assert all(parameter.is_meta for parameter in outline.parameters())
+    # RegNet's constructor computes with tensors: it is built for real.
+    outline_backbone("torchvision-regnet_y_400mf", spec)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class TestPage:
+    """docs/backbones.md: its table is what the builders make."""
+
+    PAGE = Path(__file__).resolve().parents[3] / "docs" / "backbones.md"
+
+    def rows(self) -> dict[tuple[str, str], list[str]]:
+        lines = self.PAGE.read_text(encoding="utf-8").splitlines()
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        return {(row[0].strip("`"), row[1].strip("`")): row[2:] for row in cells if len(row) == 8}
+
+    def test_counts(self) -> None:
+        rows = self.rows()
+        expected = {(name, "") for name in BACKBONES if name not in WITH_STEMS}
+        expected |= {(name, stem) for name in WITH_STEMS for stem in STEMS}
+        assert expected <= set(rows)
+        for name, stem in expected:
+            found = []
+            for num_classes in (10, 100, 200, 1000):
+                spec = replace(DATASETS["cifar10"], num_classes=num_classes)
+                net = outline_backbone(name, spec, stem=stem or "cifar")
+                found.append(f"{count_parameters(net):,}")
+            found += [str(count_batch_norms(net)), str(FEATURES[name])]
+            assert rows[name, stem] == found

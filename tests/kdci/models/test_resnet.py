@@ -1,4 +1,4 @@
-"""CIFAR-stem ResNets against torchvision's with the stem exchanged."""
+"""ResNets against torchvision's: as it is, and with the stem exchanged."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torchvision.models import resnet18, resnet34
 from kdci.models.resnet import BLOCKS_PER_STAGE, ResNet
 
 
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 @pytest.mark.parametrize(("depth", "reference"), [(18, resnet18), (34, resnet34)])
-def test_equals_torchvision_with_a_cifar_stem(
-    depth: int, reference: Callable[..., nn.Module]
-) -> None:
+def test_equals_torchvision(depth: int, reference: Callable[..., nn.Module], stem: str) -> None:
     torch.manual_seed(0)
-    ours = ResNet(BLOCKS_PER_STAGE[depth], num_classes=10, channels=3)
+    ours = ResNet(BLOCKS_PER_STAGE[depth], num_classes=10, channels=3, stem=stem)
     theirs = reference(num_classes=10)
-    theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    theirs.maxpool = nn.Identity()
+    if stem == "cifar":
+        theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        theirs.maxpool = nn.Identity()
     renamed = {
         key.replace("shortcut", "downsample").replace("linear", "fc"): value
         for key, value in ours.state_dict().items()
     }
     theirs.load_state_dict(renamed, strict=True)
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32) if stem == "cifar" else torch.randn(2, 3, 96, 96)
     with torch.no_grad():
         # Train mode, so that running statistics are compared as well.
         torch.testing.assert_close(ours(images).logits, theirs(images), rtol=1e-4, atol=1e-4)

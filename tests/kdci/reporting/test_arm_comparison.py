@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from scipy import stats
 
@@ -141,3 +143,16 @@ def test_without_a_balanced_pool_no_cost_is_known(shift_rows):
     assert long_tail.cost is None
     assert long_tail.vanilla.mean == 82.5
     assert compare_shifts([], "accuracy") == []
+
+
+def test_budgets_are_compared_apart(rows, shift_rows):
+    tenth = [replace(one, budget=0.1, accuracy_backbone=1.0) for one in rows]
+    whole = compare_arms(rows, "accuracy")
+    both = compare_arms([*rows, *tenth], "accuracy")
+    assert both[: len(whole)] == whole
+    assert {one.budget for one in both[len(whole) :]} == {0.1}
+    assert {one.difference.mean for one in both[len(whole) :]} == {0.0}
+    other = [replace(one, budget=0.1, accuracy_backbone=1.0) for one in shift_rows]
+    shifts = compare_shifts([*shift_rows, *other[4:]], "accuracy")
+    assert shifts[:2] == compare_shifts(shift_rows, "accuracy")
+    assert (shifts[2].budget, shifts[2].cost) == (0.1, None), "the balanced pool is another's"

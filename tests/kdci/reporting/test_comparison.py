@@ -95,3 +95,32 @@ def test_seconds_are_means_over_the_students_whose_times_are_known(row):
     (one,) = compare([*rows, row("vanilla", 2, seconds=6.0)])
     assert one.vanilla_seconds == 5.0
     assert one.kdci_seconds is None
+
+
+def test_budgets_are_compared_each_for_itself(row):
+    rows = [
+        row("vanilla", 0, accuracy_backbone=90.0),
+        row("kdci", 0, accuracy_backbone=91.0),
+        row("vanilla", 1, accuracy_backbone=50.0, budget=0.1),
+        row("kdci", 1, accuracy_backbone=40.0, budget=0.1),
+        row("kdci", 2, accuracy_backbone=80.0, budget=0.1),  # its vanilla has the whole budget
+        row("vanilla", 2, accuracy_backbone=90.0),
+    ]
+    whole, tenth = compare(rows)
+    assert (whole.budget, whole.vanilla.n, whole.difference.mean) == (1.0, 2, 1.0)
+    assert (tenth.budget, tenth.backbone.mean, tenth.difference.mean) == (0.1, 60.0, -10.0)
+    assert tenth.difference.n == 1
+    assert [row.seed for row in rows if tenth.covers(row)] == [1, 1, 2]
+    tree = metrics_tree([whole, tenth])
+    assert tree["fast@1"]["difference"] == 1.0
+    assert tree["fast@0.1"]["difference"] == -10.0
+    with pytest.raises(ValueError, match="several budgets"):
+        differences(rows, "accuracy", "backbone")
+
+
+def test_what_was_not_run_has_the_budget_of_what_was(row):
+    keys = [("wrn-16-1", "wrn-10-1", name) for name in ("dafl", "fast")]
+    dafl, fast = compare([row("vanilla", budget=0.25)], keys)
+    assert (dafl.vanilla, dafl.budget, fast.budget) == (None, 0.25, 0.25)
+    assert compare([], keys)[0].budget == 1.0
+    assert "fast" in metrics_tree([dafl, fast]), "one budget needs no name"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import re
+import time
 from dataclasses import replace
 
 import matplotlib as mpl
@@ -10,10 +12,13 @@ from PIL import Image
 
 from kdci.catalog import DATASETS, DatasetSpec
 from kdci.reporting import image_figures
-from kdci.reporting.chart_figures import class_bars, dictionary
+from kdci.reporting.chart_figures import MAX_ROWS, class_bars, dictionary
+from kdci.reporting.comparison import compare
 from kdci.reporting.curve_figures import learning_curves
-from kdci.reporting.evidence import PredictedClasses
+from kdci.reporting.evidence import LambdaCurve, PredictedClasses
 from kdci.reporting.figures import draw_figures
+from kdci.reporting.gallery_figures import by_class
+from kdci.reporting.overview import overview
 from kdci.reporting.statistics import Discordant
 from kdci.reporting.style import canvas, drawing, show_image, spread
 
@@ -66,6 +71,136 @@ def test_many_classes_are_drawn_too(evidence, pool):
     facts["missing_classes"] = list(range(2, 100))
     many = replace(evidence, spec=spec, pools=[replace(pool, facts=facts)], dictionaries=[])
     assert len(draw_figures(many)) == 7
+
+
+@pytest.fixture
+def wide(evidence, pool):
+    """200 classes with long names, 120 prototypes, and a figure of each kind."""
+    random = np.random.default_rng(2)
+    names = tuple(f"class {index} of many" for index in range(200))
+    spec = replace(DATASETS["tiny-imagenet"], class_names=names)
+    top_class = random.integers(0, 100, 400)
+    shares = np.bincount(top_class, minlength=200) / 400
+    facts = {**pool.facts, "num_images": 400, "proportions": shares.tolist()}
+    facts["missing_classes"] = np.flatnonzero(shares == 0).tolist()
+    images = random.integers(0, 256, (400, 3, 16, 16), dtype=np.uint8)
+    many = replace(
+        pool, images=images, top_class=top_class, confidence=random.uniform(0, 1, 400), facts=facts
+    )
+    proportions = random.dirichlet(np.ones(120)).astype(np.float32)
+    quality = {
+        "top_class": random.integers(0, 200, 120).tolist(),
+        "top_classes": [[{"class": 3, "share": 0.5}, {"class": 199, "share": 0.25}]] * 120,
+        "spread": [1.0] * 120,
+        "nearest_rows": [[0, 1, 2]] * 120,
+        "effective_n": 80.0,
+        "purity": 0.5,
+        "nmi": 0.5,
+        "requested": 120,
+        "num_predictions": 400,
+        "num_classes": 200,
+    }
+    view = replace(
+        evidence.dictionaries[0],
+        prototypes=random.normal(size=(120, 200)).astype(np.float32),
+        proportions=proportions,
+        facts={**evidence.dictionaries[0].facts, **quality},
+    )
+    lambdas = [(step, random.dirichlet(np.ones(120)).tolist()) for step in (10, 20)]
+    said = [_case("gained", label=150 + n, vanilla=n, kdci=150 + n) for n in range(10)]
+    examples = replace(evidence.examples[0], predictions=said, images=images[:10])
+    pair = ("wrn-16-1", "wrn-10-1", "fast")
+    return replace(
+        evidence,
+        spec=spec,
+        pools=[many],
+        dictionaries=[view],
+        examples=[examples],
+        lambdas=[LambdaCurve(*pair, "kdci", "pool0-seed0", lambdas)],
+    )
+
+
+def test_every_figure_of_200_classes_is_drawn_in_seconds_and_in_bounds(wide):
+    started = time.monotonic()
+    figures = draw_figures(wide)
+    assert time.monotonic() - started < 60, "some 4 s on a slow core"
+    kinds = {"overview", "gallery", "proportions", "substitutes", "dictionary", "prototypes"}
+    kinds |= {"lambda", "curves", "predictions"}
+    assert {figure.name.partition("-")[0].removesuffix(".png") for figure in figures} == kinds
+    for figure in figures:
+        picture = Image.open(io.BytesIO(figure.png))
+        assert picture.width == 1620
+        assert picture.height < 4000, figure.name
+
+
+def test_names_of_200_classes_do_not_run_into_each_other(wide):
+    names = wide.spec.class_names
+    pool, view = wide.pools[0], wide.dictionaries[0]
+    comparisons = compare(wide.rows, [("wrn-16-1", "wrn-10-1", "fast")])
+    for figure in (
+        overview([pool], comparisons, wide.rows, names),
+        by_class([pool], names),
+        image_figures.substitutes(pool, names),
+        dictionary(view, names),
+        image_figures.predictions(wide.examples[0], names),
+    ):
+        texts = [text for text in _texts(figure) if text.startswith("class ")]
+        assert texts
+        assert all(len(text) <= 12 and text.endswith("\N{HORIZONTAL ELLIPSIS}") for text in texts)
+
+
+def test_of_many_classes_substitutes_shows_frequent_to_rare(wide):
+    figure = image_figures.substitutes(wide.pools[0], tuple(map(str, range(200))))
+    shares = [float(text[:-2]) for text in _texts(figure) if re.fullmatch(r"\d+\.\d %", text)]
+    assert len(shares) == 20
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == pytest.approx(100 * wide.pools[0].proportions.max(), abs=0.06)
+    assert shares[-1] == 0.0
+    assert any("20 of 200 classes" in text for text in _texts(figure))
+
+
+def test_of_many_prototypes_the_most_frequent_are_drawn_against_uniform_of_all(wide):
+    view = wide.dictionaries[0]
+    figure = dictionary(view, wide.spec.class_names)
+    bars = next(axes for axes in figure.axes if axes.get_title(loc="left") == "P(z)")
+    widths = sorted((bar.get_width() for bar in bars.patches), reverse=True)
+    expected = np.sort(100 * view.proportions.astype(float))[::-1][:MAX_ROWS]
+    assert widths == pytest.approx(expected.tolist())
+    assert bars.lines[0].get_xdata()[0] == pytest.approx(100 / 120)
+    assert any("The 60 most frequent of 120 prototypes" in text for text in _texts(figure))
+
+
+def test_several_budgets_have_figures_of_their_own_with_their_captions(evidence):
+    rows = [replace(row, budget=0.1 if row.seed else 1.0) for row in evidence.rows]
+    points = [
+        replace(point, budget=0.1 if point.replicate.endswith("1") else 1.0)
+        for point in evidence.points
+    ]
+    both = replace(evidence, rows=rows, points=points, pools=[], dictionaries=[], examples=[])
+    figures = {figure.name: figure.caption for figure in draw_figures(both)}
+    assert list(figures) == [
+        "overview-budget1.png", "overview-budget0.1.png",
+        "curves-wrn-16-1-wrn-10-1-budget1.png", "curves-wrn-16-1-wrn-10-1-budget0.1.png",
+    ]  # fmt: skip
+    for name, caption in figures.items():
+        assert ("Budget of the students: 0.1." in caption) == ("0.1" in name)
+
+
+def test_one_budget_is_in_captions_and_titles_and_not_in_names(evidence):
+    tenth = replace(
+        evidence,
+        rows=[replace(row, budget=0.1) for row in evidence.rows],
+        points=[replace(point, budget=0.1) for point in evidence.points],
+    )
+    named = {figure.name: figure.caption for figure in draw_figures(tenth)}
+    for name in ("overview.png", "curves-wrn-16-1-wrn-10-1.png"):
+        assert named[name].endswith("Budget of the students: 0.1.")
+    assert "0.1." in named["predictions-wrn-16-1-wrn-10-1-fast.png"]
+    assert not any("udget" in figure.caption for figure in draw_figures(evidence))
+    figure = learning_curves(
+        tenth.points, measure="accuracy", deploy="backbone", teacher_accuracy=None
+    )
+    assert "Learning curves: wrn-16-1 to wrn-10-1, budget 0.1" in _texts(figure)
 
 
 def test_picks_are_members_of_the_class_surest_first_and_always_the_same(pool):

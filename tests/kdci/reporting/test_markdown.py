@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from kdci.config import Grid
+from kdci.layout import all_cells
 from kdci.reporting.figures import DrawnFigure
 from kdci.reporting.markdown import report_text
 
@@ -80,3 +82,51 @@ def test_a_grid_of_which_nothing_was_run_still_has_a_report(evidence):
     assert "0 of the grid's 8 students" in text
     assert "Code revision: unknown" in text
     assert "## Every student" not in text
+
+
+def test_a_budget_stands_with_every_number(evidence):
+    assert "udget of" in report_text(evidence, [])
+    assert ", budget" not in report_text(evidence, [])
+    tenth = replace(evidence, rows=[replace(row, budget=0.1) for row in evidence.rows])
+    text = report_text(tenth, [])
+    assert "All students have a budget of 0.1." in text
+    assert text.count("wrn-16-1 to wrn-10-1, budget 0.1:") == 2, "results, every student"
+    assert "= 25,600 images, budget 0.1" in text
+    assert "factor on the steps" in text
+
+
+def test_several_budgets_have_tables_of_their_own(evidence):
+    rows = [replace(row, budget=0.1 if row.seed else 1.0) for row in evidence.rows]
+    text = report_text(replace(evidence, rows=rows), [])
+    assert "- wrn-16-1 to wrn-10-1, **Fast: KDCI +1.0 points (n = 1)" in text
+    assert "- wrn-16-1 to wrn-10-1, budget 0.1, **Fast: KDCI +3.0 points (n = 1)" in text
+    assert "| Fast | 90.0 (n = 1) | 91.0 (n = 1) |" in text
+    assert "| Fast | 92.0 (n = 1) | 95.0 (n = 1) |" in text
+    assert "93.0 ±" not in text
+
+
+def test_pairs_that_are_no_product_have_a_table_each(evidence, row):
+    grid = Grid(
+        teachers=["wrn-16-1", "vgg-11"],
+        pairs=[
+            {"teacher": "wrn-16-1", "student": "wrn-10-1"},
+            {"teacher": "vgg-11", "student": "resnet-18"},
+        ],
+        methods=["fast"],
+        seeds=[0],
+    )
+    wanted = list(all_cells(grid))
+    rows = [row(**{**cell.asdict(), "accuracy_backbone": 80.0}) for cell in wanted]
+    text = report_text(replace(evidence, wanted=wanted, rows=rows, students={}), [])
+    assert "4 of the grid's 4 students" in text
+    titles = [line for line in text.splitlines() if line.endswith(":") and " to " in line]
+    assert titles == ["wrn-16-1 to wrn-10-1:", "vgg-11 to resnet-18:"] * 2
+    assert "wrn-16-1 to resnet-18" not in text
+
+
+def test_the_fusion_of_kdci_is_stated_where_it_is_known(evidence):
+    assert "Fusion" not in report_text(evidence, [])
+    first, *_ = evidence.students
+    card = {**evidence.students[first], "params": {"compensation": {"fusion": "residual"}}}
+    known = replace(evidence, students={**evidence.students, first: card})
+    assert "- Fusion of KDCI's students: residual" in report_text(known, [])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdci.errors import IntegrityError, UserError
-from kdci.reporting.results import Row, load_rows, measure_of, rows_as_json
+from kdci.reporting.results import Row, grouped, load_rows, measure_of, rows_as_json
 
 
 def test_rows_survive_the_file_unrounded(tmp_path, row):
@@ -79,3 +79,20 @@ assert not {"torch", "scipy.stats"} & set(sys.modules), "report"
 """
     root = Path(__file__).resolve().parents[3]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_rows_name_their_budget_and_those_of_before_have_the_whole(row):
+    values = rows_as_json([row(budget=0.25)])[0]
+    assert values["budget"] == 0.25
+    assert Row.from_json(values).group == ("wrn-16-1", "wrn-10-1", 0.25)
+    del values["budget"]
+    assert Row.from_json(values).budget == 1.0
+
+
+def test_rows_are_grouped_by_pair_and_budget_in_their_order(row):
+    rows = [row(budget=0.5), row(student="wrn-40-1"), row("kdci", budget=0.5), row()]
+    found = grouped(rows)
+    assert [(student, budget) for _, student, budget in found] == [
+        ("wrn-10-1", 0.5), ("wrn-40-1", 1.0), ("wrn-10-1", 1.0),
+    ]  # fmt: skip
+    assert [one.variant for one in found["wrn-16-1", "wrn-10-1", 0.5]] == ["vanilla", "kdci"]

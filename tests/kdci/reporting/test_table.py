@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kdci.reporting.comparison import compare
 from kdci.reporting.table import markdown_table, rows_table, terminal_table
 
@@ -72,3 +74,18 @@ def test_markdown_tables_are_rectangular(row):
     assert "91.0 ± 12.7" in markdown_table(compare(rows))
     assert "| Fast | KDCI | 0 | 1 | 95.0 | 91.0 | 400 | 12.0 |" in rows_table(rows)
     assert "| DFND | vanilla | 0 | 0 | 30.0 | - | 400 | 10.0 |" in rows_table(rows)
+
+
+def test_a_budget_is_in_the_title_of_its_own_block(row):
+    whole = terminal_table(_rows(row))
+    assert "udget" not in whole
+    tenth = [replace(one, budget=0.1, accuracy_backbone=10.0) for one in _rows(row)]
+    text = terminal_table([*_rows(row), *tenth])
+    titles = [line for line in text.splitlines() if line.startswith("digits:")]
+    title = "digits: wrn-16-1 -> wrn-10-1 on digits, teacher 98.5 %"
+    assert titles == [title, f"{title}, budget 0.1"]
+    first, second = text.split(titles[1])
+    assert "91.0 +- 12.7" in first
+    assert "10.0 +- 0.0" in second
+    assert "never averaged" in second
+    assert text.isascii()

@@ -16,6 +16,7 @@ from kdci.models import PixelModel
 from kdci.substitution.base import SourceContext, SubstitutionSource
 from kdci.substitution.registry import build_source
 from kdci.substitution.resampled import ResampledSource
+from tests.kdci._tensor_pool import TensorPool
 
 SPEC = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 1, True, ("a", "b", "c"))
 """Augmented by crops and flips."""
@@ -49,7 +50,7 @@ def make_source() -> Callable[..., SubstitutionSource]:
         generator = torch.Generator().manual_seed(0)
         pool = torch.randint(0, 256, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
         bank = ImageBank(folder / "bank.bin", shape=(1, 8, 8))
-        context = SourceContext(teacher, spec, bank, 11, 0.9, lambda: pool)
+        context = SourceContext(teacher, spec, bank, 11, 0.9, lambda: TensorPool(pool))
         if method == "resampled":
             bank.append(pool[:12].float() / 255)
             return ResampledSource(context)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from kdci.errors import NumericError, UserError
 from kdci.models import PixelModel, Prediction
 from kdci.substitution.base import SourceContext
 from kdci.substitution.dfnd import DfndSource, NoisyStudentCriterion
+from tests.kdci._tensor_pool import TensorPool
 
 SPEC = DatasetSpec("tiny", 3, 4, 1, (0.5,), (0.5,), 1, True, ("a", "b", "c"))
 
@@ -48,7 +50,7 @@ def make_source(
         bank=bank,
         seed=7,
         teacher_accuracy=0.9,
-        open_world=lambda: chosen,
+        open_world=lambda: TensorPool(chosen),
     )
     return DfndSource(context, num_selected=num_selected, score_batch_size=batch)
 
@@ -222,3 +224,12 @@ class TestDfndSource:
         assert criterion.noise_scores.shape == (3, 2) and not bool(criterion.noise_scores.any())
         assert (criterion.teacher_accuracy, criterion.temperature) == (0.9, 4.0)
         assert criterion.learning_rate == 1e-3
+
+
+def test_auto_needs_a_teacher_that_states_its_accuracy(tmp_path: Path) -> None:
+    stated = make_source(tmp_path).context
+    silent = replace(stated, teacher_accuracy=None)
+    assert DfndSource(stated, num_selected=12).teacher_accuracy == 0.9
+    assert DfndSource(silent, num_selected=12, teacher_accuracy=0.7).teacher_accuracy == 0.7
+    with pytest.raises(UserError, match=r"methods\.dfnd\.teacher_accuracy: auto needs"):
+        DfndSource(silent, num_selected=12)

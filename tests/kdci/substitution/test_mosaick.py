@@ -16,6 +16,7 @@ from kdci.errors import NumericError, UserError
 from kdci.models import PixelModel, Prediction
 from kdci.substitution.base import SoftLabelCriterion, SourceContext
 from kdci.substitution.mosaick import MosaickSource
+from tests.kdci._tensor_pool import TensorPool
 
 PLAIN = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 0, False, ("a", "b", "c"))
 AUGMENTED = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 1, True, ("a", "b", "c"))
@@ -58,7 +59,7 @@ def make_source(
     folder.mkdir(exist_ok=True)
     bank = ImageBank(folder / "tail.bin", shape=(1, 8, 8))
     chosen = make_pool() if pool is None else pool
-    context = SourceContext(make_net(1).eval(), spec, bank, seed, 0.9, lambda: chosen)
+    context = SourceContext(make_net(1).eval(), spec, bank, seed, 0.9, lambda: TensorPool(chosen))
     small: dict[str, Any] = {
         "num_selected": 12,
         "latent_dim": 7,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdci.catalog import DatasetSpec
-from kdci.data.image_bank import ImageBank
+from kdci.data.image_bank import ImageBank, to_bytes
 from kdci.models import PixelModel
 from kdci.substitution.base import SoftLabelCriterion, SourceContext
 from kdci.substitution.noise import NoiseSource
@@ -27,14 +27,21 @@ def make_source(folder: Path, num_images: int = 3000) -> NoiseSource:
 def test_pixels_are_uniform_and_independent(tmp_path: Path) -> None:
     source = make_source(tmp_path)
     metrics = list(source.prepare())
-    assert [row["bank"] for row in metrics] == [1024.0, 2048.0, 3000.0]
-    assert source.num_preparations == 3
+    assert [row["bank"] for row in metrics] == [*(256.0 * part for part in range(1, 12)), 3000.0]
+    assert source.num_preparations == 12
     images = source.bank.rows(torch.arange(3000)).float() / 255
     counts = torch.histc(images, bins=10, min=0, max=1) / images.numel()
     torch.testing.assert_close(counts, torch.full((10,), 0.1), atol=0.01, rtol=0)
     pixels = images.flatten(1)
     correlations = torch.corrcoef(pixels.T) - torch.eye(64)
     assert float(correlations.abs().max()) < 0.1
+
+
+def test_the_pool_is_one_draw_whatever_parts_it_was_drawn_in(tmp_path: Path) -> None:
+    source = make_source(tmp_path)
+    list(source.prepare())
+    drawn = torch.rand((3000, 1, 8, 8), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(source.bank.rows(torch.arange(3000)), to_bytes(drawn))
 
 
 def test_resumes_and_repeats(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from kdci.catalog import DatasetSpec
 from kdci.config import CONTROL_NAMES, METHOD_NAMES, Methods, Recipes
 from kdci.data.image_bank import ImageBank
 from kdci.errors import UserError
-from kdci.method_config import Dfnd, Fast, OpenWorld
+from kdci.method_config import OVERRIDES, Dfnd, Fast, OpenWorld
 from kdci.models import PixelModel, Prediction
 from kdci.substitution.base import SourceContext
 from kdci.substitution.dfnd import DfndSource
 from kdci.substitution.fast import FastSource
 from kdci.substitution.registry import CONTROLS, METHODS, build_source
+from tests.kdci._tensor_pool import TensorPool
 
 SPEC = DatasetSpec("tiny", 3, 8, 1, (0.5,), (0.5,), 0, False, ("a", "b", "c"))
 
@@ -35,7 +36,7 @@ def make_context(folder: Path, norm: nn.Module | None = None) -> SourceContext:
     teacher = PixelModel(Net(norm or nn.BatchNorm2d(1)), mean=SPEC.mean, std=SPEC.std).eval()
     bank = ImageBank(folder / "bank.bin", shape=(1, 8, 8))
     pool = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
-    return SourceContext(teacher, SPEC, bank, 0, 0.9, lambda: pool)
+    return SourceContext(teacher, SPEC, bank, 0, 0.9, lambda: TensorPool(pool))
 
 
 BUILDERS = METHODS | CONTROLS
@@ -57,7 +58,11 @@ def test_a_block_holds_what_its_source_takes(method: str) -> None:
         for name, parameter in inspect.signature(BUILDERS[method]).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    fields = {name: field for name, field in kind.model_fields.items() if name != "open_world"}
+    fields = {
+        name: field
+        for name, field in kind.model_fields.items()
+        if name not in ("open_world", *OVERRIDES)
+    }
     assert set(fields) == set(taken)
     for name, field in fields.items():
         # A required field may have no default on either side.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,8 @@ class TwoNorms(nn.Module):
         self.second = nn.BatchNorm2d(3, track_running_stats=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.second(self.convolution(self.first(maps)))
+        found: Tensor = self.second(self.convolution(self.first(maps)))
+        return found
 
 
 def read(model: nn.Module, images: Tensor) -> Tensor:
@@ -43,6 +46,8 @@ def test_features_are_the_means_of_the_inputs() -> None:
 EXPECTED_FEATURES = {
     "resnet-18": 512,
     "resnet-34": 512,
+    "resnet-50": 64 + 256 + 512 + 1024,
+    "mobilenetv2": 3736,
     "vgg-11": 2752,
     "wrn-40-2": 2704,
 }
@@ -70,12 +75,43 @@ def test_a_resnet_is_read_at_the_inputs_of_its_stages() -> None:
     images = torch.rand(2, 1, 8, 8, generator=seeded())
     with torch.no_grad():
         got = read(net, images)
-        maps, expected = torch.relu(net.bn1(net.conv1(images))), []
-        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+        maps, expected = images, []
+        for name in ("conv1", "bn1"):
+            maps = net.get_submodule(name)(maps)
+        maps = torch.relu(maps)
+        for index in (1, 2, 3, 4):
             expected.append(maps.mean((2, 3)))
-            maps = stage(maps)
+            maps = net.get_submodule(f"layer{index}")(maps)
     torch.testing.assert_close(got, torch.cat(expected, dim=1))
     assert [part.shape[1] for part in expected] == [64, 64, 128, 256]
+
+
+def test_other_libraries_resnets_are_read_at_their_stages_too() -> None:
+    timm = ["timm-resnet18"] if importlib.util.find_spec("timm") is not None else []
+    for name in ("resnet-50", "torchvision-resnet18", *timm):
+        with torch.device("meta"):
+            net = build_backbone(name, num_classes=3, channels=3)
+        stages = [net.get_submodule(f"layer{index}") for index in (1, 2, 3, 4)]
+        assert feature_layers(PixelModel(net, mean=(0.5,) * 3, std=(0.5,) * 3)) == stages
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("torchvision-shufflenet_v2_x0_5", 1),
+        ("mobilenetv2", 4),
+        ("torchvision-densenet121", 11),
+        ("torchvision-vgg11", 1),
+    ],
+)
+def test_many_norms_are_read_at_even_distances(name: str, step: int) -> None:
+    with torch.device("meta"):
+        net = build_backbone(name, num_classes=3, channels=3)
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    read_at = feature_layers(net)
+    assert read_at == norms[::step]
+    widths = [sum(norm.num_features for norm in norms[::s]) for s in (step, step - 1) if s]
+    assert widths[0] <= 4096 and all(width > 4096 for width in widths[1:])
 
 
 def test_low_precision_inputs_are_averaged_in_float32() -> None:

@@ -1,0 +1,84 @@
+"""One case measured: its ways in turn, what they cost in relation, and their memory."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.case import Case
+from benchmarks.interleaved import spread, taken_in_turn
+from benchmarks.peak_memory import in_a_child
+from benchmarks.place import Place
+from benchmarks.reference.image_files import num_workers
+from kdci.config import Runtime as Settings
+from kdci.runtime import Runtime
+
+WARM_UP = 1
+OURS = ("project", "compensated")
+
+
+def measure(
+    case: Case,
+    runtime: Runtime,
+    *,
+    settings: Settings,
+    decided: Path,
+    repeats: int | None,
+    quick: bool,
+) -> dict[str, Any]:
+    """Return a case's times, ratios and memory.
+
+    Args:
+        case: What is measured.
+        runtime: Started by the settings.
+        settings: The params block `runtime`.
+        decided: Folder of what the format probe has decided.
+        repeats: Timings of each way, at least 2; None: as the case says.
+        quick: Whether it is a small case. Its memory is that of the libraries, and not measured.
+
+    Returns:
+        ``ms`` holds median and quartiles of a step by way; ``times_plain`` how many times as
+        fast as the baseline this project's ways are, ``share_of_bound`` how near they are to the
+        bound; ``processor_`` the same of this process's processor time, which other work on
+        the machine hardly changes; ``peak_bytes`` is left out of the bound, whose search for
+        the best setting grows the process.
+    """
+    count = case.repeats if repeats is None else repeats
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(runtime, Path(folder), case.num_images, settings, decided)
+        actions = {way: build(place) for way, build in case.ways.items()}
+        taken = taken_in_turn(actions, repeats=count, warm_up=WARM_UP, device=runtime.device)
+        actions.clear()  # ends the workers that read the folder
+    times, processor = (
+        {way: spread([each[clock] / case.steps for each in found]) for way, found in taken.items()}
+        for clock in (0, 1)
+    )
+    ours = [way for way in OURS if way in times]
+    return {
+        "kind": case.kind,
+        "method": case.method,
+        "teacher": case.teacher,
+        "student": case.student,
+        "batch_size": case.batch_size,
+        "n": count,
+        "note": case.note,
+        "num_workers": num_workers(runtime.threads),
+        "formats": place.formats,
+        "ms": times,
+        "processor_ms": processor,
+        "times_plain": ratios("plain", times, ours),
+        "share_of_bound": ratios("bound", times, ours),
+        "processor_times_plain": ratios("plain", processor, ours),
+        "processor_share_of_bound": ratios("bound", processor, ours),
+        "peak_bytes": {
+            way: in_a_child(case.key, way, settings, decided)
+            for way in case.ways
+            if way != "bound" and not quick
+        },
+    }
+
+
+def ratios(to: str, times: dict[str, dict[str, float]], ways: list[str]) -> dict[str, float]:
+    """Return the median of one way in relation to that of each of ``ways``."""
+    return {way: times[to]["median"] / times[way]["median"] for way in ways}

@@ -1,0 +1,1 @@
+"""A student outside of the project: as a graph other programs run, with a card that tells of it."""

@@ -1,0 +1,1 @@
+"""Intake of a user's own teacher: read in quarantine, mapped to a backbone, checked."""

@@ -1,0 +1,1 @@
+"""Short measurements of what the steps of training and synthesis take: seconds and memory."""

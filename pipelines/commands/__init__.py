@@ -1,0 +1,1 @@
+"""The commands of `kdci`, by what they are about."""

@@ -1,0 +1,124 @@
+"""Commands that look after what was run: the record, what is stale, what is wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdci.errors import UserError
+from pipelines.commands.shared import project, project_root, tell, warn
+
+if TYPE_CHECKING:
+    from pipelines.tracking import SyncSummary
+
+
+def explain_stages(
+    context: typer.Context,
+    stages: Annotated[
+        list[str] | None,
+        typer.Argument(help="Stages, entries of dvc.yaml or patterns; none: all that would run."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Stages at work at a time, to tell what they take together.")
+    ] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Tell why stages would run again, what follows, and what it will take; run nothing."""
+    _, layout = project(context)
+    from pipelines.explain import explain
+    from pipelines.explain_text import explanation_lines
+
+    explanation = explain(layout, stages or (), limit=limit)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(explanation.asdict(), indent=1))
+        return
+    for line in explanation_lines(explanation):
+        typer.echo(line)
+
+
+def doctor(
+    context: typer.Context,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Remove what is certainly stale; end no process.")
+    ] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also load Prefect's server, which takes seconds.")
+    ] = False,
+) -> None:
+    """Look for what is wrong around the pipeline: versions, locks, processes, servers, disk."""
+    from pipelines import doctor as physician
+
+    try:
+        root = project_root(context)
+    except UserError:
+        if context.obj.root is not None:
+            raise
+        root = None  # outside of a project there are versions alone
+    findings = []
+    examined = physician.examine(root, deep=deep)
+    for finding in physician.repaired(examined) if fix else examined:
+        typer.echo(finding.line)
+        findings.append(finding)
+    raise typer.Exit(physician.exit_code(findings))
+
+
+def sync(
+    context: typer.Context,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until every artifact is there, or Ctrl-C.")
+    ] = False,
+) -> None:
+    """Bring the MLflow view up to date with the experiment's files."""
+    params, layout = project(context)
+    from pipelines import tracking
+
+    if follow:
+        tracking.follow(layout, params, on_pass=_show_pass)
+    else:
+        _show_pass(tracking.sync(layout, params))
+
+
+def _show_pass(outcome: SyncSummary) -> None:
+    for warning in outcome.warnings:
+        warn(warning)
+    versions = f" and {outcome.versions} model versions" if outcome.versions else ""
+    typer.echo(
+        f"{outcome.experiment}: {outcome.created} runs and {outcome.points} points{versions} "
+        f"added; "
+        f"{outcome.running} stages at work, {outcome.pending} artifacts pending"
+    )
+
+
+def verify(context: typer.Context) -> None:
+    """Re-hash every artifact of the current params."""
+    params, layout = project(context)
+    from pipelines import housekeeping
+
+    found = housekeeping.verify(params, layout)
+    for stage in found.missing:
+        typer.echo(f"not built: {stage.name} ({stage.artifact.relative_to(layout.root)})")
+    if found.problems:
+        raise typer.Exit(tell(found.problems))
+    typer.echo(f"ok: {len(found.intact)} artifacts match their cards")
+
+
+def clean(
+    context: typer.Context,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+) -> None:
+    """Remove checkpoints that nothing will go on from."""
+    params, layout = project(context)
+    from pipelines import housekeeping
+
+    removals = housekeeping.clean(params, layout, dry_run=dry_run)
+    word = "would remove" if dry_run else "removed"
+    for removal in removals:
+        place = removal.path.relative_to(layout.root)
+        typer.echo(f"{word} {place}: {removal.num_bytes:,} bytes, {removal.reason}")
+    total = sum(removal.num_bytes for removal in removals)
+    typer.echo(f"{word} {len(removals)} folders, {total:,} bytes")

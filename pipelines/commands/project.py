@@ -1,0 +1,118 @@
+"""Commands about the project: its params, presets and results."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.commands.shared import project, project_root, tell
+
+if TYPE_CHECKING:
+    from kdci.config import Params
+    from kdci.layout import Layout
+
+
+class Listing(StrEnum):
+    """What `kdci list` can list."""
+
+    methods = "methods"
+    backbones = "backbones"
+    arms = "arms"
+    datasets = "datasets"
+    presets = "presets"
+
+
+def check(
+    context: typer.Context,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Probe what a run needs: data, disk, memory, hours.")
+    ] = False,
+    probe_seconds: Annotated[
+        float, typer.Option(help="How long --estimate may probe, about.", min=1)
+    ] = 45.0,
+) -> None:
+    """Validate params, data and teacher; run nothing."""
+    params, layout = project(context)
+    from pipelines.checks import find_problems, summary
+
+    problems = find_problems(params, layout)
+    exit_code = tell(problems) if problems else 0
+    for line in () if problems else summary(params, layout):
+        typer.echo(line)
+    if estimate:  # whoever has no data yet wants to know what they will need, too
+        _estimate(params, layout, probe_seconds)
+    if exit_code:
+        raise typer.Exit(exit_code)
+
+
+def _estimate(params: Params, layout: Layout, probe_seconds: float) -> None:
+    from pipelines.estimating.estimate import estimate
+    from pipelines.estimating.text import estimate_lines
+
+    for line in estimate_lines(estimate(params, layout, seconds=probe_seconds), layout.root):
+        typer.echo(line)
+
+
+def list_names(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
+    """List names that params.yaml and `kdci preset` take, one a line."""
+    from kdci.arms import ARMS
+    from kdci.catalog import BACKBONE_NAMES, CUSTOM, DATASETS
+    from kdci.config import METHOD_NAMES
+    from pipelines.presets import preset_names
+
+    names = {
+        Listing.methods: METHOD_NAMES,
+        Listing.backbones: BACKBONE_NAMES,
+        Listing.arms: ARMS,
+        Listing.datasets: [*DATASETS, CUSTOM],
+        Listing.presets: preset_names(),
+    }
+    typer.echo("\n".join(names[what]))
+    if what is Listing.backbones:
+        # Not among the names, which scripts read.
+        also = "also any classifier of torchvision and timm, as torchvision-NAME and timm-NAME"
+        typer.echo(also, err=True)
+
+
+def preset(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="One of `kdci list presets`.")],
+    data: Annotated[str | None, typer.Option(help="Folder that holds the preset's data.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Folder of a finished teacher to adopt: what `import-teacher` wrote."),
+    ] = None,
+    student: Annotated[str | None, typer.Option(help="The student's backbone.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Factor on the steps of pools and students.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an edited params.yaml.")] = False,
+) -> None:
+    """Write a preset's params.yaml."""
+    from pipelines.preset_edits import write_edited
+    from pipelines.presets import write_preset
+
+    file = project_root(context) / "params.yaml"
+    if teacher is None and student is None and budget is None:
+        write_preset(name, file, data=data, force=force)
+    else:
+        write_edited(
+            name,
+            file,
+            data=data,
+            teacher=teacher,
+            student=student,
+            budget=budget,
+            force=force,
+        )
+    typer.echo(f"{file} is preset {name} now; `kdci check` looks it over, `dvc repro` runs it")
+
+
+def show(context: typer.Context) -> None:
+    """Print the table of results again."""
+    from kdci.reporting.results import load_rows
+    from kdci.reporting.table import terminal_table
+
+    typer.echo(terminal_table(load_rows(project_root(context) / "report" / "results.json")))

@@ -1,0 +1,204 @@
+"""Commands that run stages: on this machine, as trials of Ray Tune, or as a search."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdci.errors import UserError
+from pipelines.commands.shared import numbers, project_root, warn
+
+if TYPE_CHECKING:
+    pass
+
+
+def run_pipeline(
+    context: typer.Context,
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(help="Stages, entries of dvc.yaml or patterns; none: everything."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Make params.yaml this preset's first.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Student seeds to put in params.yaml first: 0,1,2.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Stages at work at a time; else what the cores carry.")
+    ] = None,
+    no_prefect: Annotated[
+        bool, typer.Option("--no-prefect", help="Do the same without Prefect.")
+    ] = False,
+    no_track: Annotated[
+        bool, typer.Option("--no-track", help="Leave the record in MLflow to `kdci sync`.")
+    ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Run what is started in Prefect's UI, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Run the stages that are not up to date, shown in Prefect and recorded in MLflow."""
+    root = project_root(context)
+    if serve:
+        from pipelines.serving import serve_flow
+
+        if no_prefect or no_track:
+            what = "leaves out what --serve is for" if no_prefect else "is no choice of --serve"
+            raise UserError("--no-prefect" if no_prefect else "--no-track", what, "leave it out")
+        defaults = {"preset": preset, "targets": targets, "seeds": numbers(seeds), "limit": limit}
+        raise typer.Exit(serve_flow(root, defaults))
+    from pipelines.run_command import RunOptions, run_stages
+
+    options = RunOptions(
+        targets or (), preset, numbers(seeds), limit, prefect=not no_prefect, track=not no_track
+    )
+    raise typer.Exit(run_stages(root, options))
+
+
+def sweep(
+    context: typer.Context,
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(help="Stages, entries of dvc.yaml or patterns; none: everything."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of a Ray cluster, or auto; else RAY_ADDRESS, else our own."),
+    ] = None,
+    cpus_per_trial: Annotated[
+        float | None, typer.Option(help="Cores a trial; else the stages' threads.")
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="GPUs a trial, or a share of one; else 1 if there is one.")
+    ] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(help="Trials at a time; else as many as fit.")
+    ] = None,
+    max_failures: Annotated[
+        int, typer.Option(help="How often a trial whose worker died is started again.")
+    ] = 3,
+    allow_no_token: Annotated[
+        bool, typer.Option("--allow-no-token", help="Accept a Ray cluster that asks for no token.")
+    ] = False,
+    no_track: Annotated[
+        bool, typer.Option("--no-track", help="Leave the record in MLflow to `kdci sync`.")
+    ] = False,
+    search: Annotated[
+        Path | None,
+        typer.Option(
+            help="Search hyper-parameters instead: a YAML file of keys and distributions."
+        ),
+    ] = None,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(help="Search: one more KEY=DISTRIBUTION; uniform, loguniform, int or choice."),
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Search: distinct trials in all.")] = 16,
+    name: Annotated[
+        str | None, typer.Option(help="Search: its name; else made from what is searched.")
+    ] = None,
+    criterion: Annotated[
+        str, typer.Option(help="Search: agreement, or accuracy:SPLIT; never the test split.")
+    ] = "agreement",
+    scheduler: Annotated[str, typer.Option(help="Search: asha, or none.")] = "asha",
+    searcher: Annotated[str, typer.Option(help="Search: tpe, or random.")] = "tpe",
+    search_seed: Annotated[int, typer.Option(min=0, help="Search: seed of the searcher.")] = 0,
+    grace: Annotated[
+        int, typer.Option(help="Search: scores before a trial can be stopped early.")
+    ] = 1,
+    reduction: Annotated[
+        int, typer.Option(help="Search: one in so many trials goes on at each rung.")
+    ] = 2,
+    method: Annotated[str | None, typer.Option(help="Search: method or known shift.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Search: the arm; else kdci.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Search: teacher backbone.")] = None,
+    student: Annotated[str | None, typer.Option(help="Search: student backbone.")] = None,
+    pool_seeds: Annotated[
+        str | None, typer.Option(help="Search: pools of a trial, 0,1; else the grid's first.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Search: student seeds of a trial; else the grid's first.")
+    ] = None,
+) -> None:
+    """Run the stages that are not up to date as trials of Ray Tune, over devices and machines.
+
+    With --search or --space it searches hyper-parameters instead, and `kdci promote` writes the
+    best ones to params.yaml.
+    """
+    if search is not None or space:
+        from pipelines.recorder import Recorder
+        from pipelines.searching.command import search_space
+        from pipelines.searching.driver import SearchOptions
+
+        if targets:
+            what = "stages are of no use to a search, which runs those of one student"
+            raise UserError(" ".join(targets), what, "give --method and --variant")
+        wanted = SearchOptions(
+            space=search,
+            keys=space or (),
+            num_trials=trials,
+            name=name,
+            criterion=criterion,
+            scheduler=scheduler,
+            searcher=searcher,
+            seed=search_seed,
+            grace=grace,
+            reduction=reduction,
+            method=method,
+            variant=variant,
+            teacher=teacher,
+            student=student,
+            pool_seeds=numbers(pool_seeds, "--pool-seeds"),
+            seeds=numbers(seeds),
+            limit=max_concurrent,
+            cpus=cpus_per_trial,
+            gpus=gpus_per_trial,
+            max_failures=max_failures,
+        )
+        root = project_root(context)
+        with nullcontext() if no_track else Recorder(root):
+            code = search_space(root, wanted, address=address, allow_no_token=allow_no_token)
+        raise typer.Exit(code)
+    _require_no_search_option(context)
+    from pipelines.sweep import SweepOptions, sweep_grid
+
+    options = SweepOptions(
+        targets or (),
+        address,
+        cpus_per_trial,
+        gpus_per_trial,
+        max_concurrent,
+        max_failures,
+        allow_no_token,
+        track=not no_track,
+    )
+    code = sweep_grid(project_root(context), options, say=typer.echo, warn=warn)
+    raise typer.Exit(code)
+
+
+def _require_no_search_option(context: typer.Context) -> None:
+    """Refuse what only a search reads, where none is asked for."""
+    first = context.command.params
+    names = [p.name for p in first if (getattr(p, "help", None) or "").startswith("Search: ")]
+    for option in names:
+        if str(context.get_parameter_source(option or "")).endswith("COMMANDLINE"):
+            given = f"--{(option or '').replace('_', '-')}"
+            raise UserError(given, "is an option of a search", "give --search or --space as well")
+
+
+def promote(
+    context: typer.Context,
+    run: Annotated[
+        str, typer.Argument(help="A search for its best trial, SEARCH/TRIAL, or a trial's id.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be written.")
+    ] = False,
+) -> None:
+    """Write the values of a search's trial to params.yaml, comments kept."""
+    from pipelines.searching.command import promote_run
+
+    promote_run(project_root(context), run, dry_run=dry_run)

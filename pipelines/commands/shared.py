@@ -1,0 +1,84 @@
+"""What commands share: the project folder, its params, and how problems are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from kdci.errors import KdciError, UserError
+
+if TYPE_CHECKING:
+    from kdci.config import Params
+    from kdci.layout import Layout
+
+
+@dataclass
+class Options:
+    """The options before the command; no root: it is looked for."""
+
+    root: Path | None = None
+    debug: bool = False
+
+
+def tell(problems: Sequence[KdciError]) -> int:
+    """Write every problem to stderr and return the exit code: that of the gravest one."""
+    for problem in problems:
+        for line in problem.lines():
+            typer.echo(line, err=True)
+    return max(problem.exit_code for problem in problems)
+
+
+def project_root(context: typer.Context) -> Path:
+    """Return the project folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    given: Path | None = context.obj.root
+    if given is not None:
+        if not given.is_dir():
+            raise UserError(str(given), "is no folder", "give the project folder")
+        return given.absolute()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if any((folder / name).is_file() for name in ("params.yaml", "dvc.yaml")):
+            return folder
+    what = "neither it nor a folder above holds params.yaml or dvc.yaml"
+    raise UserError(str(here), what, "go to the project folder, or give it with --root")
+
+
+def project(context: typer.Context) -> tuple[Params, Layout]:
+    """Return the params of the project, validated, and where everything lies.
+
+    Raises:
+        UserError: There is no project, or its params are not valid.
+    """
+    from kdci.layout import Layout
+    from kdci.params_file import load_params
+
+    root = project_root(context)
+    params = load_params(root / "params.yaml")
+    return params, Layout(root, params.preset)
+
+
+def warn(text: str) -> None:
+    """Write a warning to stderr."""
+    typer.echo(f"kdci: warning: {text}", err=True)
+
+
+def numbers(text: str | None, option: str = "--seeds") -> list[int] | None:
+    """Read `0,1,2`, the value of ``option``.
+
+    Raises:
+        UserError: It is no list of numbers.
+    """
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(option, f"{text!r} is no list of numbers", "write 0,1,2") from None

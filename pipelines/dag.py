@@ -1,0 +1,276 @@
+"""DVC's graph of stages, and what its status says of each: read once, as plain values.
+
+DVC's own ``status`` names the stages whose dependencies differ, and not those that follow from
+them: ``Dag.verdicts`` works that out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from kdci.errors import BusyError, UserError
+
+BUSY_SECONDS = 5.0
+"""How long the DVC of a killed run has to leave: its lock of what it wrote outlives it a moment."""
+
+
+class Verdict(StrEnum):
+    """What `dvc repro` would do with a stage."""
+
+    unchanged = "unchanged"
+    """Nothing: it is up to date."""
+    changed = "changed"
+    """Run it, or restore it from the run cache: something it depends on differs."""
+    follows = "follows"
+    """Look again: something that it is made from may come out differently."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference between what a stage was made from and what is there now.
+
+    Attributes:
+        kind: `param`, `dep`, `out`, or `command`.
+        subject: The dotted key or the path that differs.
+        how: `modified`, `new`, `deleted`, ... in DVC's words.
+    """
+
+    kind: str
+    subject: str
+    how: str
+
+
+@dataclass(frozen=True)
+class DagStage:
+    """One stage of ``dvc.yaml``.
+
+    Attributes:
+        name: ``stage@axes``.
+        command: What it runs.
+        upstream: Names of the stages whose outputs it reads.
+        deps: Files and folders that it depends on, relative to the project folder.
+        params: Dotted params keys that it depends on.
+        outs: What it makes, relative to the project folder.
+    """
+
+    name: str
+    command: str
+    upstream: tuple[str, ...]
+    deps: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
+    outs: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> str:
+        """Its entry of ``dvc.yaml``."""
+        return self.name.partition("@")[0]
+
+
+@dataclass(frozen=True)
+class Dag:
+    """All stages, each after those it is made from.
+
+    Attributes:
+        stages: By name, in an order in which they can run.
+        changes: What differs, by stage; a stage without an entry has no difference of its own.
+    """
+
+    stages: Mapping[str, DagStage]
+    changes: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
+
+    def select(self, targets: Sequence[str]) -> Dag:
+        """Return the part that ``targets`` need: themselves and what they are made from.
+
+        Args:
+            targets: Stages, entries of dvc.yaml, or patterns of either with `*`; none: all.
+
+        Raises:
+            UserError: One is no stage.
+        """
+        if not targets:
+            return self
+        named = self.named(targets)
+        return self._part({*named, *self.ancestors(named)})
+
+    def named(self, targets: Sequence[str]) -> list[str]:
+        """Return the stages that ``targets`` name, without what these are made from.
+
+        Args:
+            targets: Stages, entries of dvc.yaml, or patterns of either with `*`.
+
+        Raises:
+            UserError: One is no stage.
+        """
+        found = {name for target in targets for name in self._named(target)}
+        return [name for name in self.stages if name in found]
+
+    def descendants(self, names: Iterable[str]) -> set[str]:
+        """Return the stages that are made from any of ``names``, at any distance."""
+        reached = set(names)
+        for stage in self.stages.values():  # parents come first
+            if reached.intersection(stage.upstream):
+                reached.add(stage.name)
+        return reached - set(names)
+
+    def ancestors(self, names: Iterable[str]) -> set[str]:
+        """Return the stages that any of ``names`` is made from, at any distance."""
+        reached = set(names)
+        for stage in reversed(list(self.stages.values())):
+            if stage.name in reached:
+                reached.update(stage.upstream)
+        return reached - set(names)
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """What would become of each stage."""
+        following = self.descendants(self.changes)
+        return {name: self._verdict(name, following) for name in self.stages}
+
+    def _verdict(self, name: str, following: set[str]) -> Verdict:
+        if self.changes.get(name):
+            return Verdict.changed
+        return Verdict.follows if name in following else Verdict.unchanged
+
+    def _named(self, target: str) -> list[str]:
+        found = [
+            stage.name
+            for stage in self.stages.values()
+            if fnmatch.fnmatchcase(stage.name, target) or fnmatch.fnmatchcase(stage.group, target)
+        ]
+        if not found:
+            known = [*dict.fromkeys(stage.group for stage in self.stages.values()), *self.stages]
+            close = difflib.get_close_matches(target, known, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise UserError(
+                target, "is no stage of dvc.yaml with these params", f"{hint}see `dvc stage list`"
+            )
+        return found
+
+    def _part(self, names: set[str]) -> Dag:
+        stages = {name: stage for name, stage in self.stages.items() if name in names}
+        return Dag(stages, {name: self.changes[name] for name in stages if name in self.changes})
+
+
+def read_dag(root: Path, *, status: bool = True) -> Dag:
+    """Read the graph of the project's stages and, unless told not to, their status.
+
+    Args:
+        root: The project folder.
+        status: Whether to compare every stage with what is there now, which hashes what changed.
+
+    Raises:
+        UserError: There is no DVC project, or its dvc.yaml can not be read.
+        BusyError: Another DVC process writes what is to be compared.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return _read(root, status=status)
+        except LockError as error:
+            if time.monotonic() > deadline:
+                what = f"is in use: {str(error).splitlines()[0]}"
+                fix = "wait for that process, or see `kdci doctor`"
+                raise BusyError(str(root), what, fix) from None
+            time.sleep(0.2)
+        except DvcException as error:
+            what = " ".join(str(error).split())
+            raise UserError(str(root / "dvc.yaml"), what, "mend it; see `dvc stage list`") from None
+
+
+def _read(root: Path, *, status: bool) -> Dag:
+    from dvc.repo import Repo
+
+    # The private flag is that of `dvc --wait-for-lock`: another command may be at it.
+    with Repo(str(root), _wait_for_lock=True) as repo:
+        graph = repo.index.graph
+        known = {stage.name: stage for stage in graph if stage.name}
+        upstream = {
+            name: [other.name for other in graph.successors(stage) if other.name]
+            for name, stage in known.items()
+        }
+        stages = {name: _stage(known[name], upstream[name], root) for name in _ordered(upstream)}
+        return Dag(stages, dict(_changes(repo.status(), root)) if status else {})
+
+
+def _ordered(upstream: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield names after all that they depend on, stages of one rank in the order of dvc.yaml."""
+    position = {name: place for place, name in enumerate(upstream)}
+    sorter = TopologicalSorter(upstream)
+    sorter.prepare()
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready(), key=lambda name: position[name])
+        yield from ready
+        sorter.done(*ready)
+
+
+def _stage(stage: Any, upstream: Sequence[str], root: Path) -> DagStage:
+    deps = [dep for dep in stage.deps if not hasattr(dep, "params")]
+    params = [str(key) for dep in stage.deps for key in getattr(dep, "params", ())]
+    return DagStage(
+        name=stage.name,
+        command=stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd or ()),
+        upstream=tuple(upstream),
+        deps=tuple(_relative(dep, root) for dep in deps),
+        params=tuple(params),
+        outs=tuple(_relative(out, root) for out in stage.outs),
+    )
+
+
+def _relative(entry: Any, root: Path) -> str:
+    path = Path(entry.fs_path)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _changes(status: Mapping[str, Any], root: Path) -> Iterator[tuple[str, tuple[Change, ...]]]:
+    """Read what `dvc status` says.
+
+    Its paths are relative to the working folder where that lies in the project.
+    """
+    here = Path.cwd()
+    base = here if here.is_relative_to(root) else root
+    for address, entries in status.items():
+        name = address.rpartition(":")[2]
+        found: list[Change] = []
+        for entry in entries:
+            found += _read_entry(entry)
+        yield name, tuple(_from_root(change, base, root) for change in found)
+
+
+def _from_root(change: Change, base: Path, root: Path) -> Change:
+    if change.kind not in ("dep", "out"):
+        return change
+    path = os.path.relpath(base / change.subject, root)
+    return replace(change, subject=change.subject if path.startswith("..") else path)
+
+
+def _read_entry(entry: Any) -> Iterator[Change]:
+    if not isinstance(entry, Mapping):  # "changed command", "always changed"
+        yield Change("command", str(entry), "modified")
+        return
+    readers: dict[str, Callable[[str, Any], Iterator[Change]]] = {
+        "changed deps": _dep_changes,
+        "changed outs": lambda path, how: iter([Change("out", path, str(how))]),
+    }
+    for title, values in entry.items():
+        for subject, how in values.items():
+            yield from readers[title](str(subject), how)
+
+
+def _dep_changes(subject: str, how: Any) -> Iterator[Change]:
+    if isinstance(how, Mapping):  # a params file: what became of each key
+        for key, what in how.items():
+            yield Change("param", str(key), str(what))
+    else:
+        yield Change("dep", subject, str(how))

@@ -1,0 +1,131 @@
+"""What `kdci sweep --search` and `kdci promote` print."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+import typer
+
+from pipelines.promote import promote
+from pipelines.searching.driver import Listener, SearchOptions, SearchOutcome, search
+from pipelines.searching.results import Search, TrialRecord, best_of, table
+from pipelines.sweeping.ray_session import ray_session
+from pipelines.telemetry import switch_off
+
+MAX_NAMES = 8
+"""So many stages are named; of more, the number is told."""
+
+
+def search_space(
+    root: Path,
+    options: SearchOptions,
+    *,
+    address: str | None = None,
+    num_cpus: int | None = None,
+    allow_no_token: bool = False,
+) -> int:
+    """Search and print the table; return the exit code.
+
+    Args:
+        root: The project folder.
+        options: What is asked for.
+        address: Of a Ray cluster; None: an instance of our own.
+        num_cpus: Cores that an instance of our own hands out; None: those there are.
+        allow_no_token: Accept a Ray without a token.
+
+    Raises:
+        KdciError: Nothing was run; see ``pipelines.searching.driver.search``.
+    """
+    switch_off()
+    session = partial(
+        ray_session, address=address, num_cpus=num_cpus, allow_no_token=allow_no_token
+    )
+    display = _Display(options.num_trials)
+    listener = Listener(display.begin, display.event)
+    outcome = search(root, options, ray_session=session, listener=listener)
+    _show(outcome, root)
+    if outcome.stopped_by is not None:
+        typer.echo("kdci: stopped; the same command goes on", err=True)
+        return 128 + outcome.stopped_by
+    return 0 if best_of(outcome.records) is not None else 1
+
+
+class _Display:
+    """Tells how a search goes, a line for what begins and ends."""
+
+    def __init__(self, num_trials: int) -> None:
+        self._num_trials = num_trials
+        self._ended = 0
+
+    def begin(self, found: Search, records: list[TrialRecord]) -> None:
+        self._ended = sum(record.is_finished for record in records)
+        known = f", {self._ended} of them known already" if self._ended else ""
+        typer.echo(f"{found.name}: {self._num_trials} trials by {found.metric}{known}")
+        if _changes_pool(found):
+            warn(
+                "the space changes the pool, and with it the held-out substitutes that "
+                "agreement is measured on: an easy pool scores high"
+            )
+
+    def event(self, record: TrialRecord, event: str) -> None:
+        values = ", ".join(f"{key} {value}" for key, value in record.values.items())
+        if event == "started":
+            typer.echo(f"{record.trial_id} started: {values}")
+        elif event == "ended":
+            self._ended += 1
+            score = "" if record.score is None else f" at {record.score:.2f}"
+            told = f": {record.error}" if record.error else score
+            typer.echo(
+                f"[{self._ended}/{self._num_trials}] {record.trial_id} {record.status}{told}"
+            )
+
+
+def _changes_pool(found: Search) -> bool:
+    pools = any(call.module in ("substitute", "shift") for call in found.stages)
+    return pools and found.criterion == "agreement"
+
+
+def _show(outcome: SearchOutcome, root: Path) -> None:
+    typer.echo(table(outcome.search, outcome.records))
+    best = best_of(outcome.records)
+    typer.echo(f"table: {outcome.file.relative_to(root)}")
+    if best is not None:
+        typer.echo(f"best: {best.name}; `kdci promote {best.search}` writes it to params.yaml")
+    else:
+        warn("no trial is complete")
+
+
+def promote_run(root: Path, run: str, *, dry_run: bool) -> None:
+    """Promote a trial and print what that means."""
+    promotion = promote(root, run, dry_run=dry_run)
+    record = promotion.record
+    for warning in promotion.warnings:
+        warn(warning)
+    word = "would write" if dry_run else "wrote"
+    finished = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.finished))
+    typer.echo(f"trial {record.name}, complete at {finished}")
+    for key, (old, new) in promotion.changes.items():
+        typer.echo(f"{word} {key}: {_plain(old)} -> {_plain(new)}")
+    if not promotion.changes:
+        typer.echo("params.yaml has these values already")
+    typer.echo(f"`dvc repro` runs {_listed(promotion.stages)}")
+    typer.echo(f"promised: {promotion.promise}")
+
+
+def _plain(value: object) -> str:
+    return "null" if value is None else str(value)
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "nothing"
+    told = ", ".join(names[:MAX_NAMES])
+    rest = len(names) - MAX_NAMES
+    return told + (f" and {rest} more" if rest > 0 else "")
+
+
+def warn(text: str) -> None:
+    """Write a warning to stderr."""
+    typer.echo(f"kdci: warning: {text}", err=True)

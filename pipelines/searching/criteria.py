@@ -1,0 +1,194 @@
+"""What a search maximises: evaluate's own measures, on data that is no test data.
+
+`agreement` needs no data at all: how often student and teacher agree on held-out substitutes.
+`accuracy:SPLIT` is for those who have labelled images beside the test split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from kdci.arms import ARMS
+from kdci.artifacts import Artifact
+from kdci.config import Params
+from kdci.errors import IntegrityError, UserError
+from kdci.layout import Cell, Layout
+
+if TYPE_CHECKING:
+    from kdci.data.labelled import Split
+    from kdci.students import Student
+    from stages._scoring import ScoredSet
+
+AGREEMENT = "agreement"
+ACCURACY = "accuracy"
+FIX = "agreement, or accuracy:SPLIT with a split that is not the test split"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What a search maximises.
+
+    Attributes:
+        measure: `agreement` or `accuracy`.
+        split: The labelled split, of an accuracy.
+    """
+
+    measure: Literal["agreement", "accuracy"]
+    split: str | None = None
+
+    def __str__(self) -> str:
+        return self.measure if self.split is None else f"{self.measure}:{self.split}"
+
+    def metric(self, params: Params, variant: str) -> str:
+        """Return its name: that of the part that is deployed, as in an evaluation's cells."""
+        part = params.evaluate.deploy if ARMS[variant].compensated else "backbone"
+        return "_".join([self.measure, *([self.split] if self.split else []), part])
+
+
+def parse_criterion(text: str, params: Params) -> Criterion:
+    """Read ``agreement`` or ``accuracy:SPLIT``.
+
+    Raises:
+        UserError: It is neither, the split does not exist, or it is the test split.
+    """
+    from kdci.data.labelled import Split
+
+    if text == AGREEMENT:
+        return Criterion("agreement")
+    measure, colon, split = text.partition(":")
+    if measure != ACCURACY or not colon:
+        raise UserError("--criterion", f"unknown criterion {text!r}", FIX)
+    if split in {"test", params.data.test}:
+        what = "a search that sees the test split has no test data left to be judged by"
+        raise UserError("--criterion", what, FIX)
+    others = [name for name in get_args(Split) if name != "test"]
+    if split not in others:
+        what = f"{params.data.name} has no split {split!r}"
+        raise UserError("--criterion", what, f"one of {', '.join(others)}; or agreement")
+    return Criterion("accuracy", split)
+
+
+class Scorer:
+    """Scores the students of a trial as evaluate does: the same code, device and threads.
+
+    Args:
+        params: The trial's.
+        layout: Of the trial's root.
+        project: The project folder: relative data paths start there.
+        criterion: What is measured.
+        cells: The students.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        layout: Layout,
+        project: Path,
+        criterion: Criterion,
+        cells: list[Cell],
+    ) -> None:
+        from kdci.runtime import start
+        from stages._pool import open_teacher
+        from stages._session import Session, StageIdentity
+
+        first = cells[0]
+        axes = {"teacher": first.teacher, "student": first.student, "method": first.method}
+        place = layout.evaluation(first.teacher, first.student, first.method)
+        self._session = Session(params, layout, StageIdentity("evaluate", axes, {}, place))
+        self._project = project
+        self._criterion = criterion
+        teacher = self._session.parent("teacher", layout.teacher(first.teacher))
+        for pool_seed in {cell.pool_seed for cell in cells}:
+            pool = layout.pool(first.teacher, first.method, pool_seed)
+            self._session.parent(f"pool{pool_seed}", pool, kind="pool")
+        block = params.runtime
+        self._session.runtime = start(
+            device=block.device, threads=block.threads, precision=block.precision
+        )
+        self._teacher = open_teacher(self._session, teacher, self._session.runtime)
+        self._sets: dict[int, ScoredSet] = {}
+
+    def score(self, student: Student, cell: Cell) -> float:
+        """Return a student's score in percent."""
+        from stages._scoring import percentages, score
+
+        on = self._set(cell.pool_seed)
+        measures = percentages(score(self._session, student, on), on, self._criterion.measure)
+        params = self._session.params
+        part = params.evaluate.deploy if ARMS[cell.variant].compensated else "backbone"
+        found = measures[f"{self._criterion.measure}_{part}"]
+        assert found is not None
+        return found
+
+    def _set(self, pool_seed: int) -> ScoredSet:
+        key = pool_seed if self._criterion.split is None else 0
+        if key not in self._sets:
+            self._sets[key] = self._load(pool_seed)
+        return self._sets[key]
+
+    def _load(self, pool_seed: int) -> ScoredSet:
+        from stages._scoring import ScoredSet
+        from stages.evaluate import _holdout_set
+
+        if self._criterion.split is None:
+            return _holdout_set(self._session, self._teacher, pool_seed)
+        from kdci.data.datasets import load_split
+
+        data = self._session.params.data
+        path = self._project / data.path if data.path else None
+        labelled = load_split(data.spec, path=path, split=cast("Split", self._criterion.split))
+        return ScoredSet(labelled.images, expected=labelled.labels, teacher=labelled.labels)
+
+
+def load_snapshot(file: Path, params: Params, cell: Cell) -> Student | None:
+    """Load a student as it is while it is being distilled.
+
+    Args:
+        file: A snapshot in distill's work folder.
+        params: The trial's.
+        cell: Which student.
+
+    Returns:
+        The student; None: the file is not whole yet, or is there no more.
+    """
+    from kdci.artifacts import parse_tensors
+    from kdci.students import snapshot_of
+
+    try:
+        data = file.read_bytes()
+        shapes = {name: tensor.shape for name, tensor in parse_tensors(data, file).items()}
+        entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        card = {"facts": _facts(params, cell, shapes), "files": {file.name: entry}}
+        return snapshot_of(Artifact(file.parent, card), file.name)
+    except (FileNotFoundError, IntegrityError):
+        return None
+
+
+def _facts(params: Params, cell: Cell, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the card of the finished student will say of its shape."""
+    spec, arm = params.data.spec, ARMS[cell.variant]
+    compensation = None
+    if arm.compensated:
+        block = params.compensation.model_copy(update=dict(arm.changes))
+        num_prototypes, dimension = shapes["compensation/prototypes_ND"]
+        compensation = {
+            "num_prototypes": num_prototypes,
+            "dimension": dimension,
+            "fusion": block.fusion,
+            "weights": block.lambda_,
+            "hidden_dim": block.hidden_dim,
+        }
+    return {
+        "student": cell.student,
+        "dataset": spec.name,
+        "num_classes": spec.num_classes,
+        "channels": spec.channels,
+        "image_size": spec.image_size,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "compensation": compensation,
+    }

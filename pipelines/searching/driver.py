@@ -1,0 +1,410 @@
+"""A search from its options to its table: set up once, driven by Ray Tune, gone on with at will."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdci.artifacts import replace_file
+from kdci.config import Params
+from kdci.config_block import NAME_PATTERN
+from kdci.errors import UserError
+from kdci.layout import Layout
+from kdci.params_file import load_params
+from pipelines.dag import read_dag
+from pipelines.searching.criteria import Criterion, parse_criterion
+from pipelines.searching.plan import (
+    Subject,
+    TrialPlan,
+    choose_subject,
+    contents,
+    plan_trials,
+)
+from pipelines.searching.results import (
+    STOP_FILE,
+    Search,
+    TrialRecord,
+    read_search,
+    read_trials,
+    search_folder,
+    searches,
+    write_results,
+    write_search,
+)
+from pipelines.searching.space import Space, read_space, require_valid
+from pipelines.sweeping.resources import Node, Resources, choose_resources
+from pipelines.sweeping.stage_environment import deciding
+from pipelines.sweeping.stopping import StopRequest
+from pipelines.workspace import is_held, only_runner
+
+STOPPING_SECONDS = 45.0
+"""How long the trials of a stopped search have to save their state."""
+SCHEDULERS = ("asha", "none")
+SEARCHERS = ("tpe", "random")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What a search is asked for; None: the grid's first.
+
+    Attributes:
+        space: A YAML file of keys and distributions.
+        keys: Further ones, as ``KEY=DISTRIBUTION``.
+        num_trials: Distinct trials in all, those of earlier runs included.
+        name: Of the search; None: made from what is searched.
+        criterion: `agreement` or `accuracy:<split>`.
+        scheduler: `asha` or `none`.
+        searcher: `tpe` or `random`.
+        seed: Of the searcher.
+        grace: Scores that every trial is given before it can be stopped.
+        reduction: ASHA's factor.
+        method: Whose hyper-parameters are searched.
+        variant: Which arm.
+        teacher: Backbone.
+        student: Backbone.
+        pool_seeds: Pools.
+        seeds: Student seeds.
+        limit: Trials at a time; None: what the resources carry.
+        cpus: Cores of a trial; None: the params' threads.
+        gpus: GPUs of a trial, or a share of one; None: one where there are any.
+        max_failures: How often a trial whose worker or stage was killed is started again.
+    """
+
+    space: Path | None = None
+    keys: Sequence[str] = ()
+    num_trials: int = 16
+    name: str | None = None
+    criterion: str = "agreement"
+    scheduler: str = "asha"
+    searcher: str = "tpe"
+    seed: int = 0
+    grace: int = 1
+    reduction: int = 2
+    method: str | None = None
+    variant: str | None = None
+    teacher: str | None = None
+    student: str | None = None
+    pool_seeds: Sequence[int] | None = None
+    seeds: Sequence[int] | None = None
+    limit: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    max_failures: int = 3
+
+
+@dataclass
+class SearchOutcome:
+    """What came of a search.
+
+    Attributes:
+        search: What was searched.
+        records: Its trials, those of earlier runs included.
+        file: The table.
+        stopped_by: The signal that stopped it.
+    """
+
+    search: Search
+    records: list[TrialRecord]
+    file: Path
+    stopped_by: int | None = None
+
+
+@dataclass
+class Listener:
+    """Hears how a search goes.
+
+    Attributes:
+        on_begin: The search, and the trials known when it begins.
+        on_event: See ``pipelines.searching.trainable.Event``.
+    """
+
+    on_begin: Callable[[Search, list[TrialRecord]], None] = lambda search, records: None
+    on_event: Callable[[TrialRecord, str], None] = lambda record, event: None
+
+
+Session = Callable[[], AbstractContextManager[Any]]
+
+
+def search(
+    root: Path,
+    options: SearchOptions,
+    *,
+    ray_session: Session = nullcontext,
+    listener: Listener | None = None,
+) -> SearchOutcome:
+    """Search, or go on with the search that has these options.
+
+    Args:
+        root: The project folder.
+        options: What is asked for.
+        ray_session: Opens the connection to Ray, for as long as trials run.
+        listener: Hears how it goes.
+
+    Raises:
+        UserError: Space, params, criterion or upstream artifacts do not fit: nothing was run.
+        BusyError: Somebody else runs stages here.
+    """
+    listener = listener or Listener()
+    with only_runner(Layout(root, ""), "kdci sweep"):
+        params = load_params(root / "params.yaml")
+        layout = Layout(root, params.preset)
+        space, found = prepare(root, params, options)
+        records = read_trials(layout, found.name)
+        listener.on_begin(found, records)
+        num_left = options.num_trials - sum(record.is_finished for record in records)
+        stop = StopRequest()
+        if num_left > 0:
+            with stop.installed(), _told_to_trials(layout, found, stop), ray_session():
+                _tune(layout, found, space, records, options, num_left, listener, stop)
+                _await_stages(layout, found)
+        records = read_trials(layout, found.name)
+        file = write_results(layout, found, records)
+        return SearchOutcome(found, records, file, stop.signal_number)
+
+
+def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, Search]:
+    """Check everything that can be checked, and write the search's folder.
+
+    Raises:
+        UserError: Something does not fit.
+    """
+    from pipelines.params_edit import checked, with_values
+    from stages._provenance import code_hash
+
+    _require_options(options)
+    layout = Layout(root, params.preset)
+    criterion = parse_criterion(options.criterion, params)
+    space = read_space(options.space, options.keys)
+    subject = choose_subject(
+        params,
+        method=options.method,
+        variant=options.variant,
+        teacher=options.teacher,
+        student=options.student,
+        pool_seeds=options.pool_seeds,
+        seeds=options.seeds,
+    )
+    text = (root / "params.yaml").read_text(encoding="utf-8")
+    grid = {f"grid.{axis}": values for axis, values in subject.grid(params).items()}
+    text = with_values(text, grid)
+    trial_params = checked(text)
+    require_valid(space, trial_params)
+    # A block that the file leaves to its defaults has no place for a value yet.
+    with_values(text, {key: each.extremes[0] for key, each in space.items()})
+    plan = plan_trials(trial_params, layout, subject, space, read_dag(root))
+    found = _search_of(trial_params, layout, options, subject, criterion, space, plan, code_hash())
+    _require_same(layout, found)
+    write_search(layout, found)
+    replace_file(search_folder(layout, found.name) / "params.yaml", text.encode())
+    return space, found
+
+
+def _require_options(options: SearchOptions) -> None:
+    numbers = {
+        "--trials": options.num_trials,
+        "--grace": options.grace,
+        "--max-concurrent": options.limit,
+    }
+    for option, number in numbers.items():
+        if number is not None and number < 1:
+            raise UserError(option, f"is {number}", "give 1 or more")
+    if options.max_failures < 0:
+        raise UserError("--max-failures", f"is {options.max_failures}", "give 0 or more")
+    if options.reduction < 2:
+        raise UserError("--reduction", f"is {options.reduction}", "give 2 or more")
+    choices = {
+        "--scheduler": (options.scheduler, SCHEDULERS),
+        "--searcher": (options.searcher, SEARCHERS),
+    }
+    for option, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise UserError(option, f"unknown value {value!r}", f"one of {', '.join(allowed)}")
+    if options.name is not None and not re.match(NAME_PATTERN, options.name):
+        raise UserError("--name", f"{options.name!r} is no name", "letters, digits, . _ -")
+
+
+def _search_of(
+    params: Params,
+    layout: Layout,
+    options: SearchOptions,
+    subject: Subject,
+    criterion: Criterion,
+    space: Space,
+    plan: TrialPlan,
+    code: str,
+) -> Search:
+    num_points = len(subject.cells) * params.distill.num_snapshots
+    found = Search(
+        name=options.name or "",
+        preset=params.preset,
+        teacher=subject.teacher,
+        student=subject.student,
+        method=subject.method,
+        variant=subject.variant,
+        pool_seeds=subject.pool_seeds,
+        seeds=subject.seeds,
+        criterion=str(criterion),
+        metric=criterion.metric(params, subject.variant),
+        space={key: str(each) for key, each in space.items()},
+        scheduler=options.scheduler,
+        searcher=options.searcher,
+        seed=options.seed,
+        grace=options.grace,
+        reduction=options.reduction,
+        num_points=num_points,
+        given=plan.given,
+        upstream=contents(layout, plan.upstream),
+        code=code,
+        links=plan.links,
+        stages=plan.stages,
+    )
+    if options.name:
+        return found
+    made = f"{subject.method}-{subject.variant}-{found.identity[:8]}".replace("_", "-")
+    return Search.of({**found.asdict(), "name": made})
+
+
+def _require_same(layout: Layout, found: Search) -> None:
+    """Refuse a name under which something else was searched."""
+    if found.name not in searches(layout):
+        return
+    earlier = read_search(layout, found.name)
+    if earlier.identity == found.identity:
+        return
+    before, now = earlier.asdict(), found.asdict()
+    differing = [key for key in now if before.get(key) != now[key]]
+    if "given" in differing:
+        keys = sorted({*before["given"], *now["given"]})
+        differing += [k for k in keys if before["given"].get(k) != now["given"].get(k)]
+        differing.remove("given")
+    what = f"was begun with another {', '.join(differing)}"
+    raise UserError(f"--name {found.name}", what, "give another name, or set that back")
+
+
+def _tune(
+    layout: Layout,
+    found: Search,
+    space: Space,
+    records: list[TrialRecord],
+    options: SearchOptions,
+    num_left: int,
+    listener: Listener,
+    stop: StopRequest,
+) -> None:
+    """Have Ray Tune run trials until there are enough, or a signal comes."""
+    from ray import tune
+
+    from pipelines.searching.searcher import DistinctSearcher, make_scheduler
+    from pipelines.searching.trainable import Recorder, SearchTrial
+    from pipelines.sweeping.waves import nodes
+
+    class StoppedBySignal(tune.Stopper):  # type: ignore[misc,unused-ignore]
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return bool(stop)
+
+    storage = search_folder(layout, found.name) / "tune"
+    shutil.rmtree(storage, ignore_errors=True)  # Tune's own notes are never read back
+    storage.mkdir(mode=0o700)
+    known_nodes = nodes()
+    resources = choose_resources(
+        load_params(layout.root / "params.yaml"), known_nodes, cpus=options.cpus, gpus=options.gpus
+    )
+    with _tune_settings():
+        tuner = tune.Tuner(
+            tune.with_resources(SearchTrial, resources.request()),
+            param_space={
+                "root": str(layout.root.absolute()),
+                "preset": layout.preset,
+                "search": found.name,
+                "environment": deciding(os.environ),
+                "gpu_share": resources.gpu_share,
+            },
+            tune_config=tune.TuneConfig(
+                num_samples=num_left,
+                search_alg=DistinctSearcher(found, space, records),
+                scheduler=make_scheduler(found, records),
+                max_concurrent_trials=_limit(known_nodes, resources, options.limit),
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(storage.absolute()),
+                stop=StoppedBySignal(),
+                failure_config=tune.FailureConfig(max_failures=options.max_failures),
+                # The stages' own checkpoints are what a trial goes on from.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[Recorder(layout, found, listener.on_event)],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+
+@contextmanager
+def _told_to_trials(layout: Layout, found: Search, stop: StopRequest) -> Iterator[None]:
+    """Have a file tell trials, on whatever machine, that the search is being stopped."""
+    file = search_folder(layout, found.name) / STOP_FILE
+    file.unlink(missing_ok=True)
+    try:
+        with stop.heard_by(lambda number: file.touch()):
+            yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _tune_settings() -> Iterator[None]:
+    """Set what Tune reads from the environment of the driver."""
+    settings = {
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no score to report
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # failures are in the trials' records, and told by us
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _limit(nodes: Sequence[Node], resources: Resources, wanted: int | None) -> int:
+    """Return how many trials run at a time: more would be asked for before they can run."""
+    carried = 0
+    for node in nodes:
+        fits = [
+            int(node.get(kind.upper(), 0) / amount)
+            for kind, amount in resources.request().items()
+            if amount
+        ]
+        carried += min(fits, default=0)
+    return min(carried, wanted or carried)
+
+
+def _await_stages(layout: Layout, found: Search) -> None:
+    """Wait until the stages of stopped trials on this machine have saved their state."""
+    import time
+
+    deadline = time.monotonic() + STOPPING_SECONDS
+    trials = search_folder(layout, found.name) / "trials"
+    while time.monotonic() < deadline and any(
+        is_held(lock) for lock in trials.glob("*/.kdci/locks/*.lock")
+    ):
+        time.sleep(0.2)

@@ -1,0 +1,341 @@
+"""What a search leaves: its own identity, a record a trial, a table. Plain files, nothing heavy.
+
+A trial's ``trial.json`` is the truth about it; Ray Tune's own storage is never read back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from kdci.artifacts import replace_file
+from kdci.config import hash_json
+from kdci.errors import IntegrityError, UserError
+from kdci.layout import Cell, Layout
+
+FOLDER = "searches"
+SEARCH_FILE = "search.json"
+TRIAL_FILE = "trial.json"
+RESULTS_FILE = "results.json"
+STOP_FILE = "stop"
+"""There while a search is being stopped: trials on any machine see it and save their state."""
+FINISHED = ("complete", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """A stage that a trial runs in its own root.
+
+    Attributes:
+        name: Its own name, which its work folder and lock have.
+        dvc_name: Its name in DVC.
+        module: ``stages.<module>`` is its command.
+        arguments: Of the command.
+        artifact: Where its result lies, relative to the root.
+        cell: The student, of a distillation.
+    """
+
+    name: str
+    dvc_name: str
+    module: str
+    arguments: tuple[str, ...]
+    artifact: str
+    cell: dict[str, Any] | None = None
+
+    @property
+    def student(self) -> Cell:
+        """The student that a distillation makes."""
+        assert self.cell is not None
+        return Cell(**self.cell)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched: two searches with the same fields are the same search.
+
+    Attributes:
+        name: Of its folder.
+        preset: Of the params.
+        teacher: Backbone.
+        student: Backbone.
+        method: Of the pool.
+        variant: The arm.
+        pool_seeds: Pools of the replicates.
+        seeds: Student seeds of the replicates.
+        criterion: `agreement` or `accuracy:<split>`.
+        metric: What the score is the mean of over replicates, as the evaluation names it.
+        space: Distributions as text, by dotted key.
+        scheduler: `asha` or `none`.
+        searcher: `tpe` or `random`.
+        seed: Of the searcher.
+        grace: Points that every trial is given before it can be stopped.
+        reduction: ASHA's factor: one in so many trials goes on at each rung.
+        num_points: Scores of a complete trial, at most.
+        given: The params taken as given, by dotted key.
+        upstream: Contents of the artifacts that trials share with the workspace, by place.
+        code: Hash of the library's and the stages' sources.
+        links: Further places that trials see of the workspace.
+        stages: What each trial runs, in order.
+    """
+
+    name: str
+    preset: str
+    teacher: str
+    student: str
+    method: str
+    variant: str
+    pool_seeds: tuple[int, ...]
+    seeds: tuple[int, ...]
+    criterion: str
+    metric: str
+    space: dict[str, str]
+    scheduler: str
+    searcher: str
+    seed: int
+    grace: int
+    reduction: int
+    num_points: int
+    given: dict[str, Any]
+    upstream: dict[str, str]
+    code: str
+    links: tuple[str, ...] = ()
+    stages: tuple[StageCall, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything but the name."""
+        return hash_json({**self.asdict(), "name": ""})
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The replicates: one student each."""
+        return [call.student for call in self.stages if call.cell is not None]
+
+    def asdict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild what ``asdict`` returned."""
+        stages = tuple(
+            StageCall(**{**call, "arguments": tuple(call["arguments"])})
+            for call in values["stages"]
+        )
+        lists = {key: tuple(values[key]) for key in ("pool_seeds", "seeds", "links")}
+        return cls(**{**values, **lists, "stages": stages})
+
+
+@dataclass
+class TrialRecord:
+    """What is known of a trial.
+
+    Attributes:
+        search: Its search.
+        trial_id: First digits of the hash of its values: the name of its folder.
+        number: Which one the searcher asked for.
+        values: What it tries, by dotted key.
+        suggested: The same, before numbers were rounded.
+        criterion: As the search's.
+        metric: As the search's.
+        score: In percent, the latest; None: there is none yet.
+        curve: Steps of distillation and the score after them; replicates follow one another.
+        steps: Steps done at the latest score.
+        num_steps: Steps of a complete trial; 0: not known yet.
+        status: `running` (or interrupted), `complete`, `stopped` (early) or `failed`.
+        error: Why it failed, in a line.
+        stages: DVC's names of the stages that it runs.
+        students: Its students' places in its root.
+        started: Unix seconds.
+        finished: The same; None: it is not.
+        threads: Of torch, as the students' cards say.
+        code: Hash of the sources that ran.
+        upstream: Contents of what it was made from, by place.
+        given: The params taken as given, by dotted key.
+        links: Ids of other tools.
+    """
+
+    search: str
+    trial_id: str
+    number: int
+    values: dict[str, Any]
+    suggested: dict[str, Any]
+    criterion: str
+    metric: str
+    score: float | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    steps: int = 0
+    num_steps: int = 0
+    status: str = "running"
+    error: str = ""
+    stages: list[str] = field(default_factory=list)
+    students: list[str] = field(default_factory=list)
+    started: float = 0.0
+    finished: float | None = None
+    threads: int | None = None
+    code: str = ""
+    upstream: dict[str, str] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What `kdci promote` takes."""
+        return f"{self.search}/{self.trial_id}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether the trial is not run again."""
+        return self.status in FINISHED
+
+    def add_point(self, step: int, score: float) -> None:
+        """Note a score; one of the same step is replaced."""
+        points = {**dict(self.curve), step: score}
+        self.curve = sorted(points.items())
+        self.steps, self.score = self.curve[-1]
+
+    def asdict(self) -> dict[str, Any]:
+        """Return the fields as JSON types, the name among them."""
+        return {"name": self.name, **asdict(self)}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild what ``asdict`` returned; fields of later versions are left out."""
+        known = {each.name for each in fields(cls)}
+        record = cls(**{key: value for key, value in values.items() if key in known})
+        record.curve = [(int(step), float(score)) for step, score in record.curve]
+        return record
+
+
+def trial_id_of(values: Mapping[str, Any]) -> str:
+    """Return the name of the trial with these values: the same for the same values."""
+    return hash_json(dict(values))[:10]
+
+
+def search_folder(layout: Layout, name: str) -> Path:
+    """Return the folder of a search."""
+    return layout.work / FOLDER / name
+
+
+def trial_folder(layout: Layout, search: str, trial_id: str) -> Path:
+    """Return the root of a trial."""
+    return search_folder(layout, search) / "trials" / trial_id
+
+
+def searches(layout: Layout) -> list[str]:
+    """Return the names of the workspace's searches, sorted."""
+    return sorted(file.parent.name for file in (layout.work / FOLDER).glob(f"*/{SEARCH_FILE}"))
+
+
+def read_search(layout: Layout, name: str) -> Search:
+    """Read what a search is.
+
+    Raises:
+        UserError: There is no such search.
+        IntegrityError: Its file is damaged.
+    """
+    file = search_folder(layout, name) / SEARCH_FILE
+    return Search.of(_read(file, name, "is no search of this project"))
+
+
+def write_search(layout: Layout, search: Search) -> None:
+    """Write what a search is."""
+    _write(search_folder(layout, search.name) / SEARCH_FILE, search.asdict())
+
+
+def read_trials(layout: Layout, search: str) -> list[TrialRecord]:
+    """Return the records of a search, in the order in which the trials were asked for.
+
+    Raises:
+        IntegrityError: One is damaged.
+    """
+    files = (search_folder(layout, search) / "trials").glob(f"*/{TRIAL_FILE}")
+    records = [TrialRecord.of(_read(file, str(file), "is gone")) for file in files]
+    return sorted(records, key=lambda record: (record.number, record.trial_id))
+
+
+def write_trial(layout: Layout, record: TrialRecord) -> None:
+    """Write the record of a trial: a reader meets the old one or the new one."""
+    folder = trial_folder(layout, record.search, record.trial_id)
+    _write(folder / TRIAL_FILE, record.asdict())
+
+
+def best_of(records: Iterable[TrialRecord]) -> TrialRecord | None:
+    """Return the complete trial with the highest score, the earlier of two that are equal."""
+    complete = [r for r in records if r.status == "complete" and r.score is not None]
+    return max(complete, key=lambda r: (r.score, -r.number), default=None)
+
+
+def ranked(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return trials, the best first: complete ones, then by status and score."""
+    order = {"complete": 0, "stopped": 1, "running": 2, "failed": 3}
+    return sorted(
+        records,
+        key=lambda r: (order[r.status], -(r.score if r.score is not None else -1.0), r.number),
+    )
+
+
+def write_results(layout: Layout, search: Search, records: Sequence[TrialRecord]) -> Path:
+    """Write the table of a search and return its place."""
+    best = best_of(records)
+    rows = []
+    for record in ranked(records):
+        row = record.asdict()
+        for key in ("given", "upstream", "suggested"):
+            del row[key]
+        rows.append(row)
+    table = {
+        "search": search.name,
+        "criterion": search.criterion,
+        "metric": search.metric,
+        "best": None if best is None else best.name,
+        "trials": rows,
+    }
+    file = search_folder(layout, search.name) / RESULTS_FILE
+    _write(file, table)
+    return file
+
+
+def table(search: Search, records: Sequence[TrialRecord]) -> str:
+    """Return the trials as a table, the best first."""
+    keys = list(search.space)
+    heads = ["trial", *keys, search.metric, "steps", "status"]
+    rows = [
+        [
+            record.trial_id,
+            *(_text(record.values.get(key)) for key in keys),
+            "-" if record.score is None else f"{record.score:.2f}",
+            f"{record.steps}/{record.num_steps or '?'}",
+            "interrupted" if record.status == "running" else record.status,
+        ]
+        for record in ranked(records)
+    ]
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    lines = [
+        "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) for row in [heads, *rows]
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "null" if value is None else str(value)
+
+
+def _read(file: Path, subject: str, missing: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(subject, missing, "see `.kdci/searches`") from None
+    except ValueError:
+        raise IntegrityError(str(file), "is damaged", "remove its folder") from None
+    return found
+
+
+def _write(file: Path, value: Any) -> None:
+    replace_file(file, json.dumps(value, indent=1, allow_nan=False).encode())

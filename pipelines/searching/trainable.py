@@ -1,0 +1,168 @@
+"""A trial as Ray Tune drives it, and the driver's records of what it hears.
+
+Tune keeps no checkpoints of ours: a trial whose worker died is set up again in the same root, and
+its stage goes on from its own checkpoint. Import it late: Ray takes seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from kdci.artifacts import read_card
+from kdci.errors import KdciError
+from kdci.layout import Layout
+from pipelines.searching.results import (
+    Search,
+    TrialRecord,
+    read_search,
+    trial_folder,
+    trial_id_of,
+    write_trial,
+)
+from pipelines.searching.trial import SearchStoppedError, Trial, TrialFailedError
+
+Event = Callable[[TrialRecord, str], None]
+"""Hears of a trial: its record, and what happened: `started`, `scored` or `ended`."""
+
+
+class SearchTrial(tune.Trainable):  # type: ignore[misc,unused-ignore]
+    """A trial in a worker: every step of Tune's is one more score."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Open the trial; its stages start with the first step."""
+        layout = Layout(Path(config["root"]), config["preset"])
+        search = read_search(layout, config["search"])
+        self._run = Trial(
+            layout,
+            search,
+            config["values"],
+            environment=config["environment"],
+            gpu_share=config["gpu_share"],
+        )
+        self._points = self._run.points()
+
+    def step(self) -> dict[str, Any]:
+        """Return the next score; a failure that would repeat itself is no reason to retry."""
+        try:
+            point = next(self._points)
+        except TrialFailedError as error:
+            return {"done": True, "failure": str(error)}
+        except SearchStoppedError:
+            return {"done": True, "interrupted": True}
+        return {
+            "score": point.score,
+            "steps": point.step,
+            "num_steps": point.num_steps,
+            "complete": point.complete,
+            "done": point.complete,
+        }
+
+    def cleanup(self) -> None:
+        """Have the stage at work save its state and end."""
+        self._run.stop()
+
+
+class Recorder(tune.Callback):  # type: ignore[misc,unused-ignore]
+    """Writes the trials' records, in the driver: one writer of all.
+
+    Args:
+        layout: Of the workspace.
+        search: What is searched.
+        on_event: Hears what happens.
+    """
+
+    def __init__(self, layout: Layout, search: Search, on_event: Event) -> None:
+        self._layout = layout
+        self._search = search
+        self._on_event = on_event
+        self._records: dict[str, TrialRecord] = {}
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Begin a record; a trial whose worker died, started again, has one."""
+        if trial.trial_id not in self._records:
+            self._write(self._record(trial), "started")
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note a score."""
+        if "score" not in result:
+            return
+        record = self._record(trial)
+        record.add_point(int(result["steps"]), float(result["score"]))
+        record.num_steps = int(result["num_steps"])
+        self._write(record, "scored")
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Note how a trial ended: by itself, early, or not yet."""
+        last = trial.last_result or {}
+        if last.get("interrupted"):
+            return
+        if last.get("failure"):
+            self._end(trial, "failed", str(last["failure"]))
+        else:
+            self._end(trial, "complete" if last.get("complete") else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Note that a trial's worker failed too often."""
+        lines = str(trial.get_pickled_error() or trial.get_error() or "").strip().splitlines()
+        self._end(trial, "failed", lines[-1].strip() if lines else "its worker died")
+
+    def _record(self, trial: Any) -> TrialRecord:
+        if trial.trial_id not in self._records:
+            record = new_record(self._search, trial.config)
+            record.links = {
+                "ray.trial_id": trial.trial_id,
+                "ray.experiment": self._search.name,
+            }
+            self._records[trial.trial_id] = record
+        return self._records[trial.trial_id]
+
+    def _end(self, trial: Any, status: str, error: str = "") -> None:
+        record = self._record(trial)
+        record.status, record.error, record.finished = status, error, time.time()
+        self._write(record, "ended")
+
+    def _write(self, record: TrialRecord, event: str) -> None:
+        _read_cards(self._layout, self._search, record)
+        write_trial(self._layout, record)
+        self._on_event(record, event)
+
+
+def new_record(search: Search, config: dict[str, Any]) -> TrialRecord:
+    """Return the record of a trial that begins."""
+    return TrialRecord(
+        search=search.name,
+        trial_id=trial_id_of(config["values"]),
+        number=config["number"],
+        values=dict(config["values"]),
+        suggested=dict(config["suggested"]),
+        criterion=search.criterion,
+        metric=search.metric,
+        stages=[call.dvc_name for call in search.stages],
+        started=time.time(),
+        code=search.code,
+        upstream=dict(search.upstream),
+        given=dict(search.given),
+    )
+
+
+def _read_cards(layout: Layout, search: Search, record: TrialRecord) -> None:
+    """Note the students that are there, and what their cards say of how they were made."""
+    root = trial_folder(layout, search.name, record.trial_id)
+    record.students = []
+    for call in search.stages:
+        if call.cell is None:
+            continue
+        try:
+            card = read_card(root / call.artifact, kind="student")
+        except KdciError:
+            continue
+        record.students.append(call.artifact)
+        record.code = card["code"]["hash"]
+        record.threads = card["runtime"]["threads"]

@@ -1,0 +1,154 @@
+"""What came of each stage of a sweep: kept, told as it happens, and written into the journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from kdci.errors import KdciError, StorageError
+from kdci.layout import Layout
+from kdci.params_file import load_params
+from pipelines import journal
+from pipelines.exit_codes import gravest
+from pipelines.stage_process import Outcome, State
+from pipelines.sweeping import attempts
+from pipelines.sweeping.attempts import History
+from pipelines.sweeping.places import attempts_of, log_of
+from pipelines.sweeping.stopping import StopRequest
+from pipelines.sweeping.trial import STOP_CODES, last_words
+
+Say = Callable[[str], None]
+
+
+class Ledger:
+    """The outcomes of a sweep.
+
+    Args:
+        layout: The places of the project.
+        folder: Where the sweep keeps its files.
+        total: How many stages were not up to date.
+        stop: Tells that a signal came.
+        say: Hears what happens, a line at a time.
+        warn: Hears what failed.
+
+    Attributes:
+        outcomes: By stage, in the order in which they came.
+    """
+
+    def __init__(
+        self, layout: Layout, folder: Path, total: int, stop: StopRequest, say: Say, warn: Say
+    ) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self._layout = layout
+        self._folder = folder
+        self._total = total
+        self._stop = stop
+        self._say = say
+        self._warn = warn
+
+    def recorded(self, name: str, problem: str | None) -> None:
+        """Note that a stage's result is in DVC, or why it is not."""
+        history = attempts.read_history(attempts_of(self._folder, name))
+        if problem is None:
+            self._note_trial(name, State.completed, "", 0, history)
+            attempts.forget(attempts_of(self._folder, name))
+        else:
+            message = f"its result is not recorded in DVC: {problem}"
+            self._note_trial(name, State.failed, message, 1, history)
+
+    def without_result(self, name: str, error: str = "") -> None:
+        """Note that a stage's trial ended without a result.
+
+        Args:
+            name: The stage.
+            error: What Ray says of it.
+        """
+        history = attempts.read_history(attempts_of(self._folder, name))
+        code = None if history is None else history.exit_code
+        if self._stop and (code is None or code in STOP_CODES):
+            state = State.not_run if history is None else State.stopped
+            self._note_trial(name, state, "stopped", self._stop.exit_code, history)
+        elif history is None:
+            message = f"no worker could run it: {error or 'Ray gives no reason'}"
+            self._note_trial(name, State.failed, message, 1, history)
+        elif code is None:
+            message = f"its worker died or was killed at attempt {history.attempts}"
+            message += f": {error}" if error else ""
+            history = replace(history, seconds=time.time() - history.started)
+            self._note_trial(name, State.failed, message, 1, history)
+        else:
+            message = history.message or last_words(log_of(self._folder, name))
+            self._note_trial(name, State.failed, message, code, history)
+
+    def note(self, outcome: Outcome, links: Mapping[str, str] | None = None) -> None:
+        """Note how a stage ended.
+
+        Args:
+            outcome: How.
+            links: Ids of the trial; None: it was run here, by DVC.
+        """
+        self.outcomes[outcome.stage] = outcome
+        if outcome.state in (State.cached, State.not_run):
+            return
+        self._tell(outcome)
+        execution = journal.Execution(
+            stage=outcome.stage,
+            outcome=str(outcome.state),
+            runner="plain" if links is None else "ray",
+            started=outcome.started,
+            seconds=round(outcome.seconds, 3),
+            exit_code=outcome.exit_code,
+            card=self._card(outcome.stage) if outcome.has_result else "",
+            links=links or {},
+        )
+        with suppress(StorageError):  # the stage is done, whether or not it can be noted
+            journal.append(self._layout, execution)
+
+    @property
+    def exit_code(self) -> int:
+        """That of the signal that stopped the sweep, or of the gravest failure; 0: of neither."""
+        if self._stop:
+            return self._stop.exit_code
+        failed = [o.exit_code for o in self.outcomes.values() if o.state is State.failed]
+        return gravest(failed)
+
+    def tell_end(self) -> None:
+        """Say how many stages came to what, and for each failure why."""
+        states = [outcome.state for outcome in self.outcomes.values()]
+        counts = {state: states.count(state) for state in State}
+        told = [f"{number} {state}" for state, number in counts.items() if number]
+        rest = self._total - len(states)
+        if rest:  # their parents came out as they were, or it was stopped before their turn
+            told.append(f"{rest} {'left' if self._stop else 'up to date after all'}")
+        self._say(f"{self._total} stages to see to: {', '.join(told)}")
+        for outcome in self.outcomes.values():
+            if outcome.state is State.failed:
+                self._warn(f"{outcome.stage} failed: {outcome.message}")
+
+    def _note_trial(
+        self, name: str, state: State, message: str, code: int, history: History | None
+    ) -> None:
+        started, seconds = (history.started, history.seconds) if history else (time.time(), 0.0)
+        links = history.links if history else {}
+        self.note(Outcome(name, state, message, code, started, seconds), links)
+
+    def _tell(self, outcome: Outcome) -> None:
+        done = sum(each.has_result for each in self.outcomes.values())
+        text = f"{outcome.stage}: {outcome.state}, {outcome.seconds:.1f} s"
+        tell = self._say
+        if outcome.state is State.failed:
+            tell, text = self._warn, f"{text}: {(outcome.message.splitlines() or [''])[-1]}"
+        tell(f"{time.strftime('%H:%M:%S')}  [{done}/{self._total}] {text}")
+
+    def _card(self, stage: str) -> str:
+        from pipelines.tracking.files import slots
+
+        with suppress(KdciError):  # params.yaml is being edited
+            params = load_params(self._layout.root / "params.yaml")
+            for slot in slots(self._layout, params.grid):
+                if slot.dvc_stage == stage:
+                    return journal.card_of(slot.path, slot.kind)
+        return ""

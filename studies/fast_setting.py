@@ -1,0 +1,180 @@
+"""Does speed cost accuracy? The same students in fp32 contiguous, nothing folded, and as they come.
+
+    python -m studies.fast_setting --preset digits --root FOLDER
+    python -m studies.fast_setting --preset cifar10-cpu --data DATA --root FOLDER
+
+Each setting has a workspace of its own below the folder; what is finished there is not computed
+again. Vanilla students, the last step, the test split; rows and table go into
+`studies/results/fast-setting-PRESET.json` and to the screen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdci.artifacts import CARD, open_artifact
+from kdci.data.datasets import load_split
+from kdci.evaluation import match_percentage, predict_logits
+from kdci.layout import Cell, Layout, cells
+from kdci.params_file import load_params
+from kdci.reporting.statistics import estimate
+from kdci.runtime import processor, start
+from kdci.students import student_of
+from pipelines.params_edit import with_values
+from pipelines.presets import preset_text
+from stages._provenance import git_revision
+
+RESULTS = Path(__file__).parent / "results"
+BATCH = 512
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fp32 contiguous": {
+        "runtime.precision": "fp32",
+        "runtime.memory_format": "contiguous",
+        "runtime.fold_teacher": False,
+    },
+    "as it comes": {},
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {"methods": ["fast", "dfnd"], "seeds": 5},
+    "cifar10-cpu": {"methods": ["fast"], "seeds": 3},
+}
+
+
+def main() -> None:
+    """Compute what is missing, then compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=sorted(DEFAULTS), required=True)
+    parser.add_argument("--root", type=Path, required=True, help="where the workspaces lie")
+    parser.add_argument("--data", type=Path, help="folder of the datasets, where one is needed")
+    parser.add_argument("--teacher", type=Path, help="a finished teacher to adopt")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    rows = []
+    for setting, values in SETTINGS.items():
+        root = arguments.root.resolve() / arguments.preset / setting.replace(" ", "-")
+        _write_params(root, arguments, values)
+        _distil(root)
+        rows += _score(root, setting)
+    table = _table(rows)
+    record = {
+        "preset": arguments.preset,
+        "processor": processor(),
+        "revision": git_revision(Path(__file__).parent),
+        "rows": rows,
+        "table": table,
+    }
+    file = RESULTS / f"fast-setting-{arguments.preset}.json"
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for line in table:
+        print(line)  # noqa: T201
+
+
+def _write_params(root: Path, arguments: argparse.Namespace, values: Mapping[str, Any]) -> None:
+    defaults = DEFAULTS[arguments.preset]
+    data = None if arguments.data is None else str(arguments.data.resolve())
+    edits: dict[str, Any] = {
+        "grid.methods": defaults["methods"],
+        "grid.controls": [],
+        "grid.seeds": list(range(defaults["seeds"])),
+        "runtime.threads": arguments.threads,
+        **values,
+    }
+    if arguments.teacher is not None:
+        edits["teacher.artifact"] = str(arguments.teacher.resolve())
+    root.mkdir(parents=True, exist_ok=True)
+    text = with_values(preset_text(arguments.preset, data=data), edits)
+    (root / "params.yaml").write_text(text, encoding="utf-8")
+
+
+def _distil(root: Path) -> None:
+    """Run the stages whose results are not there yet, each a process as the pipeline has it."""
+    params = load_params(root / "params.yaml")
+    layout = Layout(root, params.preset)
+    for teacher in params.grid.teachers:
+        _run(root, layout.teacher(teacher), "teacher", {"teacher": teacher})
+    for cell in _vanilla(root):
+        pool = {name: getattr(cell, name) for name in ("teacher", "method", "pool_seed")}
+        _run(root, layout.pool(cell.teacher, cell.method, cell.pool_seed), "substitute", pool)
+        axes = {name: value for name, value in cell.asdict().items() if name != "variant"}
+        _run(root, layout.student(cell), "distill", axes, "--variant", "vanilla")
+
+
+def _run(root: Path, artifact: Path, stage: str, cell: Mapping[str, Any], *options: str) -> None:
+    if (artifact / CARD).is_file():
+        return
+    axes = [word for axis, value in cell.items() for word in (_flag(axis), str(value))]
+    command = [sys.executable, "-m", f"stages.{stage}", "--params", str(root / "params.yaml")]
+    subprocess.run([*command, *options, *axes], check=True)  # noqa: S603
+
+
+def _flag(axis: str) -> str:
+    return f"--{axis.replace('_', '-')}"
+
+
+def _vanilla(root: Path) -> list[Cell]:
+    params = load_params(root / "params.yaml")
+    return [cell for cell in cells(params.grid) if cell.variant == "vanilla"]
+
+
+def _score(root: Path, setting: str) -> list[dict[str, Any]]:
+    params = load_params(root / "params.yaml")
+    layout = Layout(root, params.preset)
+    runtime = start(device="cpu", threads=params.runtime.threads, precision="fp32")
+    path = Path(params.data.path) if params.data.path else None
+    test = load_split(params.data.spec, path=path, split="test")
+    rows = []
+    for cell in _vanilla(root):
+        artifact = open_artifact(layout.student(cell), kind="student")
+        timing = json.loads(layout.timing(artifact.path).read_text(encoding="utf-8"))
+        student = student_of(artifact)
+        student.deploy = "backbone"
+        logits = predict_logits(student, test.images, batch_size=BATCH, device=runtime.device)
+        rows.append(
+            {
+                "setting": setting,
+                "method": cell.method,
+                "seed": cell.seed,
+                "accuracy": round(match_percentage(logits.argmax(dim=1), test.labels), 2),
+                "num_steps": artifact.facts["num_steps"],
+                "seconds": round(timing["loop_seconds"], 1),
+                "formats": artifact.card["runtime"]["formats"],
+                "threads": artifact.card["runtime"]["threads"],
+                "code": artifact.card["code"]["hash"][:12],
+            }
+        )
+    return rows
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return Markdown: accuracy of both settings with its interval, and their difference's."""
+    lines = [
+        "| method | n | fp32 contiguous | as it comes | paired difference (95 %) |",
+        "|---|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        plain, fast = (
+            {r["seed"]: r["accuracy"] for r in rows if (r["method"], r["setting"]) == (method, s)}
+            for s in SETTINGS
+        )
+        values = [list(plain.values()), list(fast.values()), [fast[s] - plain[s] for s in plain]]
+        shown = [_interval(one) for one in values]
+        lines.append(f"| {method} | {len(plain)} | {' | '.join(shown)} |")
+    return lines
+
+
+def _interval(values: Sequence[float]) -> str:
+    found = estimate(values)
+    assert found is not None
+    if found.half_width is None:
+        return f"{found.mean:.1f}"
+    return f"{found.mean:.1f} \N{PLUS-MINUS SIGN} {found.half_width:.1f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What a search maximises is what evaluate measures, and never on the test split."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kdci.errors import UserError
+from kdci.layout import Layout
+from pipelines.searching.criteria import Criterion, Scorer, load_snapshot, parse_criterion
+
+
+@pytest.fixture
+def params(fresh):
+    return fresh.params
+
+
+def test_what_can_be_asked_for(params):
+    assert str(parse_criterion("agreement", params)) == "agreement"
+    assert parse_criterion("accuracy:train", params) == Criterion("accuracy", "train")
+    compensated = params.model_copy(
+        update={"evaluate": params.evaluate.model_copy(update={"deploy": "compensated"})}
+    )
+    assert Criterion("agreement").metric(params, "kdci") == "agreement_backbone"
+    assert Criterion("agreement").metric(compensated, "kdci") == "agreement_compensated"
+    assert Criterion("agreement").metric(compensated, "vanilla") == "agreement_backbone"
+    assert Criterion("accuracy", "train").metric(params, "kdci") == "accuracy_train_backbone"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("accuracy:test", "sees the test split"),
+        ("accuracy:validation", "no split 'validation'"),
+        ("accuracy", "unknown criterion"),
+        ("loss", "unknown criterion"),
+    ],
+)
+def test_what_is_refused(params, text, said):
+    with pytest.raises(UserError, match=said) as caught:
+        parse_criterion(text, params)
+    assert caught.value.subject == "--criterion"
+
+
+def test_the_test_split_stays_refused_where_there_is_no_test_data(fresh):
+    params = fresh.edit(data__test=None).params
+    with pytest.raises(UserError, match="sees the test split"):
+        parse_criterion("accuracy:test", params)
+
+
+@pytest.mark.parametrize("variant", ["vanilla", "kdci"])
+def test_agreement_is_that_of_the_evaluation_and_opens_no_data(built, call, variant, monkeypatch):
+    from kdci.students import snapshot_of, student_of
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("original data was opened")
+
+    monkeypatch.setattr("kdci.data.datasets.load_split", refuse)
+    cell = built.cell(variant)
+    artifact = open_student(built, cell)
+    scorer = Scorer(built.params, built.layout, built.root, Criterion("agreement"), [cell])
+    folder = built.artifact(call("evaluate"))
+    row = next(
+        row for row in json.loads((folder / "cells.json").read_text()) if row["variant"] == variant
+    )
+    assert scorer.score(student_of(artifact), cell) == row["agreement_backbone"]
+    curve = next(
+        curve
+        for curve in json.loads((folder / "curves.json").read_text())
+        if curve["variant"] == variant
+    )
+    for (_, name), point in zip(artifact.facts["snapshots"], curve["points"], strict=True):
+        assert scorer.score(snapshot_of(artifact, name), cell) == point["agreement_backbone"]
+        # As it lies in the work folder while the student is being distilled: without a card.
+        loose = load_snapshot(artifact.path / name, built.params, cell)
+        assert loose is not None and (loose.compensation is not None) == (variant == "kdci")
+        assert scorer.score(loose, cell) == point["agreement_backbone"]
+
+
+def test_accuracy_is_that_of_the_named_split(built):
+    from kdci.data.datasets import load_split
+    from kdci.evaluation import match_percentage, predict_classes
+    from kdci.students import student_of
+
+    cell = built.cell("kdci")
+    student = student_of(open_student(built, cell))
+    scorer = Scorer(built.params, built.layout, built.root, Criterion("accuracy", "train"), [cell])
+    train = load_split(built.params.data.spec, path=None, split="train")
+    classes = predict_classes(student, train.images, batch_size=512)
+    assert scorer.score(student, cell) == match_percentage(classes, train.labels)
+
+
+def test_a_snapshot_that_is_not_whole_is_none_yet(built, tmp_path):
+    cell = built.cell("kdci")
+    artifact = open_student(built, cell)
+    _, name = artifact.facts["snapshots"][0]
+    data = (artifact.path / name).read_bytes()
+    half = tmp_path / name
+    assert load_snapshot(half, built.params, cell) is None
+    for size in (0, 7, len(data) // 2, len(data) - 1):
+        half.write_bytes(data[:size])
+        assert load_snapshot(half, built.params, cell) is None
+    half.write_bytes(data)
+    assert load_snapshot(half, built.params, cell) is not None
+
+
+def open_student(project, cell):
+    from kdci.artifacts import open_artifact
+
+    return open_artifact(Layout(project.root, project.params.preset).student(cell), kind="student")

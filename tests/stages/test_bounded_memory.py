@@ -1,0 +1,96 @@
+"""Pools larger than what a stage may hold: peak memory does not grow with them."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import stages.dictionary
+import stages.shift
+import stages.substitute
+from kdci import clustering
+from kdci.data.mapped_images import save_npy_chunks
+from kdci.models import PixelModel
+from kdci.models.prediction import Prediction
+from stages.evaluate import _holdout_set
+from tests.peak import peak_of
+
+FEW, MANY = 10_000, 100_000
+ALLOWED = (MANY - FEW) * 3 * 32 * 32 // 4
+"""A quarter of the bytes that the larger pool has more: predictions and row numbers are held."""
+
+
+class Sampler(nn.Module):
+    """A teacher that costs nothing: linear in a few pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 4 * 4, 10)
+
+    def forward(self, images: torch.Tensor) -> Prediction:
+        features = images[:, :, ::8, ::8].flatten(1)
+        return Prediction(self.linear(features), features)
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    return PixelModel(Sampler(), mean=(0.5,) * 3, std=(0.5,) * 3).eval()
+
+
+@pytest.fixture
+def large(built, teacher, monkeypatch, tmp_path):
+    """The smoke project on 32x32 colour images, with a pool of noise as large as one likes."""
+    for stage in (stages.substitute, stages.dictionary, stages.shift):
+        monkeypatch.setattr(stage, "open_teacher", lambda *_: teacher)
+    return built.edit(data__name="cifar10", data__path=str(tmp_path), grid__controls=["noise"])
+
+
+@pytest.mark.slow
+def test_a_pool_and_its_dictionary_of_any_size(large, call, monkeypatch):
+    monkeypatch.setattr(clustering, "MINI_BATCH_ROWS", FEW // 2)  # as above 200,000 images
+    peaks = {"substitute": [], "dictionary": []}
+    for num_images in (FEW, MANY):
+        large.edit(methods__noise__num_images=num_images)
+        for stage, found in peaks.items():
+            this = call(stage, "noise")
+            found.append(peak_of(lambda this=this: large.build(this)))
+    for stage, (few, many) in peaks.items():
+        assert many - few < ALLOWED, stage
+    assert large.card(call("dictionary", "noise"))["facts"]["num_predictions"] == 0.95 * MANY
+
+
+@pytest.mark.slow
+def test_a_pool_with_a_known_shift_of_any_size(large, call):
+    large.edit(methods__noise__num_images=FEW).build(call("substitute", "noise"))
+    base = large.layout.pool("wrn-10-1", "fast", 0)
+    shutil.rmtree(base)
+    shutil.copytree(large.layout.pool("wrn-10-1", "noise", 0), base)
+    large.edit(grid__shifts=["poor"], grid__shift_arms=["vanilla"])
+    large.edit(shifts={"poor": {"noise": 0.2, "blur": 0.5}})
+    peaks = []
+    for num_images in (FEW, MANY):
+        large.edit(shift={"base": "fast", "num_images": num_images})
+        peaks.append(peak_of(lambda: large.build(call("shift", "poor"))))
+    assert peaks[1] - peaks[0] < ALLOWED
+    assert large.card(call("shift", "poor"))["facts"]["num_images"] == MANY
+
+
+@pytest.mark.slow
+def test_held_out_images_of_any_number_are_scored(teacher, tmp_path):
+    peaks = []
+    for num_images in (FEW, MANY):
+        file = tmp_path / f"{num_images}.npy"
+        part = torch.full((1000, 3, 32, 32), 7, dtype=torch.uint8)
+        save_npy_chunks([part] * (num_images // 1000), file, num_images=num_images)
+        session = SimpleNamespace(
+            artifact=lambda _, file=file: SimpleNamespace(file=lambda _: file),
+            params=SimpleNamespace(evaluate=SimpleNamespace(batch_size=500)),
+            runtime=SimpleNamespace(device=torch.device("cpu")),
+        )
+        peaks.append(peak_of(lambda session=session: _holdout_set(session, teacher, 0)))
+    assert peaks[1] - peaks[0] < ALLOWED
