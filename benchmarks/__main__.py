@@ -26,7 +26,7 @@ from benchmarks import catalogue, page, results
 from benchmarks.claims import claims
 from benchmarks.compensation_cost import environment
 from benchmarks.measuring import measure
-from benchmarks.peak_memory import started
+from benchmarks.way_process import started
 from kdci.config import Runtime as Settings
 
 
@@ -38,13 +38,14 @@ def selected(only: Sequence[str], name: str) -> bool:
 def run(options: argparse.Namespace) -> None:
     """Measure what is asked for, one result after the other; each is kept at once."""
     settings = settings_of(options)
-    runtime = started(settings)
+    runtime = started(settings, keep_memory=options.keep_memory)
     facts = {
         **environment(runtime),
         "settings": settings.model_dump(mode="json"),
         "date": results.today(),
     }
-    suffix = "".join(f"/{each}" for each in changed(settings))
+    others = changed(settings) if options.keep_memory else [*changed(settings), "keep_memory=False"]
+    suffix = "".join(f"/{each}" for each in others)
     with tempfile.TemporaryDirectory() as decided:
         for case in catalogue.step_cases(quick=options.quick):
             if selected(options.only, case.key):
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
                     decided=Path(decided),
                     repeats=options.repeats,
                     quick=options.quick,
+                    keep_memory=options.keep_memory,
                 )
                 _say(case.key + suffix, result)
                 _keep(options, {results.STEPS: {case.key + suffix: {**result, **facts}}})
@@ -123,6 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory-format", choices=("auto", "contiguous", "channels_last"))
     parser.add_argument("--fold-teacher", action=argparse.BooleanOptionalAction)
     parser.add_argument("--compile", choices=("none", "teacher", "both"))
+    parser.add_argument(
+        "--no-keep-memory",
+        dest="keep_memory",
+        action="store_false",
+        help="the allocator as it comes",
+    )
     parser.add_argument("--data", type=Path, help="Parquet files that pool_scoring scores")
     parser.add_argument("--teacher", type=Path, help="the WRN-16-2 it scores them with")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results.json")

@@ -40,14 +40,19 @@ def taken_in_turn(
     taken: dict[str, list[Taken]] = {name: [] for name in actions}
     for repeat in range(-warm_up, repeats):
         for name, action in actions.items():
-            wait_for(device)
-            began, computed = time.perf_counter(), time.process_time()
-            action()
-            wait_for(device)
-            now = Taken(time.perf_counter() - began, time.process_time() - computed)
+            now = take(action, device)
             if repeat >= 0:
                 taken[name].append(now)
     return taken
+
+
+def take(action: Action, device: torch.device) -> Taken:
+    """Do an action and return what it takes."""
+    wait_for(device)
+    began, computed = time.perf_counter(), time.process_time()
+    action()
+    wait_for(device)
+    return Taken(time.perf_counter() - began, time.process_time() - computed)
 
 
 def time_in_turn(

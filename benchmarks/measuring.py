@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.case import Case
-from benchmarks.interleaved import spread, taken_in_turn
+from benchmarks.interleaved import Taken, spread
 from benchmarks.peak_memory import in_a_child
-from benchmarks.place import Place
 from benchmarks.reference.image_files import num_workers
+from benchmarks.way_process import opened
 from kdci.config import Runtime as Settings
 from kdci.runtime import Runtime
 
-WARM_UP = 1
+WARM_UP = 2
 OURS = ("project", "compensated")
 
 
@@ -26,6 +25,7 @@ def measure(
     decided: Path,
     repeats: int | None,
     quick: bool,
+    keep_memory: bool,
 ) -> dict[str, Any]:
     """Return a case's times, ratios and memory.
 
@@ -36,6 +36,7 @@ def measure(
         decided: Folder of what the format probe has decided.
         repeats: Timings of each way, at least 2; None: as the case says.
         quick: Whether it is a small case. Its memory is that of the libraries, and not measured.
+        keep_memory: Whether ways other than the baseline keep what a step frees.
 
     Returns:
         ``ms`` holds median and quartiles of a step by way; ``times_plain`` how many times as
@@ -45,11 +46,18 @@ def measure(
         the best setting grows the process.
     """
     count = case.repeats if repeats is None else repeats
-    with tempfile.TemporaryDirectory() as folder:
-        place = Place(runtime, Path(folder), case.num_images, settings, decided)
-        actions = {way: build(place) for way, build in case.ways.items()}
-        taken = taken_in_turn(actions, repeats=count, warm_up=WARM_UP, device=runtime.device)
-        actions.clear()  # ends the workers that read the folder
+    taken: dict[str, list[Taken]] = {way: [] for way in case.ways}
+    with opened(
+        case.key, list(case.ways), settings, decided, quick=quick, keep_memory=keep_memory
+    ) as processes:
+        for repeat in range(-WARM_UP, count):
+            for way, process in processes.items():
+                now = process.act()
+                if repeat >= 0:
+                    taken[way].append(now)
+        formats = {
+            name: kept for process in processes.values() for name, kept in process.formats.items()
+        }
     times, processor = (
         {way: spread([each[clock] / case.steps for each in found]) for way, found in taken.items()}
         for clock in (0, 1)
@@ -64,7 +72,7 @@ def measure(
         "n": count,
         "note": case.note,
         "num_workers": num_workers(runtime.threads),
-        "formats": place.formats,
+        "formats": formats,
         "ms": times,
         "processor_ms": processor,
         "times_plain": ratios("plain", times, ours),

@@ -21,20 +21,10 @@ import torch
 from benchmarks.catalogue import step_cases
 from benchmarks.interleaved import Action
 from benchmarks.place import Place
+from benchmarks.way_process import started
 from kdci.config import Runtime as Settings
-from kdci.runtime import Runtime, start
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def started(settings: Settings) -> Runtime:
-    """Set up torch for this process by the params block `runtime`."""
-    return start(
-        device=settings.device,
-        threads=settings.threads,
-        precision=settings.precision,
-        memory_format=settings.memory_format,
-    )
 
 
 def in_a_child(key: str, way: str, settings: Settings, decided: Path) -> int:
@@ -79,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     """Measure one way and print its bytes."""
     key, way, block, decided = arguments
     settings = Settings.model_validate_json(block)
-    runtime = started(settings)
+    # What is kept from building it would hide what it needs.
+    runtime = started(settings, keep_memory=False)
     (case,) = [case for case in step_cases(quick=False) if case.key == key]
     with tempfile.TemporaryDirectory() as folder:
         place = Place(runtime, Path(folder), case.num_images, settings, Path(decided))

@@ -15,6 +15,7 @@ from torch import nn
 
 from kdci.errors import NumericError, UserError
 from kdci.formats import MEMORY_FORMATS, PRECISIONS, Format, Precision, candidates
+from kdci.host_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,12 @@ class Runtime:
 
 
 def start(
-    *, device: str, threads: int | str, precision: str, memory_format: str = "channels_last"
+    *,
+    device: str,
+    threads: int | str,
+    precision: str,
+    memory_format: str = "channels_last",
+    keep_memory: bool = True,
 ) -> Runtime:
     """Set up torch for this process.
 
@@ -69,6 +75,7 @@ def start(
         threads: A number, or `auto` for the cores this process may use.
         precision: `auto`, `fp32` or `bf16`.
         memory_format: `auto`, `contiguous` or `channels_last`.
+        keep_memory: On the CPU, keep what a step frees for the next; see ``kdci.host_memory``.
 
     Raises:
         UserError: The device is not there.
@@ -76,6 +83,8 @@ def start(
     chosen = _device(device)
     num_threads = available_cores() if isinstance(threads, str) else threads
     torch.set_num_threads(num_threads)
+    if chosen.type == "cpu" and keep_memory:
+        keep_freed_memory()
     if chosen.type == "cuda":
         # On the CPU the operations used here repeat as they are, and this call would import
         # the compiler.

@@ -99,11 +99,11 @@ def test_a_setting_is_kept_beside_the_default(tmp_path: Path) -> None:
     case = "kd_step/dfnd/wrn-10-1-wrn-10-1"
     arguments = ["--quick", "--threads", "1", "--out", str(out), "--only", case]
     threads = torch.get_num_threads()
-    for more in ([], ["--no-fold-teacher", "--memory-format", "contiguous"]):
+    for more in ([], ["--no-fold-teacher", "--memory-format", "contiguous", "--no-keep-memory"]):
         assert command.main([*arguments, *more]) == 0
     torch.set_num_threads(threads)
     stored = results.read(out)[results.STEPS]
-    other = f"{case}/memory_format=contiguous/fold_teacher=False"
+    other = f"{case}/memory_format=contiguous/fold_teacher=False/keep_memory=False"
     assert set(stored) == {case, other}
     assert set(stored[other]["formats"].values()) == {"fp32 contiguous"} or (
         stored[other]["precision"] == "bf16"
@@ -194,3 +194,26 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     key = "inversion_step/dafl/wrn-40-2-wrn-16-1"
     bytes_needed = in_a_child(key, "project", Settings(threads=1), tmp_path)
     assert 50e6 < bytes_needed < 1e9
+
+
+def test_a_way_acts_when_it_is_told_to(tmp_path: Path) -> None:
+    """Freed memory is kept by this project's ways alone, and an end is told."""
+    from benchmarks.way_process import opened
+    from kdci.config import Runtime as Settings
+
+    key, ways = "kd_step/dfnd/wrn-10-1-wrn-10-1", ["project", "plain"]
+    settings = Settings(threads=1)
+    with opened(key, ways, settings, tmp_path, quick=True) as processes:
+        assert list(processes) == ways
+        for process in processes.values():
+            first, second = process.act(), process.act()
+            assert min(*first, *second) > 0
+        assert "wrn-10-1 frozen" in processes["project"].formats
+        assert not processes["plain"].formats
+    with pytest.raises(RuntimeError, match="has ended"):
+        processes["plain"].act()
+    with (
+        pytest.raises(RuntimeError, match="has ended"),
+        opened(key, ["nonsense"], settings, tmp_path, quick=True),
+    ):
+        pass
