@@ -8,6 +8,7 @@ name; a test holds the page to them.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,9 @@ KINDS = {
     "inversion_step": ("step that makes images", "batch"),
     "dictionary_building": ("dictionary", "images"),
 }
+ACCURACIES = {"accuracy_digits": "digits", "accuracy_cifar": "cifar10-cpu"}
+"""Presets that ``studies.fast_setting`` has compared, by the name of their block."""
+STUDIES = PAGE.parents[1] / "studies" / "results"
 NOT_RUN = "not run\n"
 
 
@@ -55,6 +59,8 @@ def block(name: str, results: Results) -> str:
         return _compensation(results.get(name, {}))
     if name in MODULES:
         return _lines(results.get(name, {}))
+    if name in ACCURACIES:
+        return _accuracies(ACCURACIES[name])
     raise ValueError(f"no block {name!r}")
 
 
@@ -189,6 +195,14 @@ def _lines(result: Mapping[str, Any]) -> str:
     if "table" in result:
         return str(result["table"]).rstrip("\n") + "\n"
     return "".join(f"- {line}\n" for line in result.get("lines", ())) or NOT_RUN
+
+
+def _accuracies(preset: str) -> str:
+    file = STUDIES / f"fast-setting-{preset}.json"
+    if not file.is_file():
+        return NOT_RUN
+    lines = json.loads(file.read_text(encoding="utf-8"))["table"]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _table(head: tuple[str, ...], rows: Any) -> str:

@@ -5,7 +5,8 @@
 
 Each setting has a workspace of its own below the folder; what is finished there is not computed
 again. Vanilla students, the last step, the test split; rows and table go into
-`studies/results/fast-setting-PRESET.json` and to the screen.
+`studies/results/fast-setting-PRESET.json` and to the screen; `python -m benchmarks.page` puts the
+table into docs/performance.md.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +49,13 @@ def test_the_tables_are_those_of_the_results() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.filled(text, STORED) == text
     assert set(re.findall(r"<!-- ([a-z_]+) -->", text)) >= {"claims", "kd_step", "machines"}
+
+
+def test_accuracies_are_those_of_the_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(page, "STUDIES", tmp_path)
+    assert page.block("accuracy_digits", {}) == page.NOT_RUN
+    (tmp_path / "fast-setting-digits.json").write_text('{"table": ["| a |", "| b |"]}')
+    assert page.block("accuracy_digits", {}) == "| a |\n| b |\n"
 
 
 def test_a_changed_result_changes_the_page() -> None:
