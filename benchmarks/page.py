@@ -28,7 +28,7 @@ KINDS = {
 }
 ACCURACIES = {"accuracy_digits": "digits", "accuracy_cifar": "cifar10-cpu"}
 """Presets that ``studies.fast_setting`` has compared, by the name of their block."""
-STUDIES = PAGE.parents[1] / "studies" / "results"
+STUDIES = PAGE.parents[1] / "studies" / "results" / "fast-setting"
 NOT_RUN = "not run\n"
 
 
@@ -198,7 +198,7 @@ def _lines(result: Mapping[str, Any]) -> str:
 
 
 def _accuracies(preset: str) -> str:
-    file = STUDIES / f"fast-setting-{preset}.json"
+    file = STUDIES / f"{preset}.json"
     if not file.is_file():
         return NOT_RUN
     lines = json.loads(file.read_text(encoding="utf-8"))["table"]

@@ -5,7 +5,7 @@
 
 Each setting has a workspace of its own below the folder; what is finished there is not computed
 again. Vanilla students, the last step, the test split; rows and table go into
-`studies/results/fast-setting-PRESET.json` and to the screen; `python -m benchmarks.page` puts the
+`studies/results/fast-setting/PRESET.json` and to the screen; `python -m benchmarks.page` puts the
 table into docs/performance.md.
 """
 
@@ -31,7 +31,7 @@ from pipelines.params_edit import with_values
 from pipelines.presets import preset_text
 from stages._provenance import git_revision
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "fast-setting"
 BATCH = 512
 SETTINGS: dict[str, dict[str, Any]] = {
     "fp32 contiguous": {
@@ -70,7 +70,7 @@ def main() -> None:
         "rows": rows,
         "table": table,
     }
-    file = RESULTS / f"fast-setting-{arguments.preset}.json"
+    file = RESULTS / f"{arguments.preset}.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for line in table:
         print(line)  # noqa: T201

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,15 @@ def test_the_tables_are_those_of_the_results() -> None:
 def test_accuracies_are_those_of_the_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(page, "STUDIES", tmp_path)
     assert page.block("accuracy_digits", {}) == page.NOT_RUN
-    (tmp_path / "fast-setting-digits.json").write_text('{"table": ["| a |", "| b |"]}')
+    (tmp_path / "digits.json").write_text('{"table": ["| a |", "| b |"]}')
     assert page.block("accuracy_digits", {}) == "| a |\n| b |\n"
+
+
+@pytest.mark.parametrize("preset", sorted(page.ACCURACIES.values()))
+def test_the_study_was_made_at_a_commit(preset: str) -> None:
+    kept = json.loads((page.STUDIES / f"{preset}.json").read_text())
+    assert kept["preset"] == preset and "+dirty" not in kept["revision"]
+    assert {row["setting"] for row in kept["rows"]} == {"fp32 contiguous", "as it comes"}
 
 
 def test_a_changed_result_changes_the_page() -> None:
