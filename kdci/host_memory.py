@@ -2,7 +2,7 @@
 
 A step makes the same feature maps as the step before, some hundred megabytes of them. glibc gives
 large blocks back to the system when they are freed, and each page of the next ones is then a fault
-that the kernel answers with zeros: up to a fifth of a frozen network's forward pass on a CPU (see
+that the kernel answers with zeros: 1 to 13 % of a step on a CPU, by what else the process does (see
 docs/performance.md). Kept, they cost nothing, and the most that the process holds stays the same.
 """
 

@@ -197,7 +197,7 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_way_acts_when_it_is_told_to(tmp_path: Path) -> None:
-    """Freed memory is kept by this project's ways alone, and an end is told."""
+    """Each in a process of its own, whose end is told."""
     from benchmarks.way_process import opened
     from kdci.config import Runtime as Settings
 
