@@ -1,6 +1,6 @@
 """Everything that is claimed of the project's speed, measured: ``make bench``.
 
-    python -m benchmarks                          # all of it; about half an hour on two slow cores
+    python -m benchmarks                          # all of it; 12 minutes on two cores with bf16
     python -m benchmarks --only kd_step           # some of it
     python -m benchmarks --only kd_step/fast      # cases whose names begin so
     python -m benchmarks --quick                  # tiny networks: that it runs, and no more
