@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 from kdci.config import Params
 from kdci.layout import Cell, Layout, cells, shift_cells
 from kdci.params_file import load_params
+from tests.project_code import copy_smoke
 
 ROOT = Path(__file__).resolve().parents[1]
 WRN = "wrn-10-1"
@@ -197,15 +198,7 @@ def environment() -> dict[str, str]:
 def smoke_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The digits-smoke experiment, built. Shared: tests change copies (``built``) only."""
     root = tmp_path_factory.mktemp("smoke")
-    skip = shutil.ignore_patterns("__pycache__")
-    for folder in ("kdci", "stages", "pipelines"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=skip)
-    for file in ("dvc.yaml", ".dvcignore"):
-        shutil.copy(ROOT / file, root)
-    (root / ".dvc").mkdir()
-    shutil.copy(ROOT / ".dvc/config", root / ".dvc")
-    (root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
-    shutil.copy(ROOT / "pipelines/presets/digits-smoke.yaml", root / "params.yaml")
+    copy_smoke(root)
     return Project(root).build()
 
 

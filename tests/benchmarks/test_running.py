@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -217,3 +220,24 @@ def test_a_way_acts_when_it_is_told_to(tmp_path: Path) -> None:
         opened(key, ["nonsense"], settings, tmp_path, quick=True),
     ):
         pass
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(True, [True, False]), (False, [False, False])])
+def test_the_baseline_has_the_allocator_as_it_comes(
+    asked: bool, kept: list[bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from benchmarks import way_process
+    from kdci.config import Runtime as Settings
+
+    told: list[bool] = []
+
+    def process(target: Any, args: tuple[Any, ...]) -> Any:
+        told.append(inspect.signature(target).bind(*args).arguments["keep_memory"])
+        args[0].send({})
+        return SimpleNamespace(start=lambda: None, join=lambda: None)
+
+    forks = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=process)
+    monkeypatch.setattr(way_process, "_FORKS", forks)
+    ways = ["project", "plain"]
+    with way_process.opened("a", ways, Settings(), tmp_path, quick=True, keep_memory=asked):
+        assert told == kept

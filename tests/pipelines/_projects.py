@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.project_code import copy_code, without_git
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def new_project(root: Path) -> Path:
     """Write the code, dvc.yaml and DVC's settings into ``root``; params.yaml is the caller's."""
-    root.mkdir()
-    skip = shutil.ignore_patterns("__pycache__")
-    for folder in ("kdci", "stages", "pipelines"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=skip)
-    for file in ("dvc.yaml", ".dvcignore"):
-        shutil.copy(ROOT / file, root)
-    (root / ".dvc").mkdir()
-    (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    copy_code(root)
+    without_git(root)
     return root
 
 

@@ -32,6 +32,7 @@ from tests.pipelines._cluster import (
     read_blocks,
 )
 from tests.pipelines._servers import free_port
+from tests.project_code import copy_code
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/cluster.md"
@@ -226,14 +227,9 @@ def start_postgres(tools: PostgresTools, root: Path, port: int) -> subprocess.Po
 def make_repository(root: Path, environment: dict[str, str]) -> Path:
     """Make the bare repository of a tiny experiment, and clone it to where all nodes see it."""
     seed, origin = root / "seed", root / "origin.git"
-    skip = shutil.ignore_patterns("__pycache__")
-    for folder in ("kdci", "stages", "pipelines"):
-        shutil.copytree(ROOT / folder, seed / folder, ignore=skip)
-    for file in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / file, seed)
-    (seed / ".dvc").mkdir()
-    for file in ("config", ".gitignore"):
-        shutil.copy(ROOT / ".dvc" / file, seed / ".dvc")
+    copy_code(seed)
+    for file in (".gitignore", ".dvc/.gitignore"):
+        shutil.copy(ROOT / file, seed / file)
     yaml = YAML()
     params = yaml.load((ROOT / "pipelines/presets/digits-smoke.yaml").read_text())
     params["grid"]["methods"] = ["fast"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pipelines.cli import run
 from pipelines.dag import Change, Dag, DagStage
 from pipelines.sweep import SweepOptions, ready_stages, split_rest, sweep_grid
 from pipelines.workspace import only_runner
+from tests.project_code import copy_smoke
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = ("raylet", "gcs_server", "ray::")
@@ -100,16 +100,8 @@ class Workspace:
 
     @classmethod
     def make(cls, root: Path, edit: Callable[[dict], None] = lambda tree: None) -> Workspace:
-        skip = shutil.ignore_patterns("__pycache__")
-        for folder in ("kdci", "stages", "pipelines"):
-            shutil.copytree(ROOT / folder, root / folder, ignore=skip)
-        for file in ("dvc.yaml", ".dvcignore"):
-            shutil.copy(ROOT / file, root)
-        (root / ".dvc").mkdir()
-        shutil.copy(ROOT / ".dvc/config", root / ".dvc")
-        (root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+        copy_smoke(root)
         workspace = cls(root)
-        shutil.copy(ROOT / "pipelines/presets/digits-smoke.yaml", root / "params.yaml")
         workspace.edit(edit)
         return workspace
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.project_code import copy_smoke
+
 ROOT = Path(__file__).resolve().parents[3]
 KNOWING = {
     "grid.methods": ["fast"],
@@ -76,15 +78,7 @@ def reproduced(environment, tmp_path_factory) -> Workspace:
     """The project, reproduced by DVC. Shared: tests change copies only."""
     root = tmp_path_factory.mktemp("reproduced") / "project"
     root.mkdir()
-    for folder in ("kdci", "stages", "pipelines"):
-        skip = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / folder, root / folder, ignore=skip)
-    for file in ("dvc.yaml", ".dvcignore"):
-        shutil.copy(ROOT / file, root)
-    (root / ".dvc").mkdir()
-    shutil.copy(ROOT / ".dvc/config", root / ".dvc")
-    (root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
-    shutil.copy(ROOT / "pipelines/presets/digits-smoke.yaml", root / "params.yaml")
+    copy_smoke(root)
     workspace = Workspace(root, environment)
     workspace.edit(**{key.replace(".", "__"): value for key, value in KNOWING.items()})
     workspace.dvc("repro", "--quiet")

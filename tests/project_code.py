@@ -1,0 +1,31 @@
+"""A project folder that has this checkout's code, for what runs `dvc` or stages in it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def copy_code(root: Path) -> None:
+    """Copy the packages, dvc.yaml and DVC's settings into a folder, which may be missing."""
+    skip = shutil.ignore_patterns("__pycache__")
+    for folder in ("kdci", "stages", "pipelines"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=skip)
+    for file in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / file, root)
+    (root / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc/config", root / ".dvc")
+
+
+def without_git(root: Path) -> None:
+    """Have DVC do without a git repository in a folder with ``copy_code``."""
+    (root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+
+
+def copy_smoke(root: Path) -> None:
+    """Copy the code, and the params of digits-smoke, into a folder without git."""
+    copy_code(root)
+    without_git(root)
+    shutil.copy(ROOT / "pipelines/presets/digits-smoke.yaml", root / "params.yaml")
