@@ -38,7 +38,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pylint --disable=all --enable=duplicate-code --min-similarity-lines=10 kdci/substitution
+	$(BIN)/pylint --disable=all --enable=duplicate-code --min-similarity-lines=10 kdci/methods
 
 format: setup
 	$(BIN)/ruff check --fix .

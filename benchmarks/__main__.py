@@ -27,7 +27,7 @@ from benchmarks.claims import claims
 from benchmarks.compensation_cost import environment
 from benchmarks.measuring import measure
 from benchmarks.way_process import started
-from kdci.config import Runtime as Settings
+from kdci.config.params import Runtime as Settings
 
 
 def selected(only: Sequence[str], name: str) -> bool:

@@ -26,14 +26,14 @@ from torch import nn
 from benchmarks.interleaved import Action, spread, time_in_turn
 from benchmarks.peak_memory import peak
 from benchmarks.reference.image_files import batches, num_workers, write_images
-from kdci.catalog import DATASETS
-from kdci.data import mapped_images
-from kdci.data.image_bank import ImageBank
-from kdci.data.mapped_images import save_npy_chunks
+from kdci.config.catalog import DATASETS
+from kdci.data.bank import mapped_images
+from kdci.data.bank.image_bank import ImageBank
+from kdci.data.bank.mapped_images import save_npy_chunks
+from kdci.methods.bank_source import BankSource
+from kdci.methods.base import SourceContext
 from kdci.models import PixelModel
-from kdci.runtime import available_cores, generator
-from kdci.substitution.bank_source import BankSource
-from kdci.substitution.base import SourceContext
+from kdci.training.runtime import available_cores, generator
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = DATASETS["cifar10"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.interleaved import Action, wait_for
-from kdci.models.generating import Arithmetic, BesideTeacher
-from kdci.runtime import computes_bf16
+from kdci.models.generators.generating import Arithmetic, BesideTeacher
+from kdci.training.runtime import computes_bf16
 
 _TRIALS = 2
 

@@ -31,14 +31,14 @@ from torch import Tensor, nn
 
 from benchmarks.interleaved import time_in_turn
 from benchmarks.kept_memory import kept_of, saved_by, storages
-from kdci.catalog import BACKBONE_NAMES, DATASETS
-from kdci.compensation import Compensation
-from kdci.distillation import Distiller
+from kdci.config.catalog import BACKBONE_NAMES, DATASETS
+from kdci.deconfounding.compensation import Compensation
+from kdci.methods.base import SoftLabelCriterion, StudentCriterion, SubstitutionSource
 from kdci.models import PixelModel
-from kdci.optimizers import SGD
-from kdci.pretrained import build_network
-from kdci.runtime import Runtime, generator, processor, start
-from kdci.substitution.base import SoftLabelCriterion, StudentCriterion, SubstitutionSource
+from kdci.models.pretrained import build_network
+from kdci.training.distillation import Distiller
+from kdci.training.optimizers import SGD
+from kdci.training.runtime import Runtime, generator, processor, start
 from stages._provenance import git_revision
 
 ROOT = Path(__file__).resolve().parents[1]

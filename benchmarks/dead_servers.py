@@ -27,11 +27,11 @@ from typing import Any
 import psutil
 
 from benchmarks.compensation_cost import environment
-from kdci.metrics import read_metrics
-from kdci.runtime import start
-from pipelines.params_edit import with_values
-from pipelines.presets import preset_text
-from pipelines.telemetry import SWITCHES
+from kdci.store.metrics import read_metrics
+from kdci.training.runtime import start
+from pipelines.flow.telemetry import SWITCHES
+from pipelines.params.edit import with_values
+from pipelines.params.presets import preset_text
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "dead_servers"

@@ -13,10 +13,10 @@ from benchmarks.interleaved import Action
 from benchmarks.place import SHAPE, SPEC, Place
 from benchmarks.reference.dictionary import plain_dictionary
 from benchmarks.reference.image_files import ImageFolder, num_workers
-from kdci.confounder import PoolPredictions, build_dictionary_by_batches
-from kdci.data.mapped_images import MappedImages
-from kdci.evaluation import PREDICTION_BATCH, image_batches
+from kdci.data.bank.mapped_images import MappedImages
+from kdci.deconfounding.confounder import PoolPredictions, build_dictionary_by_batches
 from kdci.models import build_backbone
+from kdci.training.evaluation import PREDICTION_BATCH, image_batches
 
 _PROTOTYPES = 10
 _PLAIN_BATCH = 256

@@ -21,8 +21,8 @@ WHERE: dict[str, tuple[tuple[str, str], ...]] = {
     "stages.teacher": (("stages._session", "Session.run_loop"),),
     "stages.substitute": (("stages._session", "Session.run_loop"),),
     "stages.distill": (("stages._session", "Session.run_loop"),),
-    "stages.dictionary": (("kdci.evaluation", "image_batches"),),
-    "stages.evaluate": (("kdci.evaluation", "image_batches"),),
+    "stages.dictionary": (("kdci.training.evaluation", "image_batches"),),
+    "stages.evaluate": (("kdci.training.evaluation", "image_batches"),),
     "stages.report": (("stages.report", "gather"),),
 }
 """By module of a stage: the function whose call is the first step."""

@@ -23,11 +23,11 @@ from benchmarks.reference.fast import PlainFast
 from benchmarks.reference.image_files import batches
 from benchmarks.reference.mosaick import PlainMosaick
 from benchmarks.reference.networks import Generator, PatchDiscriminator, ProjectionHead
+from kdci.methods.cmi import CmiSource
 from kdci.models import build_backbone
-from kdci.models.generators import Generator as ProjectGenerator
-from kdci.models.patch_discriminator import PatchDiscriminator as ProjectDiscriminator
-from kdci.models.projection_head import ProjectionHead as ProjectHead
-from kdci.substitution.cmi import CmiSource
+from kdci.models.generators.generator import Generator as ProjectGenerator
+from kdci.models.generators.patch_discriminator import PatchDiscriminator as ProjectDiscriminator
+from kdci.models.generators.projection_head import ProjectionHead as ProjectHead
 from kdci.synthesis.layer_features import feature_layers
 
 _NEVER = 10**9

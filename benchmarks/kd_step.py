@@ -24,9 +24,9 @@ from benchmarks.reference.hooks import MeanHook, StatisticsHook, norms_of
 from benchmarks.reference.image_files import batches
 from benchmarks.reference.mosaick import PlainMosaick
 from benchmarks.reference.networks import Generator, PatchDiscriminator
-from kdci.distillation import Distiller
 from kdci.models import build_backbone
-from kdci.models.generators import Generator as ProjectGenerator
+from kdci.models.generators.generator import Generator as ProjectGenerator
+from kdci.training.distillation import Distiller
 
 _NEVER = 10**9
 """Steps until the method would make new images, or an epoch would end."""

@@ -10,8 +10,8 @@ from benchmarks.interleaved import Taken, spread
 from benchmarks.peak_memory import in_a_child
 from benchmarks.reference.image_files import num_workers
 from benchmarks.way_process import opened
-from kdci.config import Runtime as Settings
-from kdci.runtime import Runtime
+from kdci.config.params import Runtime as Settings
+from kdci.training.runtime import Runtime
 
 WARM_UP = 2
 OURS = ("project", "compensated")

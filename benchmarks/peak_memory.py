@@ -22,7 +22,7 @@ from benchmarks.catalogue import step_cases
 from benchmarks.interleaved import Action
 from benchmarks.place import Place
 from benchmarks.way_process import started
-from kdci.config import Runtime as Settings
+from kdci.config.params import Runtime as Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from benchmarks.reference.image_files import write_images
 from benchmarks.reference.networks import Normalizer, classifier
-from kdci.artifacts import new_artifact, open_artifact
-from kdci.catalog import DATASETS
-from kdci.config import BackboneBlock
-from kdci.config import Runtime as Settings
-from kdci.data.image_bank import ImageBank, to_bytes
-from kdci.data.mapped_images import save_npy
+from kdci.config.catalog import DATASETS
+from kdci.config.params import BackboneBlock
+from kdci.config.params import Runtime as Settings
+from kdci.data.bank.image_bank import ImageBank, to_bytes
+from kdci.data.bank.mapped_images import save_npy
+from kdci.methods.base import SourceContext, SubstitutionSource
+from kdci.methods.registry import METHODS
 from kdci.models import PixelModel
-from kdci.pretrained import MODEL_FILE, build_network, load_teacher
-from kdci.runtime import Runtime, generator
-from kdci.substitution.base import SourceContext, SubstitutionSource
-from kdci.substitution.registry import METHODS
+from kdci.models.pretrained import MODEL_FILE, build_network, load_teacher
+from kdci.store.artifacts import new_artifact, open_artifact
+from kdci.training.runtime import Runtime, generator
 from stages._formats import format_of
 from stages._session import Session
 from stages._step_networks import predicting, trained

@@ -30,18 +30,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdci.catalog import DATASETS, DatasetSpec
-from kdci.data.image_bank import ImageBank
-from kdci.data.open_world import PoolPart
-from kdci.data.open_world_pool import OpenWorldPool
-from kdci.data.open_world_scores import OpenWorldScores
-from kdci.data.photographs import photograph_crops
+from kdci.config.catalog import DATASETS, DatasetSpec
+from kdci.data.bank.image_bank import ImageBank
+from kdci.data.open_world.candidates import PoolPart
+from kdci.data.open_world.photographs import photograph_crops
+from kdci.data.open_world.pool import OpenWorldPool
+from kdci.data.open_world.scores import OpenWorldScores
 from kdci.intake.fitting import fit_state_dict
 from kdci.intake.quarantine import read_checkpoint
-from kdci.losses import one_hot_costs
 from kdci.models import PixelModel, load_state
-from kdci.pretrained import build_network
-from kdci.runtime import start
+from kdci.models.pretrained import build_network
+from kdci.training.losses import one_hot_costs
+from kdci.training.runtime import start
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = DATASETS["cifar10"]

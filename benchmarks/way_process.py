@@ -1,8 +1,8 @@
 """One way of doing a case in a process of its own, which acts when it is told to.
 
 Allocator, threads and caches are a way's own, as they would be in a run: in one process a baseline
-would find the memory that this project keeps (``kdci.host_memory``), and the project what the
-baseline has grown.
+would find the memory that this project keeps (``kdci.training.host_memory``), and the project what
+the baseline has grown.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.catalogue import step_cases
 from benchmarks.interleaved import Taken, take
 from benchmarks.place import Place
-from kdci.config import Runtime as Settings
-from kdci.runtime import Runtime, start
+from kdci.config.params import Runtime as Settings
+from kdci.training.runtime import Runtime, start
 
 PLAIN = "plain"
 """The way of the references, to which the allocator stays as it comes."""

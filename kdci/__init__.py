@@ -9,16 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdci.compensation import Compensation as Compensation
-    from kdci.confounder import ConfounderDictionary as ConfounderDictionary
-    from kdci.confounder import build_dictionary as build_dictionary
-    from kdci.students import load_student as load_student
+    from kdci.deconfounding.compensation import Compensation as Compensation
+    from kdci.deconfounding.confounder import ConfounderDictionary as ConfounderDictionary
+    from kdci.deconfounding.confounder import build_dictionary as build_dictionary
+    from kdci.models.students import load_student as load_student
 
 _HOMES = {
-    "Compensation": "kdci.compensation",
-    "ConfounderDictionary": "kdci.confounder",
-    "build_dictionary": "kdci.confounder",
-    "load_student": "kdci.students",
+    "Compensation": "kdci.deconfounding.compensation",
+    "ConfounderDictionary": "kdci.deconfounding.confounder",
+    "build_dictionary": "kdci.deconfounding.confounder",
+    "load_student": "kdci.models.students",
 }
 __all__ = ["Compensation", "ConfounderDictionary", "build_dictionary", "load_student"]
 

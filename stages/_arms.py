@@ -8,33 +8,33 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from kdci.arms import Arm
+from kdci.deconfounding.arms import Arm
 from stages._session import Session
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdci.compensation import Compensation
-    from kdci.logit_adjustment import LogitAdjustment
+    from kdci.deconfounding.compensation import Compensation
+    from kdci.deconfounding.logit_adjustment import LogitAdjustment
+    from kdci.deconfounding.rebuilding import DictionaryRebuilder
+    from kdci.methods.base import SubstitutionSource
     from kdci.models import PixelModel
-    from kdci.rebuilding import DictionaryRebuilder
-    from kdci.substitution.base import SubstitutionSource
 
 
 def correction(session: Session, arm: Arm, seed: int) -> Compensation | LogitAdjustment | None:
     """Return what takes the place of f_S while training: phi, adjusted logits, or nothing."""
-    from kdci.runtime import derive_seed
+    from kdci.training.runtime import derive_seed
 
     num_classes = session.params.data.spec.num_classes
     if arm.adjusted:
-        from kdci.logit_adjustment import LogitAdjustment, log_prior
+        from kdci.deconfounding.logit_adjustment import LogitAdjustment, log_prior
 
         logits = session.artifact("pool").tensors("predictions.safetensors")["logits"]
         prior = log_prior(logits.argmax(dim=1), num_classes)
         return LogitAdjustment(prior, tau=session.params.intervention.tau)
     if not arm.compensated:
         return None
-    from kdci.compensation import Compensation
+    from kdci.deconfounding.compensation import Compensation
 
     block = session.params.compensation.model_copy(update=dict(arm.changes))
     tensors = session.artifact("dictionary").tensors("dictionary.safetensors")
@@ -67,7 +67,7 @@ def _drawn_proportions(session: Session, arm: Arm) -> Tensor:
 
     Of images that are made later, and of MosaicKD's fresh ones, it knows nothing.
     """
-    from kdci.strata import drawn_proportions
+    from kdci.deconfounding.strata import drawn_proportions
 
     dictionary = session.artifact("dictionary")
     tensors = dictionary.tensors("dictionary.safetensors")
@@ -84,8 +84,8 @@ def stratify(session: Session, arm: Arm, teacher: PixelModel, source: Substituti
     strata, max_repeats = _strata(session, arm), _max_repeats(session, arm)
     if strata is None:
         return
+    from kdci.deconfounding.strata import class_strata, prototype_strata
     from kdci.errors import UserError
-    from kdci.strata import class_strata, prototype_strata
 
     if strata == "classes":
         source.stratify(class_strata(teacher), max_repeats=max_repeats)
@@ -116,8 +116,8 @@ def rebuilder_of(
     dictionary = session.artifact("dictionary")
     if dictionary.facts["adopted"]:
         return None
-    from kdci.rebuilding import DictionaryRebuilder
-    from kdci.runtime import derive_seed
+    from kdci.deconfounding.rebuilding import DictionaryRebuilder
+    from kdci.training.runtime import derive_seed
 
     return DictionaryRebuilder(
         teacher=teacher,

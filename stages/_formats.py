@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kdci.catalog import stem_for
+from kdci.config.catalog import stem_for
 from stages._session import Session
 
 if TYPE_CHECKING:
-    from kdci.formats import Format, Step
+    from kdci.training.arithmetic import Format, Step
 
 FOLDER = "formats"
 """Below the workspace's own folder: what was decided for which network."""
@@ -27,8 +27,8 @@ def format_of(
         training: Whether it is trained here; else it predicts, frozen.
         stem: Its first layers; None: as networks of this experiment have them.
     """
-    from kdci.formats import measure, pass_of, remembered
-    from kdci.pretrained import build_network
+    from kdci.models.pretrained import build_network
+    from kdci.training.arithmetic import measure, pass_of, remembered
 
     runtime, spec = session.runtime, session.params.data.spec
     stem = stem or stem_for(session.params.backbone.stem, spec.image_size)

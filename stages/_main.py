@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdci.config import Grid, Params
+from kdci.config.params import Grid, Params
+from kdci.config.params_file import load_params
 from kdci.errors import KdciError, StoppedError, StorageError
-from kdci.layout import Layout
-from kdci.params_file import load_params
+from kdci.store.layout import Layout
 from stages._session import Session, StageIdentity, require_choice, require_writable
 from stages._signals import StopFlag, die_with_parent
 

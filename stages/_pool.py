@@ -12,13 +12,13 @@ from stages._session import Session
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdci.artifacts import Artifact
-    from kdci.data.image_bank import ImageBank
-    from kdci.data.labelled import ImageSet
-    from kdci.data.open_world_pool import OpenWorldPool
+    from kdci.data.bank.image_bank import ImageBank
+    from kdci.data.datasets.labelled import ImageSet
+    from kdci.data.open_world.pool import OpenWorldPool
+    from kdci.methods.base import SourceContext, SubstitutionSource
     from kdci.models import PixelModel
-    from kdci.runtime import Runtime
-    from kdci.substitution.base import SourceContext, SubstitutionSource
+    from kdci.store.artifacts import Artifact
+    from kdci.training.runtime import Runtime
 
 LEAST_ACCURACY, MOST_ACCURACY = 0.01, 0.999
 """Bounds of what a method may be told of the teacher's accuracy: neither 0 nor 1."""
@@ -26,7 +26,7 @@ LEAST_ACCURACY, MOST_ACCURACY = 0.01, 0.999
 
 def open_teacher(session: Session, artifact: Artifact, runtime: Runtime) -> PixelModel:
     """Load the cell's teacher, frozen."""
-    from kdci.pretrained import load_teacher, stem_of
+    from kdci.models.pretrained import load_teacher, stem_of
 
     backbone = str(artifact.facts["backbone"])
     chosen = format_of(session, backbone, training=False, stem=stem_of(artifact))
@@ -41,7 +41,7 @@ def open_teacher(session: Session, artifact: Artifact, runtime: Runtime) -> Pixe
 
 def pool_bank(session: Session, *, base: Path | None, tail: str = "bank.bin") -> ImageBank:
     """Open the bank whose growing part lies in the work folder."""
-    from kdci.data.image_bank import ImageBank
+    from kdci.data.bank.image_bank import ImageBank
 
     spec = session.params.data.spec
     shape = (spec.channels, spec.image_size, spec.image_size)
@@ -67,16 +67,16 @@ def source_context(
         seed: Seed of the method's random streams.
         skipped: Receives how many open-world files could not be read, by reason.
     """
-    from kdci.substitution.base import SourceContext
+    from kdci.methods.base import SourceContext
 
     spec = session.params.data.spec
     method = str(session.identity.cell["method"])
     open_world = getattr(session.params.method(method), "open_world", None)
 
     def load() -> OpenWorldPool:
-        from kdci.data.open_world import PoolPart
-        from kdci.data.open_world_pool import OpenWorldPool
-        from kdci.data.scoring_engine import find_engine
+        from kdci.data.open_world.candidates import PoolPart
+        from kdci.data.open_world.pool import OpenWorldPool
+        from kdci.data.open_world.scoring_engine import find_engine
 
         if open_world is None:
             raise ValueError("this method has no open_world block")
@@ -115,8 +115,8 @@ def _bounded(percent: float) -> float:
 
 def build_pool_source(session: Session, context: SourceContext) -> SubstitutionSource:
     """Build what makes the cell's images: its method's source, or that of a known shift."""
-    from kdci.substitution.registry import build_source
-    from kdci.substitution.resampled import ResampledSource
+    from kdci.methods.registry import build_source
+    from kdci.methods.resampled import ResampledSource
 
     params, method = session.params, str(session.identity.cell["method"])
     if method in params.grid.shifts:
@@ -130,7 +130,7 @@ def build_pool_source(session: Session, context: SourceContext) -> SubstitutionS
 
 def teacher_logits(teacher: PixelModel, images: ImageSet) -> Tensor:
     """Return the teacher's logits of uint8 images, on the CPU; (M, K)."""
-    from kdci.evaluation import PREDICTION_BATCH, predict_logits
+    from kdci.training.evaluation import PREDICTION_BATCH, predict_logits
 
     device = next(teacher.parameters()).device
     return predict_logits(
@@ -163,8 +163,8 @@ def write_pool(
         kept: Where they lay in its bank so far; (M,).
         facts: For the card, beside those of any pool.
     """
-    from kdci.checkpoints import save_state
-    from kdci.data.mapped_images import MappedImages, save_npy_chunks
+    from kdci.data.bank.mapped_images import MappedImages, save_npy_chunks
+    from kdci.store.checkpoints import save_state
 
     seeds = {"pool_seed": int(session.identity.cell["pool_seed"])}
     with session.new_artifact("pool", seeds=seeds) as draft:
@@ -188,7 +188,7 @@ def write_pool(
 
 def _shift_facts(logits: Tensor) -> dict[str, Any]:
     """Return how the pool is shifted, as the teacher sees it."""
-    from kdci.evaluation import class_proportions
+    from kdci.training.evaluation import class_proportions
 
     proportions = class_proportions(logits.argmax(dim=1), logits.shape[1])
     return {

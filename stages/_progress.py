@@ -9,7 +9,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from kdci.metrics import MetricFile
+from kdci.store.metrics import MetricFile
 
 SHOWN = ("loss", "train_accuracy", "agreement", "inversion_loss", "scored", "bank")
 

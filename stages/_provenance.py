@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from kdci.artifacts import hash_file
-from kdci.config import hash_json
+from kdci.config.params import hash_json
+from kdci.store.artifacts import hash_file
 
 
 def git_revision(root: Path) -> str:

@@ -11,8 +11,8 @@ from stages._session import Session
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdci.data.labelled import ImageSet
-    from kdci.students import Student
+    from kdci.data.datasets.labelled import ImageSet
+    from kdci.models.students import Student
 
 Measures = dict[str, float | None]
 PARTS = ("backbone", "compensated")
@@ -59,7 +59,7 @@ def score(session: Session, student: Student, on: ScoredSet) -> Scores:
     """Predict with f_S and with phi(f_S, F(z)), in one pass over the images."""
     import torch
 
-    from kdci.evaluation import predict_logits
+    from kdci.training.evaluation import predict_logits
 
     device, size = session.runtime.device, session.params.evaluate.batch_size
     student = student.to(device)
@@ -80,7 +80,7 @@ def score(session: Session, student: Student, on: ScoredSet) -> Scores:
 
 def percentages(scores: Scores | None, on: ScoredSet | None, name: str) -> Measures:
     """Return how often each part's class is the expected one, in percent, as `<name>_<part>`."""
-    from kdci.evaluation import match_percentage
+    from kdci.training.evaluation import match_percentage
 
     def measure(part: str) -> float | None:
         classes = scores.classes(part) if scores is not None else None
@@ -91,7 +91,7 @@ def percentages(scores: Scores | None, on: ScoredSet | None, name: str) -> Measu
 
 def shift_measures(scores: Scores | None, on: ScoredSet | None, num_classes: int) -> Measures:
     """Return what a shifted pool leaves in a student: calibration error and marginal bias."""
-    from kdci.shift import expected_calibration_error, marginal_bias
+    from kdci.deconfounding.shift import expected_calibration_error, marginal_bias
 
     found: Measures = {}
     for part in PARTS:
@@ -106,7 +106,7 @@ def shift_measures(scores: Scores | None, on: ScoredSet | None, num_classes: int
 
 def classes_of(session: Session, teacher: Any, images: ImageSet) -> Tensor:
     """Return the teacher's class of each image; (M,)."""
-    from kdci.evaluation import predict_classes
+    from kdci.training.evaluation import predict_classes
 
     size = session.params.evaluate.batch_size
     return predict_classes(

@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from kdci import artifacts
-from kdci.config import Params, hash_json
+from kdci.config.params import Params, hash_json
 from kdci.errors import BusyError, StoppedError, StorageError, UserError
-from kdci.layout import Layout
-from kdci.metrics import MetricFile
+from kdci.store import artifacts
+from kdci.store.layout import Layout
+from kdci.store.metrics import MetricFile
 from stages._progress import Progress
 from stages._provenance import code_hash, git_revision
 from stages._signals import StopFlag
 from stages._system import SystemMonitor
 
 if TYPE_CHECKING:
-    from kdci.runtime import Runtime
+    from kdci.training.runtime import Runtime
 
 CHECKPOINT_SECONDS = 10.0
 """A loop's state is saved when this long has passed since the last time."""
@@ -158,7 +158,7 @@ class Session:
 
         Call once all parents are open: the folder's name depends on them.
         """
-        from kdci.runtime import start
+        from kdci.training.runtime import start
 
         block = self.params.runtime
         self.runtime = start(
@@ -177,7 +177,9 @@ class Session:
     # -- the work folder ----------------------------------------------------------------
 
     def _open_work(self, *, runtime: Mapping[str, Any], code: str) -> None:
-        from kdci.checkpoints import Checkpoints  # loads torch, after the params were validated
+        from kdci.store.checkpoints import (
+            Checkpoints,  # loads torch, after the params were validated
+        )
 
         self._runtime_card = dict(runtime)
         self._code = code
@@ -289,7 +291,7 @@ class Session:
     @contextmanager
     def new_artifact(self, kind: str, *, seeds: Mapping[str, int]) -> Iterator[artifacts.Draft]:
         """Write the stage's artifact with its provenance, its timing, and clear the work."""
-        from kdci.runtime import versions
+        from kdci.training.runtime import versions
 
         card = {
             "stage": self.identity.name,

@@ -14,7 +14,7 @@ from stages._session import Session
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdci.artifacts import Artifact
+    from kdci.store.artifacts import Artifact
 
 
 def build(session: Session) -> None:
@@ -39,11 +39,11 @@ def _pool_path(session: Session) -> Path:
 
 
 def _build_own(session: Session) -> None:
-    from kdci.confounder import PoolPredictions, build_dictionary_by_batches
-    from kdci.data.mapped_images import MappedImages
-    from kdci.dictionary_quality import quality
-    from kdci.evaluation import PREDICTION_BATCH, image_batches
-    from kdci.runtime import derive_seed
+    from kdci.data.bank.mapped_images import MappedImages
+    from kdci.deconfounding.confounder import PoolPredictions, build_dictionary_by_batches
+    from kdci.deconfounding.dictionary_quality import quality
+    from kdci.training.evaluation import PREDICTION_BATCH, image_batches
+    from kdci.training.runtime import derive_seed
 
     cell, block = session.identity.cell, session.params.dictionary
     runtime = session.start_runtime()
@@ -85,7 +85,7 @@ def adopt(session: Session, other: Artifact) -> None:
 
 
 def _write(session: Session, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    from kdci.confounder import dictionary_hash
+    from kdci.deconfounding.confounder import dictionary_hash
 
     seeds = {"pool_seed": int(session.identity.cell["pool_seed"])}
     stated = dictionary_hash(tensors["prototypes"], tensors["proportions"])

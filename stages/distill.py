@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from kdci.arms import ARMS, Arm
-from kdci.catalog import stem_for
+from kdci.config.catalog import stem_for
+from kdci.deconfounding.arms import ARMS, Arm
 from stages._arms import correction, rebuilder_of, stratify
 from stages._formats import format_of
 from stages._main import Cell, Stage, main
@@ -17,12 +17,12 @@ from stages._session import Session
 from stages._step_networks import predicting, trained
 
 if TYPE_CHECKING:
-    from kdci.compensation import Compensation
-    from kdci.confounder import ConfounderDictionary
-    from kdci.distillation import Distiller
-    from kdci.layout import Layout
+    from kdci.deconfounding.compensation import Compensation
+    from kdci.deconfounding.confounder import ConfounderDictionary
+    from kdci.methods.base import SubstitutionSource
     from kdci.models import PixelModel
-    from kdci.substitution.base import SubstitutionSource
+    from kdci.store.layout import Layout
+    from kdci.training.distillation import Distiller
 
 
 def distill(session: Session, arm_name: str) -> None:
@@ -31,10 +31,10 @@ def distill(session: Session, arm_name: str) -> None:
 
 
 def _distill(session: Session, arm: Arm) -> None:
-    from kdci.artifacts import save_tensors
-    from kdci.distillation import Distiller
-    from kdci.pretrained import build_network
-    from kdci.runtime import derive_seed, require_finite
+    from kdci.models.pretrained import build_network
+    from kdci.store.artifacts import save_tensors
+    from kdci.training.distillation import Distiller
+    from kdci.training.runtime import derive_seed, require_finite
 
     cell, params = session.identity.cell, session.params
     method = str(cell["method"])
@@ -142,8 +142,8 @@ def _source(
 
     A checkpoint holds a later state, and images that the pool's state would cut off the bank.
     """
-    from kdci.checkpoints import load_state
-    from kdci.runtime import derive_seed
+    from kdci.store.checkpoints import load_state
+    from kdci.training.runtime import derive_seed
 
     pool, artifact = session.artifact("pool"), session.artifact("teacher")
     bank = pool_bank(session, base=pool.file("images.npy"))
@@ -156,7 +156,7 @@ def _source(
 
 
 def _write(session: Session, arm: Arm, distiller: Distiller, marks: list[int]) -> None:
-    from kdci.pretrained import MODEL_FILE
+    from kdci.models.pretrained import MODEL_FILE
 
     cell, spec = session.identity.cell, session.params.data.spec
     # Logits are adjusted while training alone: nothing of it is deployed.
@@ -203,7 +203,7 @@ def _rebuilt(distiller: Distiller) -> list[tuple[int, ConfounderDictionary]]:
 
 def _artifact(variant: str) -> Any:
     def place(layout: Layout, cell: Cell) -> Path:
-        from kdci.layout import Cell as LayoutCell
+        from kdci.store.layout import Cell as LayoutCell
 
         return layout.student(LayoutCell(variant=variant, **cell))  # type: ignore[arg-type]
 

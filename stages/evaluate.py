@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdci.arms import ARMS
-from kdci.layout import Cell, all_cells
+from kdci.deconfounding.arms import ARMS
+from kdci.store.layout import Cell, all_cells
 from stages._main import Stage, main
 from stages._pool import open_teacher
 from stages._scoring import (
@@ -28,9 +28,9 @@ from stages._session import Session
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdci.artifacts import Artifact
-    from kdci.data.labelled import ImageSet
-    from kdci.runtime import Runtime
+    from kdci.data.datasets.labelled import ImageSet
+    from kdci.store.artifacts import Artifact
+    from kdci.training.runtime import Runtime
 
 NUM_EXAMPLES = 24
 NUM_OF_A_KIND = 10
@@ -41,7 +41,7 @@ NUM_FRECHET_IMAGES = 10_000
 
 def evaluate(session: Session) -> None:
     """Write a row and a learning curve a cell, predictions, pools' shifts, and examples."""
-    from kdci.students import student_of
+    from kdci.models.students import student_of
 
     layout, params = session.layout, session.params
     axes = session.identity.cell
@@ -99,7 +99,7 @@ def _open_students(session: Session, own: list[Cell]) -> Runtime:
 
 
 def _test_set(session: Session, teacher: Any) -> ScoredSet | None:
-    from kdci.data.datasets import load_split
+    from kdci.data.datasets.loading import load_split
 
     data = session.params.data
     if data.test is None:
@@ -111,7 +111,7 @@ def _test_set(session: Session, teacher: Any) -> ScoredSet | None:
 
 
 def _holdout_set(session: Session, teacher: Any, pool_seed: int) -> ScoredSet:
-    from kdci.data.mapped_images import MappedImages
+    from kdci.data.bank.mapped_images import MappedImages
 
     images = MappedImages(session.artifact(f"pool{pool_seed}").file("holdout.npy"))
     classes = classes_of(session, teacher, images)
@@ -130,7 +130,7 @@ def _curve(
 
     `lambda` is the mean lambda_i over held-out substitutes: which prototypes the student leans on.
     """
-    from kdci.students import snapshot_of
+    from kdci.models.students import snapshot_of
 
     points = []
     for step, name in artifact.facts["snapshots"]:
@@ -154,7 +154,7 @@ def _curve(
 def _row(
     session: Session, cell: Cell, artifact: Artifact, measures: Measures, scores: Scores
 ) -> dict[str, Any]:
-    from kdci.evaluation import class_proportions
+    from kdci.training.evaluation import class_proportions
 
     params = session.params
     # Only an arm with a module has two predictions to choose from.
@@ -187,7 +187,7 @@ def _pool(session: Session, teacher: Any, real_MD: Tensor | None, pool_seed: int
     """
     import torch
 
-    from kdci.shift import entropy, frechet_distance, total_variation
+    from kdci.deconfounding.shift import entropy, frechet_distance, total_variation
 
     artifact = session.artifact(f"pool{pool_seed}")
     proportions = torch.tensor(artifact.facts["proportions"], dtype=torch.float64)
@@ -208,8 +208,8 @@ def _sample(file: Path, pool_seed: int) -> Tensor:
     """Return random images of a pool, at most ``NUM_FRECHET_IMAGES``; the rest stays on disk."""
     import torch
 
-    from kdci.data.mapped_images import MappedImages
-    from kdci.runtime import generator
+    from kdci.data.bank.mapped_images import MappedImages
+    from kdci.training.runtime import generator
 
     images = MappedImages(file)
     order = torch.randperm(len(images), generator=generator(pool_seed, "teacher-fid"))
@@ -218,8 +218,8 @@ def _sample(file: Path, pool_seed: int) -> Tensor:
 
 def _features(session: Session, teacher: Any, images: ImageSet) -> Tensor:
     """Return the teacher's penultimate features of images, (M, D)."""
-    from kdci.confounder import predict
-    from kdci.evaluation import image_batches
+    from kdci.deconfounding.confounder import predict
+    from kdci.training.evaluation import image_batches
 
     size, device = session.params.evaluate.batch_size, session.runtime.device
     batches = image_batches(images, batch_size=size, device=device)
@@ -301,7 +301,7 @@ def _write(
     images: Tensor,
     examples: list[dict[str, Any]],
 ) -> None:
-    from kdci.data.mapped_images import save_npy
+    from kdci.data.bank.mapped_images import save_npy
 
     with session.new_artifact("evaluation", seeds={}) as draft:
         draft.save_json("cells.json", rows)

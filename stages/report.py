@@ -15,17 +15,17 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from kdci.artifacts import replace_file, storage_errors
-from kdci.config import Params
-from kdci.layout import Layout, all_cells
+from kdci.config.params import Params
 from kdci.reporting.arm_comparison import compare_arms, has_further_arms
 from kdci.reporting.comparison import compare, metrics_tree
 from kdci.reporting.evidence import CurvePoint, Evidence
-from kdci.reporting.figures import DrawnFigure, draw_figures
+from kdci.reporting.figures.drawing import DrawnFigure, draw_figures
 from kdci.reporting.gather import gather
-from kdci.reporting.ledger import ledger
-from kdci.reporting.markdown import report_text
+from kdci.reporting.published.ledger import ledger
 from kdci.reporting.results import measure_of, rows_as_json
+from kdci.reporting.text.markdown import report_text
+from kdci.store.artifacts import replace_file, storage_errors
+from kdci.store.layout import Layout, all_cells
 from stages._main import Stage, main
 
 

@@ -23,16 +23,16 @@ from stages._session import Session
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdci.artifacts import Artifact
+    from kdci.store.artifacts import Artifact
 
 
 def shift(session: Session) -> None:
     """Resample and degrade the base's pool; save it as the pool of this shift."""
     import torch
 
-    from kdci.data.known_shift import degrade_chunks
-    from kdci.data.mapped_images import MappedImages
-    from kdci.runtime import derive_seed
+    from kdci.data.bank.mapped_images import MappedImages
+    from kdci.deconfounding.known_shift import degrade_chunks
+    from kdci.training.runtime import derive_seed
 
     cell, params = session.identity.cell, session.params
     teacher_name, name = str(cell["teacher"]), str(cell["method"])
@@ -83,7 +83,7 @@ def shift(session: Session) -> None:
 
 def _rows(session: Session, base: Artifact, *, num_images: int, seed: int) -> Tensor:
     """Choose rows of the base's pool by the teacher's classes."""
-    from kdci.data.known_shift import resample_rows
+    from kdci.deconfounding.known_shift import resample_rows
     from kdci.errors import UserError
 
     classes = base.tensors("predictions.safetensors")["logits"].argmax(dim=1)

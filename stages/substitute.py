@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def substitute(session: Session) -> None:
     """Run the method's preparation; save pool, hold-out, teacher's logits and method state."""
-    from kdci.runtime import derive_seed, generator
+    from kdci.training.runtime import derive_seed, generator
 
     cell = session.identity.cell
     method, pool_seed = str(cell["method"]), int(cell["pool_seed"])

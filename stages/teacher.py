@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdci.catalog import stem_for
+from kdci.config.catalog import stem_for
 from stages._formats import format_of
 from stages._main import Stage, main
 from stages._session import Session
@@ -27,11 +27,11 @@ def make_teacher(session: Session) -> None:
 
 def train_teacher(session: Session) -> None:
     """Train with the recipe of the `teacher` block; the last epoch is the teacher."""
-    from kdci.data.datasets import load_split
-    from kdci.metrics import read_metrics
-    from kdci.pretrained import MODEL_FILE, build_network
-    from kdci.runtime import derive_seed, require_finite
-    from kdci.training import SupervisedTrainer
+    from kdci.data.datasets.loading import load_split
+    from kdci.models.pretrained import MODEL_FILE, build_network
+    from kdci.store.metrics import read_metrics
+    from kdci.training.runtime import derive_seed, require_finite
+    from kdci.training.supervised import SupervisedTrainer
 
     params, recipe, spec = session.params, session.params.teacher, session.params.data.spec
     backbone = str(session.identity.cell["teacher"])
@@ -103,7 +103,7 @@ def adopt_teacher(session: Session, place: str) -> None:
         NumericError: A weight is not finite.
     """
     from kdci.intake.adoption import adopting, require_adoptable, require_content
-    from kdci.pretrained import MODEL_FILE, load_teacher, stem_of
+    from kdci.models.pretrained import MODEL_FILE, load_teacher, stem_of
 
     params, spec = session.params, session.params.data.spec
     backbone = str(session.identity.cell["teacher"])
@@ -137,8 +137,8 @@ def _data_path(session: Session) -> Path | None:
 
 
 def _test_accuracy(session: Session, model: PixelModel, path: Path | None) -> float:
-    from kdci.data.datasets import load_split
-    from kdci.evaluation import PREDICTION_BATCH, match_percentage, predict_classes
+    from kdci.data.datasets.loading import load_split
+    from kdci.training.evaluation import PREDICTION_BATCH, match_percentage, predict_classes
 
     data = load_split(session.params.data.spec, path=path, split="test")
     predicted = predict_classes(

@@ -19,16 +19,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdci.artifacts import CARD, open_artifact
-from kdci.data.datasets import load_split
-from kdci.evaluation import match_percentage, predict_logits
-from kdci.layout import Cell, Layout, cells
-from kdci.params_file import load_params
+from kdci.config.params_file import load_params
+from kdci.data.datasets.loading import load_split
+from kdci.models.students import student_of
 from kdci.reporting.statistics import estimate
-from kdci.runtime import processor, start
-from kdci.students import student_of
-from pipelines.params_edit import with_values
-from pipelines.presets import preset_text
+from kdci.store.artifacts import CARD, open_artifact
+from kdci.store.layout import Cell, Layout, cells
+from kdci.training.evaluation import match_percentage, predict_logits
+from kdci.training.runtime import processor, start
+from pipelines.params.edit import with_values
+from pipelines.params.presets import preset_text
 from stages._provenance import git_revision
 
 RESULTS = Path(__file__).parent / "results" / "fast-setting"

@@ -17,13 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kdci.artifacts import read_card
-from kdci.layout import Layout, all_cells
-from kdci.params_file import load_params
-from kdci.reporting.arm_sections import TESTED_ARMS
+from kdci.config.params_file import load_params
 from kdci.reporting.evidence import Evidence
 from kdci.reporting.gather import gather
-from kdci.runtime import available_cores, processor
+from kdci.reporting.text.arm_sections import TESTED_ARMS
+from kdci.store.artifacts import read_card
+from kdci.store.layout import Layout, all_cells
+from kdci.training.runtime import available_cores, processor
 
 RESULTS = Path(__file__).with_name("results")
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "images" / "evidence"

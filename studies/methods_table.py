@@ -6,7 +6,7 @@ Run from the project folder:
     python -m studies.methods_table --write    # rewrite its tables in place
 
 A table stands between ``<!-- table: METHOD -->`` and ``<!-- end -->``. Paper scale comes from
-``kdci.published``, the digits column from the preset, the rest from ``studies.paper_values``.
+``studies.published``, the digits column from the preset, the rest from ``studies.paper_values``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kdci.config import StudentRecipe
-from kdci.method_config import MethodBlock
-from kdci.params_file import read_yaml
-from kdci.published import BLOCKS, Setting, published_settings
-from kdci.published_rows import PAIRS
+from kdci.config.methods import MethodBlock
+from kdci.config.params import StudentRecipe
+from kdci.config.params_file import read_yaml
 from studies.paper_values import PAPER_VALUES
+from studies.published import BLOCKS, Setting, published_settings
+from studies.published_rows import PAIRS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "methods.md"

@@ -14,18 +14,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdci.artifacts import CARD, Artifact, open_artifact
-from kdci.config import Params
-from kdci.data.datasets import load_split
-from kdci.data.labelled import LabelledImages
-from kdci.evaluation import match_percentage, predict_logits
-from kdci.layout import Cell, Layout, all_cells
-from kdci.params_file import load_params
-from kdci.reporting.curve_figures import learning_curves
+from kdci.config.params import Params
+from kdci.config.params_file import load_params
+from kdci.data.datasets.labelled import LabelledImages
+from kdci.data.datasets.loading import load_split
+from kdci.models.students import snapshot_of
 from kdci.reporting.evidence import CurvePoint
-from kdci.reporting.style import drawing, png
-from kdci.runtime import start
-from kdci.students import snapshot_of
+from kdci.reporting.figures.curves import learning_curves
+from kdci.reporting.figures.style import drawing, png
+from kdci.store.artifacts import CARD, Artifact, open_artifact
+from kdci.store.layout import Cell, Layout, all_cells
+from kdci.training.evaluation import match_percentage, predict_logits
+from kdci.training.runtime import start
 
 BATCH = 512
 

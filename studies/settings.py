@@ -22,11 +22,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from kdci.layout import Layout
-from kdci.params_file import load_params
+from kdci.config.params_file import load_params
 from kdci.reporting.statistics import estimate
-from kdci.reporting.wording import difference_text
-from kdci.runtime import start
+from kdci.reporting.text.wording import difference_text
+from kdci.store.layout import Layout
+from kdci.training.runtime import start
 from stages._provenance import git_revision
 from studies.workbench import Setting, Shift, Workbench, plain, read_rows
 

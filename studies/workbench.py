@@ -17,25 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdci.artifacts import Artifact, open_artifact
-from kdci.checkpoints import load_state
-from kdci.compensation import Compensation
-from kdci.config import Params
-from kdci.confounder import ConfounderDictionary, build_dictionary, predict
-from kdci.data.datasets import load_split
-from kdci.data.image_bank import ImageBank, open_npy, save_npy
-from kdci.data.known_shift import degrade, resample_rows
-from kdci.distillation import Distiller
-from kdci.evaluation import image_batches, predict_logits
-from kdci.layout import Layout
-from kdci.logit_adjustment import LogitAdjustment, log_prior
-from kdci.pretrained import build_network, load_teacher
-from kdci.rebuilding import DictionaryRebuilder
-from kdci.runtime import Runtime, derive_seed
-from kdci.strata import class_strata, drawn_proportions, prototype_strata
-from kdci.substitution.base import SourceContext, SubstitutionSource
-from kdci.substitution.registry import build_source
-from kdci.substitution.resampled import ResampledSource
+from kdci.config.params import Params
+from kdci.data.bank.image_bank import ImageBank, open_npy, save_npy
+from kdci.data.datasets.loading import load_split
+from kdci.deconfounding.compensation import Compensation
+from kdci.deconfounding.confounder import ConfounderDictionary, build_dictionary, predict
+from kdci.deconfounding.known_shift import degrade, resample_rows
+from kdci.deconfounding.logit_adjustment import LogitAdjustment, log_prior
+from kdci.deconfounding.rebuilding import DictionaryRebuilder
+from kdci.deconfounding.strata import class_strata, drawn_proportions, prototype_strata
+from kdci.methods.base import SourceContext, SubstitutionSource
+from kdci.methods.registry import build_source
+from kdci.methods.resampled import ResampledSource
+from kdci.models.pretrained import build_network, load_teacher
+from kdci.store.artifacts import Artifact, open_artifact
+from kdci.store.checkpoints import load_state
+from kdci.store.layout import Layout
+from kdci.training.distillation import Distiller
+from kdci.training.evaluation import image_batches, predict_logits
+from kdci.training.runtime import Runtime, derive_seed
 
 _BATCH = 512
 
@@ -71,7 +71,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Shift:
-    """A shift that is built into a method's pool; see ``kdci.data.known_shift``."""
+    """A shift that is built into a method's pool; see ``kdci.deconfounding.known_shift``."""
 
     num_images: int
     imbalance: float = 1.0

@@ -19,9 +19,9 @@ from unittest import mock
 import pytest
 from ruamel.yaml import YAML
 
-from kdci.config import Params
-from kdci.layout import Cell, Layout, cells, shift_cells
-from kdci.params_file import load_params
+from kdci.config.params import Params
+from kdci.config.params_file import load_params
+from kdci.store.layout import Cell, Layout, cells, shift_cells
 from tests.project_code import copy_smoke
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -172,12 +172,12 @@ def smoke_copy(make_copy: CopyMaker, tmp_path_factory: pytest.TempPathFactory) -
 def test_the_page_touches_what_a_method_may_touch() -> None:
     """The design's promise: its file, its config class, the registry, one test."""
     assert {edit.path for edit in page_edits()} == {
-        "kdci/substitution/blobs.py",
-        "kdci/method_config.py",
-        "kdci/config.py",
-        "kdci/substitution/registry.py",
-        "kdci/reporting/wording.py",
-        "tests/kdci/substitution/test_blobs.py",
+        "kdci/methods/blobs.py",
+        "kdci/config/methods.py",
+        "kdci/config/params.py",
+        "kdci/methods/registry.py",
+        "kdci/reporting/text/wording.py",
+        "tests/kdci/methods/test_blobs.py",
         "params.yaml",
     }
 
@@ -191,7 +191,7 @@ def test_what_runs_in_the_copy_is_the_copys_code(copy: Copy) -> None:
 def test_the_methods_own_test_and_the_registrys_pass(copy: Copy) -> None:
     """The registry's: the params block holds what the source takes, all of it and no more."""
     (test,) = [edit for edit in page_edits() if edit.path.startswith("tests/")]
-    registry = "tests/kdci/substitution/test_registry.py"
+    registry = "tests/kdci/methods/test_registry.py"
     passed = copy.test(test.path, registry, "-k", "blobs")["passed"]
     assert passed == test.code.count("\ndef test_") + 1
 
@@ -226,7 +226,7 @@ def test_dvc_repro_gives_students_and_a_report(smoke_copy: Copy) -> None:
     assert "kdci show" in page_commands()
     assert "Blobs" in smoke_copy.run("kdci", "show")
     # DVC watches the method's file by its name; nothing is left to do.
-    assert "kdci/substitution/blobs.py" in (root / "dvc.lock").read_text(encoding="utf-8")
+    assert "kdci/methods/blobs.py" in (root / "dvc.lock").read_text(encoding="utf-8")
     assert json.loads(smoke_copy.run("dvc", "status", "--json")) == {}
 
 
@@ -238,7 +238,7 @@ def test_the_pages_code_is_as_clean_as_the_projects(copy: Copy) -> None:
     copy.python("-m", "mypy", *(file for file in files if not file.startswith("tests/")))
     copy.python(
         *("-m", "pylint", "--disable=all", "--enable=duplicate-code", "--min-similarity-lines=10"),
-        "kdci/substitution",
+        "kdci/methods",
     )
 
 
@@ -247,6 +247,6 @@ def test_the_projects_own_rules_hold_with_one_method_more(copy: Copy) -> None:
     tests = (
         "tests/test_architecture.py",
         "tests/test_pipeline.py",
-        "tests/kdci/substitution/test_registry.py",
+        "tests/kdci/methods/test_registry.py",
     )
     assert copy.test(*tests)["passed"] > 50

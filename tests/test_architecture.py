@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import kdci
-from kdci.catalog import BACKBONE_NAMES, CUSTOM, DATASETS
-from kdci.config import Methods, Recipes
+from kdci.config.catalog import BACKBONE_NAMES, CUSTOM, DATASETS
+from kdci.config.params import Methods, Recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("kdci", "stages", "pipelines")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
-UNPICKLER_FILE = ROOT / "kdci" / "data" / "cifar_batches.py"
+UNPICKLER_FILE = ROOT / "kdci/data/datasets/cifar_batches.py"
 """CIFAR-10 is published as pickles; its reader admits containers and arrays only."""
 PICKLERS = {"pickle", "_pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve", "yaml"}
 """Modules whose loaders run code; `yaml` is PyYAML, whose ``load`` may."""
@@ -165,8 +165,8 @@ class TestImports:
         "modules",
         [
             "kdci",
-            "kdci.config, kdci.params_file, kdci.layout, kdci.catalog, kdci.errors",
-            "kdci.artifacts, kdci.metrics",
+            "kdci.config.params_file, kdci.store.layout, kdci.config.catalog, kdci.errors",
+            "kdci.store.artifacts, kdci.store.metrics",
         ],
     )
     def test_what_is_cheap_to_import_loads_no_torch(self, modules: str) -> None:
@@ -180,9 +180,9 @@ class TestImports:
 
 class TestPublicNames:
     def test_resolve_when_they_are_used(self) -> None:
-        from kdci.compensation import Compensation
-        from kdci.confounder import ConfounderDictionary, build_dictionary
-        from kdci.students import load_student
+        from kdci.deconfounding.compensation import Compensation
+        from kdci.deconfounding.confounder import ConfounderDictionary, build_dictionary
+        from kdci.models.students import load_student
 
         homes = {
             "Compensation": Compensation,
@@ -202,7 +202,7 @@ class TestPublicNames:
 
 class TestNames:
     def test_catalog_and_builders_agree(self) -> None:
-        from kdci.data.datasets import LOADERS
+        from kdci.data.datasets.loading import LOADERS
         from kdci.models import BACKBONES
 
         assert set(BACKBONE_NAMES) == set(BACKBONES)
@@ -210,7 +210,7 @@ class TestNames:
         assert [spec.name for spec in DATASETS.values()] == list(DATASETS)
 
     def test_methods_are_those_of_the_params(self) -> None:
-        from kdci.substitution.registry import CONTROLS, METHODS
+        from kdci.methods.registry import CONTROLS, METHODS
 
         assert {*METHODS, *CONTROLS} == set(Methods.model_fields) == set(Recipes.model_fields)
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from kdci.catalog import CUSTOM, DATASETS
-from kdci.data.decoding import MAX_BYTES, MAX_LABELLED_PIXELS, MAX_PIXELS
-from kdci.data.download import SOURCES
-from kdci.data.image_files import IN_MEMORY_BYTES, MAX_THREADS
-from kdci.data.listing import OTHER, OUTSIDE, SUFFIXES, UNREADABLE
-from kdci.data_config import Data
-from kdci.open_world_config import OpenWorld
+from kdci.config.catalog import CUSTOM, DATASETS
+from kdci.config.data import Data
+from kdci.config.open_world import OpenWorld
+from kdci.data.datasets.download import SOURCES
+from kdci.data.files.decoding import MAX_BYTES, MAX_LABELLED_PIXELS, MAX_PIXELS
+from kdci.data.files.image_files import IN_MEMORY_BYTES, MAX_THREADS
+from kdci.data.files.listing import OTHER, OUTSIDE, SUFFIXES, UNREADABLE
 
 TEXT = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 

@@ -226,7 +226,7 @@ print(*sys.modules)
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     loaded = set(done.stdout.split())
-    assert {"kdci.compensation", "kdci.confounder"} <= loaded
+    assert {"kdci.deconfounding.compensation", "kdci.deconfounding.confounder"} <= loaded
     forbidden = re.compile(
         r"(kdci\.(distillation|substitution|synthesis|data|config|artifacts|training|students)"
         r"|stages|pipelines|dvc|prefect|ray|mlflow|typer|pydantic)(\..*)?"
@@ -236,7 +236,7 @@ print(*sys.modules)
 
 def test_the_artifact_of_the_page_has_the_pipelines_layout() -> None:
     """What `load_student` does with it is tested where it is."""
-    from kdci.layout import Cell, Layout
+    from kdci.store.layout import Cell, Layout
 
     (path,) = re.findall(r'load_student\("([^"]+)"\)', LOAD)
     cell = Cell("wrn-16-1", "wrn-10-1", "fast", "kdci", 0, 0)

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from kdci.arms import ARMS, FURTHER_ARMS
-from kdci.config import METHOD_NAMES
+from kdci.config.params import METHOD_NAMES
+from kdci.deconfounding.arms import ARMS, FURTHER_ARMS
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -142,8 +142,8 @@ def test_a_known_shift_is_run_as_a_method_is(shift, twin):
     found = without_matrix(shift)
     if shift == "distill_shift":
         # Its images come from the base's pool, its student's recipe is the base's.
-        at = twin_entry["deps"].index("kdci/substitution/${item.shift}.py")
-        twin_entry["deps"][at] = "kdci/substitution/resampled.py"
+        at = twin_entry["deps"].index("kdci/methods/${item.shift}.py")
+        twin_entry["deps"][at] = "kdci/methods/resampled.py"
         at = twin_entry["params"].index("methods.${item.shift}")
         twin_entry["params"][at : at + 2] = [
             "shift",
@@ -187,8 +187,8 @@ def test_a_further_arm_is_run_as_kdci_is(entry, arm, axis, values):
         )
     else:
         assert set(found["deps"]) - set(twin["deps"]) == {
-            "kdci/logit_adjustment.py",
-            "kdci/strata.py",
+            "kdci/deconfounding/logit_adjustment.py",
+            "kdci/deconfounding/strata.py",
         }
         assert set(found["params"]) - set(twin["params"]) == {"intervention"}
         found = {
@@ -214,7 +214,7 @@ def test_further_arms_depend_on_no_block_that_their_entry_lacks():
 
 
 def test_shift_entry_is_that_of_its_stage():
-    from kdci.layout import Layout
+    from kdci.store.layout import Layout
     from stages.shift import STAGES as SHIFT_STAGES
 
     entry, (stage,) = ALL["shift"], SHIFT_STAGES
@@ -274,7 +274,7 @@ def grid_cells(name):
 
 @pytest.mark.parametrize("name", [name for name in DVC if name != "report"])
 def test_outs_and_command_are_those_of_the_layout(name):
-    from kdci.layout import Layout
+    from kdci.store.layout import Layout
 
     layout = Layout(Path("/project"), PLACES["preset"])
     for cell in grid_cells(name):
@@ -309,7 +309,7 @@ def parents_of(name, cell, layout):
 
 @pytest.mark.parametrize("name", DVC)
 def test_artifact_deps_are_the_parents_by_the_layout(name):
-    from kdci.layout import Layout
+    from kdci.store.layout import Layout
 
     layout = Layout(Path("/project"), PLACES["preset"])
     for cell in grid_cells(name):
@@ -347,7 +347,7 @@ FULL = {
 
 def names_and_slots(recorded, edits):
     """Return DVC's names of the stages of edited params, and tracking's view of them."""
-    from pipelines.tracking.files import slots
+    from pipelines.tracking.reading.files import slots
 
     project, dvc = recorded
     original = (dvc.root / "params.yaml").read_text()
@@ -399,22 +399,22 @@ def test_listed_pairs_are_what_runs_and_no_other(recorded):
 GLUE = {
     "kdci": "names that load on first use",
     "kdci.data": "a docstring",
-    "kdci.artifacts": "writes and verifies bytes; the bytes are the callers'",
-    "kdci.checkpoints": "saves and restores states without a change",
-    "kdci.config": "params reach a stage by value, and those are tracked",
-    "kdci.config_block": "params reach a stage by value, and those are tracked",
-    "kdci.data_config": "params reach a stage by value, and those are tracked",
-    "kdci.open_world_config": "params reach a stage by value, and those are tracked",
-    "kdci.recipe_config": "params reach a stage by value, and those are tracked",
+    "kdci.store.artifacts": "writes and verifies bytes; the bytes are the callers'",
+    "kdci.store.checkpoints": "saves and restores states without a change",
+    "kdci.config.params": "params reach a stage by value, and those are tracked",
+    "kdci.config.block": "params reach a stage by value, and those are tracked",
+    "kdci.config.data": "params reach a stage by value, and those are tracked",
+    "kdci.config.open_world": "params reach a stage by value, and those are tracked",
+    "kdci.config.recipes": "params reach a stage by value, and those are tracked",
     "kdci.errors": "wording",
     "kdci.intake": "a docstring",
-    "kdci.layout": "places, which dvc.yaml spells itself",
-    "kdci.method_config": "params reach a stage by value, and those are tracked",
-    "kdci.metrics": "writes numbers that others computed",
-    "kdci.params_file": "params reach a stage by value, and those are tracked",
-    "kdci.substitution": "a docstring",
+    "kdci.store.layout": "places, which dvc.yaml spells itself",
+    "kdci.config.methods": "params reach a stage by value, and those are tracked",
+    "kdci.store.metrics": "writes numbers that others computed",
+    "kdci.config.params_file": "params reach a stage by value, and those are tracked",
+    "kdci.methods": "a docstring",
     "kdci.synthesis": "a docstring",
-    "kdci.substitution.registry": "picks the method's own file, which is tracked",
+    "kdci.methods.registry": "picks the method's own file, which is tracked",
     "stages": "empty",
     "stages._main": "arguments and exit codes",
     "stages._progress": "output on a terminal",
@@ -434,8 +434,8 @@ DE_CONFOUNDING = {
     f"kdci.{name}"
     for name in ("additive_attention", "clustering", "compensation", "confounder", "rebuilding")
 }
-OF_FURTHER_ARMS = {"kdci.logit_adjustment", "kdci.strata"}
-OF_SHIFTS = {"kdci.substitution.resampled"}
+OF_FURTHER_ARMS = {"kdci.deconfounding.logit_adjustment", "kdci.deconfounding.strata"}
+OF_SHIFTS = {"kdci.methods.resampled"}
 REACHED_BUT_UNUSED = {
     # Only a substitute stage asks its context for the open world, only a known shift's pool stays
     # as it is; arms import what they use once they are chosen.
@@ -500,7 +500,7 @@ def reached(name, method):
             tree_of_stage = ast.parse(source_of(stage_module).read_text())
             waiting += pool_helpers(tree_of_stage)
         elif module.endswith(".registry"):
-            waiting += ["kdci.substitution.base", f"kdci.substitution.{method}"]
+            waiting += ["kdci.methods.base", f"kdci.methods.{method}"]
         else:
             waiting += imports_in(tree)
         package = module.rsplit(".", 1)[0]
@@ -768,7 +768,7 @@ def test_change_reaches_what_depends_on_it_and_nothing_else(recorded, values, ch
 
 def test_change_of_one_methods_code_reaches_that_method_alone(recorded):
     project, dvc = recorded
-    file = dvc.root / "kdci/substitution/dfnd.py"
+    file = dvc.root / "kdci/methods/dfnd.py"
     original = file.read_bytes()
     try:
         file.write_bytes(original + b"\n# changed\n")

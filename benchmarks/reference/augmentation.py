@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdci.data.augmentation import draw_crop_flip
-from kdci.data.resized_crop import draw_resized_crop
+from kdci.data.bank.augmentation import draw_crop_flip
+from kdci.data.bank.resized_crop import draw_resized_crop
 
 
 def crop_and_flip(images: Tensor, padding: int, random: torch.Generator) -> Tensor:

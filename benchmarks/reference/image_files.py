@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from kdci.runtime import available_cores
+from kdci.training.runtime import available_cores
 
 WORKERS = 4
 """Processes that the public implementations read images with."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from kdci.arms import ARMS
-from kdci.catalog import numbered
+from kdci.config.catalog import numbered
+from kdci.deconfounding.arms import ARMS
 from kdci.exporting.release import Release
 from kdci.reporting.statistics import estimate
-from kdci.reporting.wording import mean_text, method_title
+from kdci.reporting.text.wording import mean_text, method_title
 
 NOT_AT_HAND = "not at hand when this was exported"
 MOST_CLASSES = 20

@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-from kdci import artifacts
-from kdci.artifacts import Draft
-from kdci.catalog import spec_of_facts
+from kdci.config.catalog import spec_of_facts
 from kdci.errors import KdciError, UserError
 from kdci.exporting.footprint import BATCHES, SECONDS, Size, median_latencies, size_of
 from kdci.exporting.footprint_table import STUDENT, TEACHER
@@ -26,9 +24,11 @@ from kdci.exporting.model_card import model_card
 from kdci.exporting.parity import differences, parity_inputs, require_parity
 from kdci.exporting.release import Footprint, Release, Terms
 from kdci.exporting.snippets import WEIGHTS_FILE
-from kdci.pretrained import load_teacher
-from kdci.runtime import processor, require_finite, versions
-from kdci.students import Student, student_of
+from kdci.models.pretrained import load_teacher
+from kdci.models.students import Student, student_of
+from kdci.store import artifacts
+from kdci.store.artifacts import Draft
+from kdci.training.runtime import processor, require_finite, versions
 
 KIND = "export"
 CARD_FILE, FACTS_FILE = "README.md", "export.json"

@@ -8,7 +8,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from kdci.catalog import CUSTOM
+from kdci.config.catalog import CUSTOM
 from kdci.errors import IntegrityError
 from kdci.exporting.release import Release
 

@@ -1,6 +1,7 @@
 """A student as a graph: what is traced, with phi folded into constants.
 
-In training phi's scores go over the batch in blocks (``kdci.additive_attention``); a tracer takes
+In training phi's scores go over the batch in blocks (``kdci.deconfounding.additive_attention``); a
+tracer takes
 their number for a constant, and with it the largest batch that the graph admits. Here they are
 plain operations, and what depends on the dictionary alone is computed once.
 """
@@ -23,9 +24,9 @@ from kdci.errors import KdciError, UserError
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from kdci.compensation import Compensation
+    from kdci.deconfounding.compensation import Compensation
     from kdci.models import PixelModel
-    from kdci.students import Student
+    from kdci.models.students import Student
 
 
 class ExportError(KdciError):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from kdci.artifacts import Artifact, open_artifact, read_card
 from kdci.errors import KdciError
-from kdci.layout import Cell, Layout
+from kdci.store.artifacts import Artifact, open_artifact, read_card
+from kdci.store.layout import Cell, Layout
 
 Card = dict[str, Any]
 

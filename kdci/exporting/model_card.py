@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdci.arms import ARMS, arm_title
+from kdci.deconfounding.arms import ARMS, arm_title
 from kdci.exporting.card_sections import (
     MOST_CLASSES,
     budget_lines,
@@ -17,8 +17,8 @@ from kdci.exporting.footprint_table import footprint_lines
 from kdci.exporting.front_matter import front_matter
 from kdci.exporting.release import Release
 from kdci.exporting.snippets import loading_lines
-from kdci.reporting.text_table import markdown
-from kdci.reporting.wording import method_title
+from kdci.reporting.text.text_table import markdown
+from kdci.reporting.text.wording import method_title
 
 
 def model_card(release: Release) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kdci.catalog import CUSTOM, DATASETS
+from kdci.config.catalog import CUSTOM, DATASETS
 from kdci.exporting.footprint import Size
 from kdci.exporting.lineage import Lineage
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdci.catalog import BACKBONE_NAMES
+from kdci.config.catalog import BACKBONE_NAMES
 from kdci.exporting.formats import INPUT
 from kdci.exporting.release import Release
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kdci.catalog import CUSTOM, DATASETS, DatasetSpec
+from kdci.config.catalog import CUSTOM, DATASETS, DatasetSpec
 from kdci.errors import IntegrityError, UserError
 
 KEY = "teacher.artifact"

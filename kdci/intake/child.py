@@ -61,9 +61,9 @@ def _read(subject: str, *, key: str | None, sha256: str) -> dict[str, Any]:
     _cheap_checks(data, subject)
     import torch
 
-    from kdci.artifacts import save_tensors
     from kdci.intake.lockdown import locked_down
     from kdci.intake.reading import read_tensors
+    from kdci.store.artifacts import save_tensors
 
     torch.set_num_threads(1)
     with memory_for(_COPIES * len(data) + 64 * MIB):
@@ -81,7 +81,7 @@ def _read(subject: str, *, key: str | None, sha256: str) -> dict[str, Any]:
 def _cheap_checks(data: bytes, subject: str) -> None:
     """Refuse what needs no torch to be refused: a bomb is met by a small process."""
     from kdci.intake.archive import check_archive
-    from kdci.intake.formats import format_of
+    from kdci.intake.containers import format_of
 
     with memory_for(len(data)):
         if format_of(data, subject) == "torch":

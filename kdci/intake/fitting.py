@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdci.catalog import STEMS, DatasetSpec, numbered, stem_for
+from kdci.config.catalog import STEMS, DatasetSpec, numbered, stem_for
 from kdci.errors import IntegrityError, UserError
 from kdci.intake.naming import Naming, match_names
 from kdci.models import WITH_STEMS, outline_backbone

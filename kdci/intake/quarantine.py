@@ -204,7 +204,7 @@ def _tensors(file: Path, path: Path) -> dict[str, Tensor]:
     """Read what the process wrote, trusting nothing: shapes, types and values."""
     import torch
 
-    from kdci.artifacts import parse_tensors
+    from kdci.store.artifacts import parse_tensors
 
     try:
         tensors = parse_tensors(_bytes_of(file, MAX_FILE_BYTES), path)

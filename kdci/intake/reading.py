@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdci.artifacts import parse_tensors
 from kdci.errors import IntegrityError, KdciError, UserError
 from kdci.intake.archive import plain_archive
-from kdci.intake.formats import Format, format_of
+from kdci.intake.containers import Format, format_of
 from kdci.intake.limits import MAX_ENTRIES, MAX_FILE_BYTES, MAX_NAME_LENGTH
+from kdci.store.artifacts import parse_tensors
 
 KEYS = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights"),

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kdci.catalog import DatasetSpec
+from kdci.config.catalog import DatasetSpec
 from kdci.errors import NumericError, UserError
-from kdci.evaluation import class_proportions
 from kdci.models import PixelModel
+from kdci.training.evaluation import class_proportions
 
 _BATCH = 32
 _LARGE = 64

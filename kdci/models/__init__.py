@@ -8,17 +8,17 @@ from functools import partial
 import torch
 from torch import nn
 
-from kdci.catalog import FOREIGN_BACKBONE, DatasetSpec
+from kdci.config.catalog import FOREIGN_BACKBONE, DatasetSpec
 from kdci.errors import UserError
-from kdci.models.foreign import build_foreign
+from kdci.models.backbones.foreign import build_foreign
+from kdci.models.backbones.prediction import Prediction
+from kdci.models.backbones.resnet import BLOCKS_PER_STAGE, ResNet
+from kdci.models.backbones.stems import require_stem
+from kdci.models.backbones.torchvision_nets import build_mobilenetv2, build_resnet50
+from kdci.models.backbones.vgg import Vgg11
+from kdci.models.backbones.wide_resnet import WideResNet
 from kdci.models.loading import load_state
 from kdci.models.pixel_model import PixelModel
-from kdci.models.prediction import Prediction
-from kdci.models.resnet import BLOCKS_PER_STAGE, ResNet
-from kdci.models.stems import require_stem
-from kdci.models.torchvision_nets import build_mobilenetv2, build_resnet50
-from kdci.models.vgg import Vgg11
-from kdci.models.wide_resnet import WideResNet
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv2": build_mobilenetv2,
@@ -61,7 +61,7 @@ def build_backbone(
         name: Key of ``BACKBONES``, or ``torchvision-NAME`` or ``timm-NAME``.
         num_classes: Number of classes K.
         channels: Number of image channels C.
-        stem: One of ``kdci.catalog.STEMS``; only those of ``WITH_STEMS`` have a choice.
+        stem: One of ``kdci.config.catalog.STEMS``; only those of ``WITH_STEMS`` have a choice.
         image_size: Side of the images in pixels, which some of another library's need and all
             of them are tried with.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kdci.models.prediction import Prediction
+from kdci.models.backbones.prediction import Prediction
 
 
 class PixelModel(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from kdci.models.prediction import Prediction
+from kdci.models.backbones.prediction import Prediction
 
 # torchvision's and timm's stochastic depth, each with its probability. Known by their names:
 # the libraries take seconds to import.

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kdci.catalog import DatasetSpec
-from kdci.data.bundled import bundled_file
-from kdci.data.decoding import decode_all, read_file
-from kdci.data.listing import parquet_files, walk_images
-from kdci.data.open_world import PoolPart
-from kdci.data.open_world_pool import within_bytes
-from kdci.data.parquet import iter_blobs, read_blob
-from kdci.data.photographs import PHOTOGRAPHS, photograph_crops
+from kdci.config.catalog import DatasetSpec
+from kdci.data.files.bundled import bundled_file
+from kdci.data.files.decoding import decode_all, read_file
+from kdci.data.files.listing import parquet_files, walk_images
+from kdci.data.files.parquet import iter_blobs, read_blob
+from kdci.data.open_world.candidates import PoolPart
+from kdci.data.open_world.photographs import PHOTOGRAPHS, photograph_crops
+from kdci.data.open_world.pool import within_bytes
 from kdci.errors import KdciError
 
 MOST_IMAGES = 64

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdci.catalog import DatasetSpec
-from kdci.data.augmentation import augment
-from kdci.losses import bn_statistics_loss, patch_loss
-from kdci.models.generators import ADAM_BETAS, DaflGenerator, Generator
-from kdci.models.projection_head import ProjectionHead
-from kdci.optimizers import SGD, Adam
+from kdci.config.catalog import DatasetSpec
+from kdci.data.bank.augmentation import augment
+from kdci.models.generators.generator import ADAM_BETAS, DaflGenerator, Generator
+from kdci.models.generators.projection_head import ProjectionHead
 from kdci.probing.subjects import Kind, Subject
-from kdci.runtime import Runtime
 from kdci.synthesis.feature_memory import FeatureMemory
 from kdci.synthesis.instance_discrimination import InstanceDiscrimination
 from kdci.synthesis.inversion import BatchNormStatistics
+from kdci.training.losses import bn_statistics_loss, patch_loss
+from kdci.training.optimizers import SGD, Adam
+from kdci.training.runtime import Runtime
 
 Step = Callable[[int], None]
 """Takes one step on a batch of so many images."""

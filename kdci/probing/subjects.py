@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from kdci.catalog import DatasetSpec
-from kdci.models.generating import Arithmetic, BesideTeacher
-from kdci.models.generators import DaflGenerator, Generator
-from kdci.models.patch_discriminator import PatchDiscriminator
-from kdci.models.projection_head import ProjectionHead
-from kdci.pretrained import build_network
-from kdci.runtime import Runtime
+from kdci.config.catalog import DatasetSpec
+from kdci.models.generators.generating import Arithmetic, BesideTeacher
+from kdci.models.generators.generator import DaflGenerator, Generator
+from kdci.models.generators.patch_discriminator import PatchDiscriminator
+from kdci.models.generators.projection_head import ProjectionHead
+from kdci.models.pretrained import build_network
 from kdci.synthesis.layer_features import LayerFeatures, feature_layers
+from kdci.training.runtime import Runtime
 
 Role = Literal["backbone", "generator", "discriminator", "head"]
 Kind = Literal["forward", "train", "differentiate", "invert", "fit", "generate", "play", "contrast"]

@@ -1,6 +1,7 @@
 """Every arm against vanilla: by method, over all methods, and on pools with a known shift.
 
-Torch-free. Which arms there are is `kdci.arms`' business; rows name theirs as `variant`.
+Torch-free. Which arms there are is `kdci.deconfounding.arms`' business; rows name theirs as
+`variant`.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kdci.arms import ARMS, BASE_ARMS
-from kdci.catalog import CONTROL_NAMES
+from kdci.config.catalog import CONTROL_NAMES
+from kdci.deconfounding.arms import ARMS, BASE_ARMS
 from kdci.reporting.results import Group, Measure, Part, Row, grouped
 from kdci.reporting.statistics import (
     Estimate,
@@ -105,7 +106,7 @@ def has_further_arms(rows: Iterable[Row]) -> bool:
 
 
 def arms_of(rows: Iterable[Row]) -> list[str]:
-    """Return the arms that were run, but vanilla, in the order of `kdci.arms`."""
+    """Return the arms that were run, but vanilla, in the order of `kdci.deconfounding.arms`."""
     run = {row.variant for row in rows} - {"vanilla"}
     return [arm for arm in ARMS if arm in run]
 

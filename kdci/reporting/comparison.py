@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdci.catalog import CONTROL_NAMES
+from kdci.config.catalog import CONTROL_NAMES
 from kdci.reporting.arm_comparison import ArmResult
 from kdci.reporting.results import Group, Key, Measure, Part, Row, measure_of
 from kdci.reporting.statistics import Estimate, estimate, paired_differences

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdci.reporting.wording import hardware
+from kdci.reporting.text.wording import hardware
 
 
 @dataclass(frozen=True)

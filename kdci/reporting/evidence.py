@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdci.catalog import DatasetSpec
-from kdci.layout import Cell
+from kdci.config.catalog import DatasetSpec
 from kdci.reporting.costs import Cost
 from kdci.reporting.results import Key, Part, Row
 from kdci.reporting.statistics import Discordant, mcnemar
+from kdci.store.layout import Cell
 
 SERIES = ("vanilla", "kdci backbone", "kdci compensated")
 """The three learning curves of a method."""
@@ -63,7 +63,7 @@ class DictionaryView:
         prototypes: z_i, (N, D).
         proportions: P(z_i), (N,).
         facts: Of the card: space, requested, top_class [N], num_predictions, and what
-            ``kdci.dictionary_quality.quality`` states.
+            ``kdci.deconfounding.dictionary_quality.quality`` states.
     """
 
     teacher: str

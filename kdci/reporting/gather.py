@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdci.arms import ARMS
-from kdci.artifacts import CARD, REBUILD, Artifact, open_artifact, read_card
-from kdci.catalog import DatasetSpec
+from kdci.config.catalog import DatasetSpec
+from kdci.deconfounding.arms import ARMS
 from kdci.errors import IntegrityError
-from kdci.layout import Cell, Layout
 from kdci.reporting.costs import cost_of, known_number, read_timing
 from kdci.reporting.evidence import (
     CurvePoint,
@@ -29,6 +27,8 @@ from kdci.reporting.evidence import (
     PredictedClasses,
 )
 from kdci.reporting.results import Row
+from kdci.store.artifacts import CARD, REBUILD, Artifact, open_artifact, read_card
+from kdci.store.layout import Cell, Layout
 
 _PREDICTIONS = "predictions.safetensors"
 """Absent from an evaluation without test data."""

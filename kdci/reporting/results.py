@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from kdci.arms import ARMS
+from kdci.deconfounding.arms import ARMS
 from kdci.errors import IntegrityError, UserError
 
 Measure = Literal["accuracy", "agreement"]

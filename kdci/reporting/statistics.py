@@ -101,7 +101,7 @@ def paired_differences(
     Args:
         rows: Those of one teacher, student and method.
         quantity: What is compared.
-        arm: Of `kdci.arms`.
+        arm: Of `kdci.deconfounding.arms`.
         part: The arm's prediction; vanilla has only its backbone.
 
     Raises:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdci.losses import contrastive_loss
-from kdci.models.projection_head import ProjectionHead
-from kdci.optimizers import Adam, load_moments, moments_of
+from kdci.models.generators.projection_head import ProjectionHead
 from kdci.synthesis.feature_memory import FeatureMemory
+from kdci.training.losses import contrastive_loss
+from kdci.training.optimizers import Adam, load_moments, moments_of
 
 
 class InstanceDiscrimination:

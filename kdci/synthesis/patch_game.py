@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from kdci.errors import NumericError
-from kdci.losses import class_balance, divergence, patch_loss, prediction_entropies
 from kdci.models import PixelModel
-from kdci.models.generators import ADAM_BETAS, Generator
-from kdci.models.patch_discriminator import PatchDiscriminator
-from kdci.optimizers import Adam, load_moments, moments_of
-from kdci.schedules import scale_learning_rates
+from kdci.models.generators.generator import ADAM_BETAS, Generator
+from kdci.models.generators.patch_discriminator import PatchDiscriminator
 from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.inversion import frozen
+from kdci.training.losses import class_balance, divergence, patch_loss, prediction_entropies
+from kdci.training.optimizers import Adam, load_moments, moments_of
+from kdci.training.schedules import scale_learning_rates
 
 
 class PatchGame:

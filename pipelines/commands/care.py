@@ -26,8 +26,8 @@ def explain_stages(
 ) -> None:
     """Tell why stages would run again, what follows, and what it will take; run nothing."""
     _, layout = project(context)
-    from pipelines.explain import explain
-    from pipelines.explain_text import explanation_lines
+    from pipelines.explaining.explain import explain
+    from pipelines.explaining.text import explanation_lines
 
     explanation = explain(layout, stages or (), limit=limit)
     if as_json:
@@ -49,7 +49,7 @@ def doctor(
     ] = False,
 ) -> None:
     """Look for what is wrong around the pipeline: versions, locks, processes, servers, disk."""
-    from pipelines import doctor as physician
+    from pipelines.checking.diagnosis import doctor as physician
 
     try:
         root = project_root(context)
@@ -95,7 +95,7 @@ def _show_pass(outcome: SyncSummary) -> None:
 def verify(context: typer.Context) -> None:
     """Re-hash every artifact of the current params."""
     params, layout = project(context)
-    from pipelines import housekeeping
+    from pipelines.checking import housekeeping
 
     found = housekeeping.verify(params, layout)
     for stage in found.missing:
@@ -113,7 +113,7 @@ def clean(
 ) -> None:
     """Remove checkpoints that nothing will go on from."""
     params, layout = project(context)
-    from pipelines import housekeeping
+    from pipelines.checking import housekeeping
 
     removals = housekeeping.clean(params, layout, dry_run=dry_run)
     word = "would remove" if dry_run else "removed"

@@ -15,7 +15,7 @@ def download_data(
     path: Annotated[Path, typer.Argument(help="Folder to unpack it in.")],
 ) -> None:
     """Fetch a dataset from its author's site, compare its SHA-256, unpack it."""
-    from kdci.data.download import SOURCES, download
+    from kdci.data.datasets.download import SOURCES, download
 
     if name not in SOURCES:
         what = f"{name!r} is not offered for download"

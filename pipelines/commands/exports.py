@@ -12,9 +12,9 @@ from kdci.errors import UserError
 from pipelines.commands.shared import project
 
 if TYPE_CHECKING:
-    from kdci.config import Params
+    from kdci.config.params import Params
     from kdci.exporting.release import Release
-    from kdci.layout import Layout
+    from kdci.store.layout import Layout
 
 
 class Form(StrEnum):
@@ -57,7 +57,7 @@ def export(
     seed: Annotated[int | None, typer.Option(help="Of this student seed.")] = None,
 ) -> None:
     """Write a student as pt2, ONNX and MLflow model, checked against it, with a model card."""
-    from pipelines import exporting
+    from pipelines.serving import exporting
 
     params, layout = _project(context, what)
     axes = {
@@ -104,7 +104,7 @@ def _export(
 ) -> Release:
     from kdci.exporting.export import export_student, require_place
     from kdci.exporting.release import UNKNOWN_LICENSE, UNSTATED, Terms
-    from pipelines.exporting import chosen_formats
+    from pipelines.serving.exporting import chosen_formats
 
     require_place(folder, force=force)
     of_model, of_data = licenses
@@ -120,7 +120,7 @@ def _export(
 
 def _show(release: Release, folder: Path) -> None:
     from kdci.exporting.footprint_table import footprint_note, footprint_rows
-    from kdci.reporting.text_table import aligned
+    from kdci.reporting.text.text_table import aligned
 
     cell = release.lineage.cell
     here = Path.cwd()

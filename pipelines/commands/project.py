@@ -10,8 +10,8 @@ import typer
 from pipelines.commands.shared import project, project_root, tell
 
 if TYPE_CHECKING:
-    from kdci.config import Params
-    from kdci.layout import Layout
+    from kdci.config.params import Params
+    from kdci.store.layout import Layout
 
 
 class Listing(StrEnum):
@@ -35,7 +35,7 @@ def check(
 ) -> None:
     """Validate params, data and teacher; run nothing."""
     params, layout = project(context)
-    from pipelines.checks import find_problems, summary
+    from pipelines.checking.checks import find_problems, summary
 
     problems = find_problems(params, layout)
     exit_code = tell(problems) if problems else 0
@@ -48,8 +48,8 @@ def check(
 
 
 def _estimate(params: Params, layout: Layout, probe_seconds: float) -> None:
-    from pipelines.estimating.estimate import estimate
-    from pipelines.estimating.text import estimate_lines
+    from pipelines.checking.estimating.estimate import estimate
+    from pipelines.checking.estimating.text import estimate_lines
 
     for line in estimate_lines(estimate(params, layout, seconds=probe_seconds), layout.root):
         typer.echo(line)
@@ -57,10 +57,10 @@ def _estimate(params: Params, layout: Layout, probe_seconds: float) -> None:
 
 def list_names(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
     """List names that params.yaml and `kdci preset` take, one a line."""
-    from kdci.arms import ARMS
-    from kdci.catalog import BACKBONE_NAMES, CUSTOM, DATASETS
-    from kdci.config import METHOD_NAMES
-    from pipelines.presets import preset_names
+    from kdci.config.catalog import BACKBONE_NAMES, CUSTOM, DATASETS
+    from kdci.config.params import METHOD_NAMES
+    from kdci.deconfounding.arms import ARMS
+    from pipelines.params.presets import preset_names
 
     names = {
         Listing.methods: METHOD_NAMES,
@@ -91,8 +91,8 @@ def preset(
     force: Annotated[bool, typer.Option("--force", help="Replace an edited params.yaml.")] = False,
 ) -> None:
     """Write a preset's params.yaml."""
-    from pipelines.preset_edits import write_edited
-    from pipelines.presets import write_preset
+    from pipelines.params.preset_edits import write_edited
+    from pipelines.params.presets import write_preset
 
     file = project_root(context) / "params.yaml"
     if teacher is None and student is None and budget is None:
@@ -113,6 +113,6 @@ def preset(
 def show(context: typer.Context) -> None:
     """Print the table of results again."""
     from kdci.reporting.results import load_rows
-    from kdci.reporting.table import terminal_table
+    from kdci.reporting.text.table import terminal_table
 
     typer.echo(terminal_table(load_rows(project_root(context) / "report" / "results.json")))

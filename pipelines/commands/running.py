@@ -43,14 +43,14 @@ def run_pipeline(
     """Run the stages that are not up to date, shown in Prefect and recorded in MLflow."""
     root = project_root(context)
     if serve:
-        from pipelines.serving import serve_flow
+        from pipelines.serving.models import serve_flow
 
         if no_prefect or no_track:
             what = "leaves out what --serve is for" if no_prefect else "is no choice of --serve"
             raise UserError("--no-prefect" if no_prefect else "--no-track", what, "leave it out")
         defaults = {"preset": preset, "targets": targets, "seeds": numbers(seeds), "limit": limit}
         raise typer.Exit(serve_flow(root, defaults))
-    from pipelines.run_command import RunOptions, run_stages
+    from pipelines.running.run_command import RunOptions, run_stages
 
     options = RunOptions(
         targets or (), preset, numbers(seeds), limit, prefect=not no_prefect, track=not no_track
@@ -129,9 +129,9 @@ def sweep(
     best ones to params.yaml.
     """
     if search is not None or space:
-        from pipelines.recorder import Recorder
         from pipelines.searching.command import search_space
         from pipelines.searching.driver import SearchOptions
+        from pipelines.tracking.recorder import Recorder
 
         if targets:
             what = "stages are of no use to a search, which runs those of one student"
@@ -163,7 +163,7 @@ def sweep(
             code = search_space(root, wanted, address=address, allow_no_token=allow_no_token)
         raise typer.Exit(code)
     _require_no_search_option(context)
-    from pipelines.sweep import SweepOptions, sweep_grid
+    from pipelines.sweeping.sweep import SweepOptions, sweep_grid
 
     options = SweepOptions(
         targets or (),

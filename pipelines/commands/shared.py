@@ -12,8 +12,8 @@ import typer
 from kdci.errors import KdciError, UserError
 
 if TYPE_CHECKING:
-    from kdci.config import Params
-    from kdci.layout import Layout
+    from kdci.config.params import Params
+    from kdci.store.layout import Layout
 
 
 @dataclass
@@ -57,8 +57,8 @@ def project(context: typer.Context) -> tuple[Params, Layout]:
     Raises:
         UserError: There is no project, or its params are not valid.
     """
-    from kdci.layout import Layout
-    from kdci.params_file import load_params
+    from kdci.config.params_file import load_params
+    from kdci.store.layout import Layout
 
     root = project_root(context)
     params = load_params(root / "params.yaml")

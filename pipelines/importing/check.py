@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdci.artifacts import Artifact, open_artifact, read_card, storage_errors
-from kdci.config import Params
+from kdci.config.params import Params
 from kdci.errors import IntegrityError, KdciError, UserError
 from kdci.intake.adoption import adopting, require_adoptable, require_content
-from kdci.layout import Layout
+from kdci.store.artifacts import Artifact, open_artifact, read_card, storage_errors
+from kdci.store.layout import Layout
 
 
 def check_teacher_artifact(params: Params, layout: Layout) -> Iterator[KdciError]:

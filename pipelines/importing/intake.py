@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdci.artifacts import new_artifact, read_card, remove_leftovers
-from kdci.catalog import DatasetSpec
-from kdci.config import hash_json
+from kdci.config.catalog import DatasetSpec
+from kdci.config.params import hash_json
+from kdci.store.artifacts import new_artifact, read_card, remove_leftovers
 from pipelines.importing.options import Options, folder_of, require_names, spec_of
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kdci.intake.quarantine import Checkpoint
     from kdci.intake.sanity import NoiseAnswers
     from kdci.models import PixelModel
-    from kdci.runtime import Runtime
+    from kdci.training.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def import_teacher(options: Options) -> Imported:
     checkpoint = read_checkpoint(options.file, key=options.key, sha256=options.sha256)
     from kdci.intake.fitting import fit_state_dict
     from kdci.intake.sanity import answers_to_noise
-    from kdci.runtime import start
+    from kdci.training.runtime import start
 
     subject = str(options.file)
     fitted = fit_state_dict(
@@ -85,7 +85,7 @@ def import_teacher(options: Options) -> Imported:
 
 def _model(backbone: str, fitted: Fitted) -> PixelModel:
     from kdci.models import load_state
-    from kdci.pretrained import build_network
+    from kdci.models.pretrained import build_network
 
     model = build_network(backbone, fitted.spec, seed=0, stem=fitted.stem)
     load_state(model.backbone, fitted.tensors)
@@ -95,8 +95,8 @@ def _model(backbone: str, fitted: Fitted) -> PixelModel:
 def _accuracy(
     model: PixelModel, spec: DatasetSpec, path: Path | None, runtime: Runtime
 ) -> tuple[float, int]:
-    from kdci.data.datasets import load_split
-    from kdci.evaluation import PREDICTION_BATCH, match_percentage, predict_classes
+    from kdci.data.datasets.loading import load_split
+    from kdci.training.evaluation import PREDICTION_BATCH, match_percentage, predict_classes
 
     data = load_split(spec, path=path, split="test")
     model = model.to(runtime.device)
@@ -145,8 +145,8 @@ def _facts(
 def _write(
     folder: Path, options: Options, model: PixelModel, facts: dict[str, Any], runtime: Runtime
 ) -> str:
-    from kdci.pretrained import MODEL_FILE
-    from kdci.runtime import versions
+    from kdci.models.pretrained import MODEL_FILE
+    from kdci.training.runtime import versions
     from stages._provenance import code_hash, git_revision
 
     params = {"data": {"name": options.dataset}}

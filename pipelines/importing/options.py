@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdci.artifacts import read_card
-from kdci.catalog import BACKBONE_NAMES, CUSTOM, DATASETS, STEMS, DatasetSpec, is_backbone
-from kdci.config_block import NAME_PATTERN
-from kdci.data_config import DataFacts
+from kdci.config.block import NAME_PATTERN
+from kdci.config.catalog import BACKBONE_NAMES, CUSTOM, DATASETS, STEMS, DatasetSpec, is_backbone
+from kdci.config.data import DataFacts
 from kdci.errors import CombinedUserError, UserError
+from kdci.store.artifacts import read_card
 
 OWN_SCALE = ("torchvision-googlenet", "torchvision-inception_v3")
 """torchvision's weights of these renormalise what they are given (`transform_input`), to a mean

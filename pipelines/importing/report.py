@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdci.catalog import CUSTOM, DATASETS
+from kdci.config.catalog import CUSTOM, DATASETS
 from kdci.intake.sanity import is_at_chance
 from pipelines.importing.intake import Imported
 from pipelines.importing.options import Options

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import typer
 
-from pipelines.promote import promote
+from pipelines.flow.telemetry import switch_off
 from pipelines.searching.driver import Listener, SearchOptions, SearchOutcome, search
 from pipelines.searching.results import Search, TrialRecord, best_of, table
+from pipelines.serving.promote import promote
 from pipelines.sweeping.ray_session import ray_session
-from pipelines.telemetry import switch_off
 
 MAX_NAMES = 8
 """So many stages are named; of more, the number is told."""

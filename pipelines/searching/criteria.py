@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from kdci.arms import ARMS
-from kdci.artifacts import Artifact
-from kdci.config import Params
+from kdci.config.params import Params
+from kdci.deconfounding.arms import ARMS
 from kdci.errors import IntegrityError, UserError
-from kdci.layout import Cell, Layout
+from kdci.store.artifacts import Artifact
+from kdci.store.layout import Cell, Layout
 
 if TYPE_CHECKING:
-    from kdci.data.labelled import Split
-    from kdci.students import Student
+    from kdci.data.datasets.labelled import Split
+    from kdci.models.students import Student
     from stages._scoring import ScoredSet
 
 AGREEMENT = "agreement"
@@ -55,7 +55,7 @@ def parse_criterion(text: str, params: Params) -> Criterion:
     Raises:
         UserError: It is neither, the split does not exist, or it is the test split.
     """
-    from kdci.data.labelled import Split
+    from kdci.data.datasets.labelled import Split
 
     if text == AGREEMENT:
         return Criterion("agreement")
@@ -91,7 +91,7 @@ class Scorer:
         criterion: Criterion,
         cells: list[Cell],
     ) -> None:
-        from kdci.runtime import start
+        from kdci.training.runtime import start
         from stages._pool import open_teacher
         from stages._session import Session, StageIdentity
 
@@ -136,7 +136,7 @@ class Scorer:
 
         if self._criterion.split is None:
             return _holdout_set(self._session, self._teacher, pool_seed)
-        from kdci.data.datasets import load_split
+        from kdci.data.datasets.loading import load_split
 
         data = self._session.params.data
         path = self._project / data.path if data.path else None
@@ -155,8 +155,8 @@ def load_snapshot(file: Path, params: Params, cell: Cell) -> Student | None:
     Returns:
         The student; None: the file is not whole yet, or is there no more.
     """
-    from kdci.artifacts import parse_tensors
-    from kdci.students import snapshot_of
+    from kdci.models.students import snapshot_of
+    from kdci.store.artifacts import parse_tensors
 
     try:
         data = file.read_bytes()

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdci.artifacts import replace_file
-from kdci.config import Params
-from kdci.config_block import NAME_PATTERN
+from kdci.config.block import NAME_PATTERN
+from kdci.config.params import Params
+from kdci.config.params_file import load_params
 from kdci.errors import UserError
-from kdci.layout import Layout
-from kdci.params_file import load_params
-from pipelines.dag import read_dag
+from kdci.store.artifacts import replace_file
+from kdci.store.layout import Layout
+from pipelines.graph.dag import read_dag
+from pipelines.running.workspace import is_held, only_runner
 from pipelines.searching.criteria import Criterion, parse_criterion
 from pipelines.searching.plan import (
     Subject,
@@ -42,7 +43,6 @@ from pipelines.searching.space import Space, read_space, require_valid
 from pipelines.sweeping.resources import Node, Resources, choose_resources
 from pipelines.sweeping.stage_environment import deciding
 from pipelines.sweeping.stopping import StopRequest
-from pipelines.workspace import is_held, only_runner
 
 STOPPING_SECONDS = 45.0
 """How long the trials of a stopped search have to save their state."""
@@ -175,7 +175,7 @@ def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, 
     Raises:
         UserError: Something does not fit.
     """
-    from pipelines.params_edit import checked, with_values
+    from pipelines.params.edit import checked, with_values
     from stages._provenance import code_hash
 
     _require_options(options)

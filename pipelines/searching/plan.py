@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdci.arms import ARMS, BASE_ARMS, FURTHER_ARMS, OTHER_ARM
-from kdci.artifacts import read_card
-from kdci.config import Grid, Params
+from kdci.config.params import Grid, Params
+from kdci.deconfounding.arms import ARMS, BASE_ARMS, FURTHER_ARMS, OTHER_ARM
 from kdci.errors import CombinedUserError, UserError
-from kdci.layout import Cell, Layout
-from pipelines.dag import Dag, Verdict
+from kdci.store.artifacts import read_card
+from kdci.store.layout import Cell, Layout
+from pipelines.graph.dag import Dag, Verdict
 from pipelines.searching.results import StageCall
 
 if TYPE_CHECKING:
-    from pipelines.plan import PlannedStage
+    from pipelines.graph.plan import PlannedStage
 
 FIXED = {
     "runtime": "is the same for all trials, or their scores could not be compared",
@@ -255,7 +255,7 @@ def kind_of(place: str) -> str:
 
 def _chain(params: Params, layout: Layout, subject: Subject) -> list[PlannedStage]:
     """Return the stages that the students are made by, parents first."""
-    from pipelines.plan import planned_stages
+    from pipelines.graph.plan import planned_stages
 
     planned = planned_stages(params, layout)
     makers = {stage.artifact: stage for stage in planned}

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from kdci.artifacts import replace_file
-from kdci.config import hash_json
+from kdci.config.params import hash_json
 from kdci.errors import IntegrityError, UserError
-from kdci.layout import Cell, Layout
+from kdci.store.artifacts import replace_file
+from kdci.store.layout import Cell, Layout
 
 FOLDER = "searches"
 SEARCH_FILE = "search.json"

@@ -40,7 +40,7 @@ class NumberedSampler(BaseSampler):  # type: ignore[misc,unused-ignore]
 
     def renumber(self, number: int) -> None:
         """Begin the stream of suggestion ``number``."""
-        from kdci.runtime import derive_seed
+        from kdci.training.runtime import derive_seed
 
         seed = derive_seed(self._seed, "suggestion", number) % 2**32  # Optuna takes 32 bits
         random = self._kind == "random"

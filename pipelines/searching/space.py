@@ -21,9 +21,9 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from kdci.config import Params
+from kdci.config.params import Params
+from kdci.config.params_file import read_yaml
 from kdci.errors import CombinedUserError, UserError
-from kdci.params_file import read_yaml
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

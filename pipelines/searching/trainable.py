@@ -13,9 +13,9 @@ from typing import Any
 
 from ray import tune
 
-from kdci.artifacts import read_card
 from kdci.errors import KdciError
-from kdci.layout import Layout
+from kdci.store.artifacts import read_card
+from kdci.store.layout import Layout
 from pipelines.searching.results import (
     Search,
     TrialRecord,

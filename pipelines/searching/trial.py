@@ -18,11 +18,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from kdci.artifacts import Artifact, open_artifact, read_card, replace_file, storage_errors
-from kdci.config import Params
+from kdci.config.params import Params
+from kdci.config.params_file import load_params
 from kdci.errors import KdciError, UserError
-from kdci.layout import Layout
-from kdci.params_file import load_params
+from kdci.store.artifacts import Artifact, open_artifact, read_card, replace_file, storage_errors
+from kdci.store.layout import Layout
 from pipelines.searching.criteria import Criterion, Scorer, load_snapshot
 from pipelines.searching.plan import contents, kind_of
 from pipelines.searching.results import (
@@ -37,7 +37,7 @@ from pipelines.sweeping.guarded import command
 from pipelines.sweeping.stage_environment import stage_environment
 
 if TYPE_CHECKING:
-    from kdci.students import Student
+    from kdci.models.students import Student
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 30.0
@@ -116,7 +116,7 @@ class Trial:
             StorageError: The disk is full or not writable.
             UserError: The values are not valid together, or a shared artifact has changed.
         """
-        from pipelines.params_edit import with_values
+        from pipelines.params.edit import with_values
 
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -299,7 +299,7 @@ def _age(file: Path) -> float:
 
 def _student_at(artifact: Artifact, step: int) -> Student:
     """Return a finished student, or the snapshot of an earlier step."""
-    from kdci.students import snapshot_of, student_of
+    from kdci.models.students import snapshot_of, student_of
 
     if step == artifact.facts["num_steps"]:
         return student_of(artifact)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdci.artifacts import storage_errors
+from kdci.store.artifacts import storage_errors
 
 
 @dataclass(frozen=True)

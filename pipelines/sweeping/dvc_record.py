@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from kdci.errors import KdciError
-from pipelines.dag import DagStage
+from pipelines.graph.dag import DagStage
 from pipelines.sweeping.expected import read_expected
 
 OnRecorded = Callable[[str, str | None], None]
@@ -60,7 +60,7 @@ def _commit(root: Path, names: Sequence[str]) -> dict[str, str | None]:
 
 
 def _dvc_commit(root: Path, names: Sequence[str]) -> str | None:
-    dvc = [sys.executable, "-m", "pipelines.dvc_process", "--wait-for-lock"]
+    dvc = [sys.executable, "-m", "pipelines.running.dvc_process", "--wait-for-lock"]
     done = subprocess.run(
         [*dvc, "commit", "--force", "--quiet", *names],
         cwd=root,

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdci.artifacts import open_artifact, read_card
-from kdci.config import Params
+from kdci.config.params import Params
+from kdci.config.params_file import load_params
 from kdci.errors import KdciError, StorageError
-from kdci.layout import Layout
-from kdci.params_file import load_params
-from pipelines.plan import PlannedStage, kind_of_role, planned_stages
+from kdci.store.artifacts import open_artifact, read_card
+from kdci.store.layout import Layout
+from pipelines.graph.plan import PlannedStage, kind_of_role, planned_stages
 
 
 @dataclass(frozen=True)

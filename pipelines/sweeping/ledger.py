@@ -8,12 +8,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from kdci.config.params_file import load_params
 from kdci.errors import KdciError, StorageError
-from kdci.layout import Layout
-from kdci.params_file import load_params
-from pipelines import journal
-from pipelines.exit_codes import gravest
-from pipelines.stage_process import Outcome, State
+from kdci.store.layout import Layout
+from pipelines.running import journal
+from pipelines.running.exit_codes import gravest
+from pipelines.running.stage_process import Outcome, State
 from pipelines.sweeping import attempts
 from pipelines.sweeping.attempts import History
 from pipelines.sweeping.places import attempts_of, log_of
@@ -144,7 +144,7 @@ class Ledger:
         tell(f"{time.strftime('%H:%M:%S')}  [{done}/{self._total}] {text}")
 
     def _card(self, stage: str) -> str:
-        from pipelines.tracking.files import slots
+        from pipelines.tracking.reading.files import slots
 
         with suppress(KdciError):  # params.yaml is being edited
             params = load_params(self._layout.root / "params.yaml")

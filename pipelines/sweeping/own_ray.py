@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipelines.telemetry import switch_off
+from pipelines.flow.telemetry import switch_off
 
 OBJECT_STORE_BYTES = 100_000_000
 """If nobody says more: trials pass nothing but small numbers; the stages' data are files."""

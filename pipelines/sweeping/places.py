@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdci.artifacts import storage_errors
-from kdci.layout import Layout
+from kdci.store.artifacts import storage_errors
+from kdci.store.layout import Layout
 
 
 def sweep_folder(layout: Layout) -> Path:

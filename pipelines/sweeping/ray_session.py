@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from kdci.errors import IntegrityError, UserError
-from pipelines.telemetry import switch_off
+from pipelines.flow.telemetry import switch_off
 
 REACH_SECONDS = 5.0
 """How long to wait for a cluster to take a connection."""

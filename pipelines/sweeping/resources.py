@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kdci.config import Params
+from kdci.config.params import Params
 from kdci.errors import UserError
 
 Node = Mapping[str, float]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pipelines.telemetry import switch_off
+from pipelines.flow.telemetry import switch_off
 
 
 def restorable(root: Path, names: Sequence[str]) -> list[str]:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from kdci.errors import UserError
-from kdci.metrics import read_metrics
-from pipelines.dag import DagStage
+from kdci.store.metrics import read_metrics
+from pipelines.graph.dag import DagStage
 from pipelines.sweeping import attempts
 from pipelines.sweeping.expected import Expected
 from pipelines.sweeping.guarded import command

@@ -20,13 +20,13 @@ from typing import Any
 import ray
 from ray import tune
 
-from kdci.layout import Layout
+from kdci.store.layout import Layout
+from pipelines.running.workspace import stages_at_work
 from pipelines.sweeping.places import stop_file
 from pipelines.sweeping.ray_report import reason
 from pipelines.sweeping.resources import Node, Resources
 from pipelines.sweeping.stopping import StopRequest
 from pipelines.sweeping.trial import GRACE_SECONDS, TrialPlan, run_trial
-from pipelines.workspace import stages_at_work
 
 
 def nodes() -> list[Node]:

@@ -14,16 +14,16 @@ from dataclasses import replace
 
 from filelock import FileLock, Timeout
 
-from kdci.artifacts import storage_errors
-from kdci.config import Params
+from kdci.config.params import Params
 from kdci.errors import BusyError, KdciError, UserError
-from kdci.layout import Layout, all_cells
+from kdci.store.artifacts import storage_errors
+from kdci.store.layout import Layout, all_cells
 from pipelines.tracking.models import Models
-from pipelines.tracking.run_links import run_links
-from pipelines.tracking.snapshot import take_snapshot
-from pipelines.tracking.store import Store
+from pipelines.tracking.reading.snapshot import take_snapshot
 from pipelines.tracking.uri import redacted, resolve_uri, sqlite_file
-from pipelines.tracking.view import SyncSummary, write_view
+from pipelines.tracking.writing.run_links import run_links
+from pipelines.tracking.writing.store import Store
+from pipelines.tracking.writing.view import SyncSummary, write_view
 
 __all__ = ["SyncSummary", "follow", "links", "redacted", "resolve_uri", "set_champion", "sync"]
 

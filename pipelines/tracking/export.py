@@ -27,9 +27,9 @@ def export_student(artifact: Path, folder: Path, *, deploy: str, run_id: str) ->
         UserError: The student can not be deployed in this form.
         ExportError: It can not be exported.
     """
-    from kdci.artifacts import read_card
     from kdci.exporting.graph import trace
-    from kdci.students import load_student
+    from kdci.models.students import load_student
+    from kdci.store.artifacts import read_card
 
     facts = read_card(artifact, kind="student")["facts"]
     student = load_student(artifact, deploy=deploy)

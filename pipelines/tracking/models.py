@@ -10,18 +10,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from kdci.arms import ARMS, arm_title
+from kdci.deconfounding.arms import ARMS, arm_title
 from kdci.errors import KdciError, UserError
-from kdci.layout import Cell
+from kdci.store.layout import Cell
 from pipelines.tracking.export import FOLDER, export_student
-from pipelines.tracking.files import Finished
-from pipelines.tracking.origins import DEPS_MD5, OUT_MD5
-from pipelines.tracking.readings import numbers
-from pipelines.tracking.record import CELL, CONTENT, RunRecord
+from pipelines.tracking.reading.files import Finished
+from pipelines.tracking.reading.origins import DEPS_MD5, OUT_MD5
+from pipelines.tracking.reading.readings import numbers
+from pipelines.tracking.reading.snapshot import Snapshot
 from pipelines.tracking.registry import FORM, Registry, Version
-from pipelines.tracking.snapshot import Snapshot
-from pipelines.tracking.store import Store
-from pipelines.tracking.tags import RUN, identity_tags
+from pipelines.tracking.writing.record import CELL, CONTENT, RunRecord
+from pipelines.tracking.writing.store import Store
+from pipelines.tracking.writing.tags import RUN, identity_tags
 
 CARD_SHA256 = "kdci.card_sha256"
 EXPORT_FAILURE = "kdci.export_failure"

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.tracking.record import CONTENT
-from pipelines.tracking.store import Store
-from pipelines.tracking.tags import PRESET
+from pipelines.tracking.writing.record import CONTENT
+from pipelines.tracking.writing.store import Store
+from pipelines.tracking.writing.tags import PRESET
 
 
 @dataclass

@@ -10,8 +10,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from kdci.artifacts import storage_errors
 from kdci.errors import StorageError
+from kdci.store.artifacts import storage_errors
 
 _SQLITE = "sqlite:///"
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}

@@ -29,15 +29,15 @@ from benchmarks.reference.networks import (
     ProjectionHead,
     classifier,
 )
-from kdci.confounder import build_dictionary
-from kdci.data.augmentation import random_crop_flip
-from kdci.data.resized_crop import random_resized_crop
-from kdci.distillation import Distiller
-from kdci.pretrained import build_network
-from kdci.runtime import Runtime, available_cores
-from kdci.substitution.base import SubstitutionSource
-from kdci.substitution.cmi import CmiSource
-from kdci.substitution.registry import METHODS
+from kdci.data.bank.augmentation import random_crop_flip
+from kdci.data.bank.resized_crop import random_resized_crop
+from kdci.deconfounding.confounder import build_dictionary
+from kdci.methods.base import SubstitutionSource
+from kdci.methods.cmi import CmiSource
+from kdci.methods.registry import METHODS
+from kdci.models.pretrained import build_network
+from kdci.training.distillation import Distiller
+from kdci.training.runtime import Runtime, available_cores
 
 TEACHER = STUDENT = "wrn-10-1"
 BATCH = 6

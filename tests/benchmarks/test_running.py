@@ -192,7 +192,7 @@ def test_settings_name_themselves() -> None:
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     """WRN-40-2 keeps feature maps of 32 images: far more than the pool, far less than a GB."""
     from benchmarks.peak_memory import in_a_child
-    from kdci.config import Runtime as Settings
+    from kdci.config.params import Runtime as Settings
 
     key = "inversion_step/dafl/wrn-40-2-wrn-16-1"
     bytes_needed = in_a_child(key, "project", Settings(threads=1), tmp_path)
@@ -202,7 +202,7 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_a_way_acts_when_it_is_told_to(tmp_path: Path) -> None:
     """Each in a process of its own, whose end is told."""
     from benchmarks.way_process import opened
-    from kdci.config import Runtime as Settings
+    from kdci.config.params import Runtime as Settings
 
     key, ways = "kd_step/dfnd/wrn-10-1-wrn-10-1", ["project", "plain"]
     settings = Settings(threads=1)
@@ -227,7 +227,7 @@ def test_the_baseline_has_the_allocator_as_it_comes(
     asked: bool, kept: list[bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from benchmarks import way_process
-    from kdci.config import Runtime as Settings
+    from kdci.config.params import Runtime as Settings
 
     told: list[bool] = []
 

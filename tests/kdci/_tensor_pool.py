@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdci.data.open_world_pool import PoolBatch, PoolProgress
-from kdci.data.scoring_engine import local_engine
+from kdci.data.open_world.pool import PoolBatch, PoolProgress
+from kdci.data.open_world.scoring_engine import local_engine
 
 
 class TensorPool:

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines.journal import Execution, read
+from pipelines.running.journal import Execution, read
 from tests.conftest import Project
 
 READY_SECONDS = 120.0
@@ -175,7 +175,7 @@ class RunProject(Project):
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 command = " ".join(process.cmdline())
-                ours = "stages." in command or "pipelines.dvc_process" in command
+                ours = "stages." in command or "pipelines.running.dvc_process" in command
                 if ours and Path(process.cwd()) == self.root:
                     found.append(process)
         return found

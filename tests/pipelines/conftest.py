@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from kdci.layout import Layout
+from kdci.store.layout import Layout
 from tests.conftest import Project
 from tests.pipelines import _servers
 

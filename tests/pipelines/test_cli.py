@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import run
-from pipelines.presets import preset_names
+from pipelines.params.presets import preset_names
 
 HEAVY = ("torch", "torchvision", "mlflow", "prefect", "ray", "dvc", "sklearn", "numpy", "pandas")
 COMMANDS = {
@@ -70,9 +70,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_list_prints_one_name_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    from kdci.data.datasets import LOADERS
+    from kdci.data.datasets.loading import LOADERS
+    from kdci.methods.registry import METHODS
     from kdci.models import BACKBONES
-    from kdci.substitution.registry import METHODS
 
     known = {
         "methods": list(METHODS),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kdci.artifacts import new_artifact, open_artifact
+from kdci.store.artifacts import new_artifact, open_artifact
 
 WRN = "wrn-10-1"
 
@@ -59,13 +59,13 @@ def test_accuracy_is_measured_where_there_is_a_test_split(adopting, finished, ca
 def test_without_test_split_no_data_is_opened(
     adopting, finished, call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import kdci.data.datasets
+    import kdci.data.datasets.loading
 
     def forbidden(*arguments: object, **keywords: object) -> None:
         raise AssertionError("original data was opened")
 
     rewritten(finished, accuracy=12.5)
-    monkeypatch.setattr(kdci.data.datasets, "load_split", forbidden)
+    monkeypatch.setattr(kdci.data.datasets.loading, "load_split", forbidden)
     adopting.edit(data__test=None).build(call("teacher"))
     assert adopting.card(call("teacher"))["facts"]["accuracy"] == 12.5
 
@@ -109,7 +109,7 @@ def test_a_damaged_teacher(adopting, finished, call, capsys, name, code) -> None
 def test_normalisation_is_the_teachers_own(adopting, finished, call) -> None:
     rewritten(finished, mean=[0.5], std=[0.5])
     adopting.build(call("teacher"))
-    from kdci.pretrained import load_teacher
+    from kdci.models.pretrained import load_teacher
 
     path = adopting.artifact(call("teacher"))
     teacher = load_teacher(open_artifact(path, kind="teacher"), adopting.params.data.spec)

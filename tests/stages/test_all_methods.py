@@ -8,12 +8,12 @@ import signal
 import numpy as np
 import pytest
 
-from kdci.artifacts import open_artifact
-from kdci.config import METHOD_NAMES
-from kdci.data import datasets
-from kdci.layout import all_cells
+from kdci.config.params import METHOD_NAMES
+from kdci.data.datasets import loading as datasets
 from kdci.reporting.results import load_rows
-from kdci.reporting.table import terminal_table
+from kdci.reporting.text.table import terminal_table
+from kdci.store.artifacts import open_artifact
+from kdci.store.layout import all_cells
 from tests.conftest import Call, Project
 from tests.stages.test_session import IN_LOOP
 

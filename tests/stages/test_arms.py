@@ -11,23 +11,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdci.arms import ARMS, FURTHER_ARMS
-from kdci.artifacts import open_artifact
-from kdci.checkpoints import load_state
-from kdci.compensation import Compensation
-from kdci.data import datasets
-from kdci.data.image_bank import ImageBank
-from kdci.data.known_shift import degrade, long_tail_counts
-from kdci.distillation import Distiller
-from kdci.layout import all_cells
-from kdci.logit_adjustment import LogitAdjustment
-from kdci.method_config import OVERRIDES
+from kdci.config.methods import OVERRIDES
+from kdci.data.bank.image_bank import ImageBank
+from kdci.data.datasets import loading as datasets
+from kdci.deconfounding.arms import ARMS, FURTHER_ARMS
+from kdci.deconfounding.compensation import Compensation
+from kdci.deconfounding.known_shift import degrade, long_tail_counts
+from kdci.deconfounding.logit_adjustment import LogitAdjustment
+from kdci.methods.base import SourceContext
+from kdci.methods.fast import FastSource
 from kdci.models.folding import fold_batch_norms
-from kdci.pretrained import build_network, load_teacher
+from kdci.models.pretrained import build_network, load_teacher
 from kdci.reporting.results import load_rows
-from kdci.runtime import derive_seed
-from kdci.substitution.base import SourceContext
-from kdci.substitution.fast import FastSource
+from kdci.store.artifacts import open_artifact
+from kdci.store.checkpoints import load_state
+from kdci.store.layout import all_cells
+from kdci.training.distillation import Distiller
+from kdci.training.runtime import derive_seed
 from tests.conftest import Call, Project
 from tests.stages.test_session import IN_LOOP
 
@@ -407,7 +407,7 @@ def test_an_arm_outside_the_grid_is_refused(copy, capsys):
 
 
 def test_tracking_takes_the_other_models_artifacts_for_current(everything):
-    from pipelines.tracking.snapshot import take_snapshot
+    from pipelines.tracking.reading.snapshot import take_snapshot
 
     files = take_snapshot(everything.layout, everything.params, trusted=())
     assert files.warnings == []

@@ -12,10 +12,10 @@ from torch import nn
 import stages.dictionary
 import stages.shift
 import stages.substitute
-from kdci import clustering
-from kdci.data.mapped_images import save_npy_chunks
+from kdci.data.bank.mapped_images import save_npy_chunks
+from kdci.deconfounding import clustering
 from kdci.models import PixelModel
-from kdci.models.prediction import Prediction
+from kdci.models.backbones.prediction import Prediction
 from stages.evaluate import _holdout_set
 from tests.peak import peak_of
 

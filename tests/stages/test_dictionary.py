@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
-from kdci import clustering
-from kdci.artifacts import new_artifact, open_artifact
-from kdci.data.image_bank import save_npy
+from kdci.data.bank.image_bank import save_npy
+from kdci.deconfounding import clustering
+from kdci.store.artifacts import new_artifact, open_artifact
 
 
 @pytest.fixture(params=["fast", "dfnd"])

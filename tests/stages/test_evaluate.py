@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdci.config import hash_json
-from kdci.data.datasets import load_split
-from kdci.students import load_student
+from kdci.config.params import hash_json
+from kdci.data.datasets.loading import load_split
+from kdci.models.students import load_student
 
 _OPENED: list[str] | None = None
 
@@ -105,8 +105,8 @@ def guarded(monkeypatch):
     def refuse(*args, **kwargs):
         raise OriginalDataError
 
-    monkeypatch.setattr("kdci.data.datasets.load_split", refuse)
-    monkeypatch.setattr("kdci.data.digits.bundled_file", refuse)
+    monkeypatch.setattr("kdci.data.datasets.loading.load_split", refuse)
+    monkeypatch.setattr("kdci.data.datasets.digits.bundled_file", refuse)
     monkeypatch.setattr("sklearn.datasets.load_digits", refuse)
     opened = []
     monkeypatch.setattr(sys.modules[__name__], "_OPENED", opened)
@@ -135,7 +135,7 @@ def test_teacher_and_evaluate_are_the_stages_that_do(built, call, guarded, stage
 
 
 def test_whole_pipeline_without_test_data(fresh, call, monkeypatch):
-    import kdci.data.datasets as door
+    import kdci.data.datasets.loading as door
 
     load, splits = door.load_split, set()
     monkeypatch.setattr(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from kdci import artifacts
+from kdci.store import artifacts
 
 MODULES = ("teacher", "substitute", "dictionary", "distill", "evaluate", "report")
 

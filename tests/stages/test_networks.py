@@ -9,9 +9,11 @@ import pytest
 from safetensors.torch import load_file
 from torch import nn
 
-from kdci import evaluation, formats, pretrained
+from kdci.models import pretrained
 from kdci.models.pixel_model import is_channels_last
-from kdci.students import Student
+from kdci.models.students import Student
+from kdci.training.supervised import arithmetic as formats
+from kdci.training.supervised import evaluation
 from stages import _formats, _step_networks
 from tests.conftest import WRN, Call, Project
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdci.data import image_files
+from kdci.data.files import image_files
 
 NAMES = ("ant", "bee", "cow")
 

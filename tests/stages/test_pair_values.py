@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from kdci.arms import ARMS
-from kdci.artifacts import open_artifact
-from kdci.config import Params
-from kdci.layout import Layout
-from kdci.params_file import read_yaml
+from kdci.config.params import Params
+from kdci.config.params_file import read_yaml
+from kdci.deconfounding.arms import ARMS
+from kdci.store.artifacts import open_artifact
+from kdci.store.layout import Layout
 from stages.distill import _open_parents
 
 WRN = "wrn-10-1"

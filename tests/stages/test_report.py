@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from kdci.artifacts import new_artifact
-from kdci.config import Data, Grid
+from kdci.config.params import Data, Grid
+from kdci.config.params_file import load_params
 from kdci.errors import IntegrityError
-from kdci.layout import Layout, all_cells, cells
-from kdci.params_file import load_params
-from kdci.reporting.figures import DrawnFigure
+from kdci.reporting.figures.drawing import DrawnFigure
+from kdci.store.artifacts import new_artifact
+from kdci.store.layout import Layout, all_cells, cells
 from stages.report import report
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -30,19 +30,19 @@ def kill(target, n, when="before", match="", seconds=0.0):
 # two files, tensors first.
 IN_LOOP = {
     "before the first checkpoint": kill("stages._progress:Progress.update", 2, seconds=NEVER),
-    "after a checkpoint": kill("kdci.checkpoints:Checkpoints.save", 2, "after"),
+    "after a checkpoint": kill("kdci.store.checkpoints:Checkpoints.save", 2, "after"),
     "between a step and its checkpoint": kill("stages._progress:Progress.update", 3),
     "tensors written under a temporary name": kill("os:replace", 2, match=".safetensors"),
-    "between tensors and JSON": kill("kdci.checkpoints:replace_file", 4),
-    "JSON in place, old state not removed": kill("kdci.checkpoints:replace_file", 6, "after"),
+    "between tensors and JSON": kill("kdci.store.checkpoints:replace_file", 4),
+    "JSON in place, old state not removed": kill("kdci.store.checkpoints:replace_file", 6, "after"),
     "in the middle of a flush": kill("os:fsync", 11),
 }
 AT_THE_END = {
     "lock taken": kill("os:replace", 1, match=".holder"),
-    "before the card": kill("kdci.artifacts:_seal", 1),
-    "before the rename": kill("kdci.artifacts:_replace_folder", 1),
+    "before the card": kill("kdci.store.artifacts:_seal", 1),
+    "before the rename": kill("kdci.store.artifacts:_replace_folder", 1),
     "old artifact moved aside": kill("os:rename", 1, "after"),
-    "after the rename": kill("kdci.artifacts:_replace_folder", 1, "after"),
+    "after the rename": kill("kdci.store.artifacts:_replace_folder", 1, "after"),
     "before the timing is in place": kill("os:replace", 1, match="timings"),
     "after the timing": kill("os:replace", 1, "after", match="timings"),
 }
@@ -125,7 +125,7 @@ def test_a_state_that_is_slow_to_save_is_saved_more_seldom(
     built, call, monkeypatch, seconds, interval
 ):
     """Saving takes a twentieth of the time at most."""
-    from kdci.checkpoints import Checkpoints
+    from kdci.store.checkpoints import Checkpoints
 
     clock, intervals = [0.0], []
     monkeypatch.setattr(_session.time, "monotonic", lambda: clock[0])
@@ -158,7 +158,7 @@ def test_kill_after_kill_still_ends_with_the_same_bytes(steps, forks, call, refe
     expected = uninterrupted(reference, steps, this)
 
     for _ in range(3):
-        again = kill("kdci.checkpoints:Checkpoints.save", 2, "after")
+        again = kill("kdci.store.checkpoints:Checkpoints.save", 2, "after")
         assert forks.run(steps, this, **again) in (-signal.SIGKILL, 0)
     assert steps.run(this) == 0
 
@@ -166,10 +166,10 @@ def test_kill_after_kill_still_ends_with_the_same_bytes(steps, forks, call, refe
 
 
 def test_resumed_stage_does_not_start_over(steps, forks, call, monkeypatch):
-    from kdci.distillation import Distiller
+    from kdci.training.distillation import Distiller
 
     this = call("distill_kdci")
-    settings = kill("kdci.checkpoints:Checkpoints.save", 4, "after")
+    settings = kill("kdci.store.checkpoints:Checkpoints.save", 4, "after")
     assert forks.run(steps, this, **settings) == -signal.SIGKILL
     taken = []
     step = Distiller._train_step
@@ -194,11 +194,11 @@ def test_same_bytes_depend_on_every_part_of_the_state(
     steps, forks, call, reference, monkeypatch, part
 ):
     """Guards the tests above: a checkpoint that lost a part must show in the hash."""
-    from kdci.distillation import Distiller
+    from kdci.training.distillation import Distiller
 
     this = call("distill_kdci")
     expected = uninterrupted(reference, steps, this)
-    settings = kill("kdci.checkpoints:Checkpoints.save", 4, "after")
+    settings = kill("kdci.store.checkpoints:Checkpoints.save", 4, "after")
     assert forks.run(steps, this, **settings) == -signal.SIGKILL
     load = Distiller.load_state_dict
     monkeypatch.setattr(
@@ -215,7 +215,7 @@ def test_same_bytes_depend_on_every_part_of_the_state(
 def test_noise_matrix_and_its_optimizer_are_part_of_the_state(steps, forks, call, reference):
     this = call("distill_kdci", "dfnd")
     expected = uninterrupted(reference, steps, this)
-    settings = kill("kdci.checkpoints:Checkpoints.save", 3, "after")
+    settings = kill("kdci.store.checkpoints:Checkpoints.save", 3, "after")
     assert forks.run(steps, this, **settings) == -signal.SIGKILL
     assert steps.run(this) == 0
     assert steps.content(this) == expected
@@ -223,7 +223,7 @@ def test_noise_matrix_and_its_optimizer_are_part_of_the_state(steps, forks, call
 
 def test_other_params_never_meet_an_old_checkpoint(steps, forks, call):
     this = call("distill_kdci")
-    settings = kill("kdci.checkpoints:Checkpoints.save", 4, "after")
+    settings = kill("kdci.store.checkpoints:Checkpoints.save", 4, "after")
     assert forks.run(steps, this, **settings) == -signal.SIGKILL
     steps.edit(recipes__fast__learning_rate=0.05)
     assert steps.run(this) == 0
@@ -246,7 +246,7 @@ def paused(steps, forks, call, tmp_path):
 
         def __init__(self, **settings) -> None:
             fault = {
-                "target": "kdci.checkpoints:Checkpoints.save",
+                "target": "kdci.store.checkpoints:Checkpoints.save",
                 "n": 2,
                 "when": "after",
                 "action": "pause",
@@ -424,7 +424,7 @@ def test_read_only_place_fails_before_the_work(fresh, call, capsys, monkeypatch)
         raise OSError(errno.EROFS, "Read-only file system", str(self))
 
     monkeypatch.setattr(Path, "touch", refuse)
-    monkeypatch.setattr("kdci.data.datasets.load_split", refuse)
+    monkeypatch.setattr("kdci.data.datasets.loading.load_split", refuse)
 
     code = fresh.run(call("teacher"))
 

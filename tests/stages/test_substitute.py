@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdci.artifacts import open_artifact
-from kdci.pretrained import load_teacher
+from kdci.models.pretrained import load_teacher
+from kdci.store.artifacts import open_artifact
 
 METHODS = ["fast", "dfnd"]
 

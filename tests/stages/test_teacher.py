@@ -12,9 +12,9 @@ def card(smoke_project, call):
 
 
 def test_facts_are_those_of_the_saved_model(smoke_project, card):
-    from kdci.artifacts import open_artifact
-    from kdci.data.datasets import load_split
-    from kdci.pretrained import load_teacher
+    from kdci.data.datasets.loading import load_split
+    from kdci.models.pretrained import load_teacher
+    from kdci.store.artifacts import open_artifact
 
     artifact = open_artifact(smoke_project.layout.teacher("wrn-10-1"), kind="teacher")
     teacher = load_teacher(artifact, smoke_project.params.data.spec)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kdci.layout import all_cells
+from kdci.store.layout import all_cells
 from studies import evidence, keep
 
 PAGE = evidence.PAGE.read_text(encoding="utf-8") if evidence.PAGE.exists() else ""

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kdci.runtime import start
+from kdci.training.runtime import start
 from studies import settings
 from studies.workbench import Setting, Shift, Workbench, plain, read_rows
 

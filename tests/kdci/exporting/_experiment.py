@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from kdci.artifacts import new_artifact, open_artifact
-from kdci.catalog import DATASETS
-from kdci.compensation import Compensation
+from kdci.config.catalog import DATASETS
+from kdci.deconfounding.compensation import Compensation
 from kdci.exporting.footprint import Size
 from kdci.exporting.lineage import lineage_of
 from kdci.exporting.release import Footprint, Release
-from kdci.layout import Cell, Layout
 from kdci.models import PixelModel
-from kdci.pretrained import build_network
-from kdci.students import COMPENSATION_FILE, Student
+from kdci.models.pretrained import build_network
+from kdci.models.students import COMPENSATION_FILE, Student
+from kdci.store.artifacts import new_artifact, open_artifact
+from kdci.store.layout import Cell, Layout
 
 SPEC = DATASETS["digits"]
 STUDENT, TEACHER = "wrn-10-1", "wrn-16-1"

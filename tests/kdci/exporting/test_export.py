@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdci.artifacts import open_artifact, save_tensors
 from kdci.errors import IntegrityError, NumericError, StorageError, UserError
 from kdci.exporting.export import export_student
 from kdci.exporting.formats import PT2, Format, Model
@@ -19,8 +18,9 @@ from kdci.exporting.front_matter import read_front_matter
 from kdci.exporting.graph import ExportError
 from kdci.exporting.release import Release, Terms
 from kdci.exporting.snippets import loading_lines
-from kdci.pretrained import build_network
-from kdci.students import load_student
+from kdci.models.pretrained import build_network
+from kdci.models.students import load_student
+from kdci.store.artifacts import open_artifact, save_tensors
 from tests.kdci.exporting._experiment import SPEC, Experiment, compensation, network
 
 Export = Callable[..., Release]

@@ -12,7 +12,7 @@ from kdci.errors import CombinedUserError
 from kdci.exporting.formats import ONNX, PT2, require_packages
 from kdci.exporting.graph import trace
 from kdci.models import BACKBONES
-from kdci.students import Student
+from kdci.models.students import Student
 from tests.kdci.exporting._experiment import compensation, facts, network, student
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdci.compensation import Compensation
+from kdci.deconfounding.compensation import Compensation
 from kdci.errors import UserError
 from kdci.exporting.graph import ExportError, FoldedCompensation, exporting, trace
 from kdci.models import BACKBONES
-from kdci.students import Student
+from kdci.models.students import Student
 from tests.kdci.exporting._experiment import compensation, facts, network, student
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
-from kdci.artifacts import open_artifact
 from kdci.exporting.lineage import Lineage, lineage_of
+from kdci.store.artifacts import open_artifact
 from tests.kdci.exporting._experiment import CELL, TEACHER, Experiment, compensation, row
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kdci.catalog import DATASETS
-from kdci.data_config import DataFacts
+from kdci.config.catalog import DATASETS
+from kdci.config.data import DataFacts
 from kdci.errors import UserError
 from kdci.intake.adoption import require_adoptable
 

@@ -11,7 +11,7 @@ import torch
 from kdci.errors import IntegrityError, KdciError
 from kdci.intake import archive as module
 from kdci.intake.archive import check_archive, plain_archive
-from kdci.intake.formats import format_of
+from kdci.intake.containers import format_of
 from kdci.intake.reading import read_tensors
 
 

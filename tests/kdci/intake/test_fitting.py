@@ -10,7 +10,7 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from kdci.catalog import DATASETS, DatasetSpec
+from kdci.config.catalog import DATASETS, DatasetSpec
 from kdci.errors import IntegrityError, KdciError, UserError
 from kdci.intake.fitting import Fitted, fit_state_dict
 from kdci.models import build_backbone, load_state

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdci.artifacts import hash_file
 from kdci.errors import IntegrityError, KdciError, StorageError, UserError
 from kdci.intake import quarantine
 from kdci.intake.quarantine import read_checkpoint
+from kdci.store.artifacts import hash_file
 
 TORCH = "{'format': 'torch', 'key': '', 'others': [], 'converted': {}}"
 

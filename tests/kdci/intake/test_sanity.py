@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdci.catalog import DATASETS
+from kdci.config.catalog import DATASETS
 from kdci.errors import NumericError, UserError
 from kdci.intake.sanity import answers_to_noise, is_at_chance
 from kdci.models import PixelModel, Prediction, build_pixel_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdci.catalog import DATASETS
+from kdci.config.catalog import DATASETS
 from kdci.models import build_pixel_model
 from kdci.models.compiling import compile_frozen, compile_trained
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdci.catalog import DATASETS
+from kdci.config.catalog import DATASETS
 from kdci.models import PixelModel, build_pixel_model
-from kdci.students import Student
+from kdci.models.students import Student
 
 SPEC = replace(DATASETS["cifar10"], num_classes=5)
 KINDS = [

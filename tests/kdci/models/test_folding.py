@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdci.catalog import DATASETS
+from kdci.config.catalog import DATASETS
 from kdci.models import BACKBONES, PixelModel, Prediction, build_pixel_model
 from kdci.models.folding import fold_batch_norms
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdci.artifacts import load_tensors, save_tensors
 from kdci.models import build_backbone, load_state
+from kdci.store.artifacts import load_tensors, save_tensors
 
 NAMES = [
     "wrn-10-1",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdci.catalog import DATASETS
+from kdci.config.catalog import DATASETS
 from kdci.models import PixelModel, Prediction, build_backbone, build_pixel_model
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdci.catalog import DATASETS
+from kdci.config.catalog import DATASETS
 from kdci.probing.steps import step_of
 from kdci.probing.subjects import Kind, Subject, build_subject, count_features
-from kdci.runtime import Runtime
+from kdci.training.runtime import Runtime
 
 RUNTIME = Runtime(torch.device("cpu"), 1, "fp32")
 DIGITS = DATASETS["digits"]

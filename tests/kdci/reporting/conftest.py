@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdci.catalog import DATASETS
-from kdci.layout import Cell
+from kdci.config.catalog import DATASETS
 from kdci.reporting.evidence import CurvePoint, DictionaryView, Evidence, Examples, PoolView
 from kdci.reporting.results import Row
+from kdci.store.layout import Cell
 
 K = 10
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from kdci.arms import ARMS
+from kdci.deconfounding.arms import ARMS
 from kdci.reporting.arm_comparison import (
     arms_of,
     compare_arms,

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdci.optimizers import Adam
 from kdci.synthesis.descent import set_gradients
+from kdci.training.optimizers import Adam
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 

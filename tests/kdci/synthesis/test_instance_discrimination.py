@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdci.models.projection_head import ProjectionHead
+from kdci.models.generators.projection_head import ProjectionHead
 from kdci.synthesis.feature_memory import FeatureMemory
 from kdci.synthesis.instance_discrimination import InstanceDiscrimination
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdci.catalog import DATASETS
-from kdci.config import METHOD_NAMES
-from kdci.data.image_bank import ImageBank
+from kdci.config.catalog import DATASETS
+from kdci.config.methods import Cmi, DeepInv, Fast
+from kdci.config.params import METHOD_NAMES
+from kdci.data.bank.image_bank import ImageBank
 from kdci.errors import UserError
-from kdci.losses import bn_statistics_loss
-from kdci.method_config import Cmi, DeepInv, Fast
+from kdci.methods.base import SourceContext
+from kdci.methods.registry import build_source
 from kdci.models import PixelModel, build_pixel_model, outline_backbone
-from kdci.substitution.base import SourceContext
-from kdci.substitution.registry import build_source
 from kdci.synthesis.inversion import BatchNormStatistics, require_batch_norm
 from kdci.synthesis.layer_features import LayerFeatures, feature_layers
+from kdci.training.losses import bn_statistics_loss
 
 SPEC = replace(DATASETS["cifar10"], num_classes=5)
 KINDS = {

@@ -55,7 +55,7 @@ class Workspace:
 
     def edit(self, **values: Any) -> None:
         """Set params; keys with a double underscore for the dot."""
-        from pipelines.params_edit import with_values
+        from pipelines.params.edit import with_values
 
         file = self.root / "params.yaml"
         dotted = {key.replace("__", "."): value for key, value in values.items()}

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from kdci.errors import UserError
-from kdci.layout import Layout
+from kdci.store.layout import Layout
 from pipelines.searching.criteria import Criterion, Scorer, load_snapshot, parse_criterion
 
 
@@ -51,12 +51,12 @@ def test_the_test_split_stays_refused_where_there_is_no_test_data(fresh):
 
 @pytest.mark.parametrize("variant", ["vanilla", "kdci"])
 def test_agreement_is_that_of_the_evaluation_and_opens_no_data(built, call, variant, monkeypatch):
-    from kdci.students import snapshot_of, student_of
+    from kdci.models.students import snapshot_of, student_of
 
     def refuse(*args, **kwargs):
         raise AssertionError("original data was opened")
 
-    monkeypatch.setattr("kdci.data.datasets.load_split", refuse)
+    monkeypatch.setattr("kdci.data.datasets.loading.load_split", refuse)
     cell = built.cell(variant)
     artifact = open_student(built, cell)
     scorer = Scorer(built.params, built.layout, built.root, Criterion("agreement"), [cell])
@@ -79,9 +79,9 @@ def test_agreement_is_that_of_the_evaluation_and_opens_no_data(built, call, vari
 
 
 def test_accuracy_is_that_of_the_named_split(built):
-    from kdci.data.datasets import load_split
-    from kdci.evaluation import match_percentage, predict_classes
-    from kdci.students import student_of
+    from kdci.data.datasets.loading import load_split
+    from kdci.models.students import student_of
+    from kdci.training.evaluation import match_percentage, predict_classes
 
     cell = built.cell("kdci")
     student = student_of(open_student(built, cell))
@@ -106,6 +106,6 @@ def test_a_snapshot_that_is_not_whole_is_none_yet(built, tmp_path):
 
 
 def open_student(project, cell):
-    from kdci.artifacts import open_artifact
+    from kdci.store.artifacts import open_artifact
 
     return open_artifact(Layout(project.root, project.params.preset).student(cell), kind="student")

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from kdci.errors import CombinedUserError, UserError
-from pipelines.dag import Change, Dag, DagStage
-from pipelines.params_edit import checked, with_values
+from pipelines.graph.dag import Change, Dag, DagStage
+from pipelines.params.edit import checked, with_values
 from pipelines.searching.plan import FIXED, choose_subject, leaves, plan_trials
 
 MORE = {
@@ -26,7 +26,7 @@ MORE = {
 
 def dag_of(project, changed=()):
     """Return DVC's graph as far as a plan looks at it."""
-    from pipelines.plan import planned_stages
+    from pipelines.graph.plan import planned_stages
 
     planned = planned_stages(project.params, project.layout)
     makers = {stage.artifact: stage.name for stage in planned}

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from kdci.errors import IntegrityError, UserError
-from kdci.layout import Layout
+from kdci.store.layout import Layout
 from pipelines.searching.results import (
     Search,
     StageCall,

@@ -13,13 +13,13 @@ import time
 import psutil
 import pytest
 
-from kdci.layout import Layout
-from kdci.params_file import load_params
+from kdci.config.params_file import load_params
+from kdci.store.layout import Layout
+from pipelines.running.workspace import is_held
 from pipelines.searching.driver import SearchOptions, prepare
 from pipelines.searching.results import read_trials, search_folder, trial_folder
 from pipelines.searching.trial import Trial
 from pipelines.sweeping.stage_environment import deciding
-from pipelines.workspace import is_held
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NAME = "wanted"
@@ -245,7 +245,7 @@ def test_a_failed_trial_does_not_end_the_search_and_neither_does_a_small_space(w
 
 
 def test_a_workspace_in_use_is_refused(workspace):
-    from pipelines.workspace import only_runner
+    from pipelines.running.workspace import only_runner
 
     with only_runner(layout_of(workspace), "kdci run"):
         for command in (("sweep", "--space", "compensation.scale=uniform(1, 2)"), ("promote", "x")):

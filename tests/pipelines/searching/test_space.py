@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kdci.config import Params
+from kdci.config.params import Params
+from kdci.config.params_file import read_yaml
 from kdci.errors import CombinedUserError, UserError
-from kdci.params_file import read_yaml
-from pipelines.presets import FOLDER
+from pipelines.params.presets import FOLDER
 from pipelines.searching.space import parse_distribution, read_space, require_valid
 
 

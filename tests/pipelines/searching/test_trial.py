@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from kdci.layout import Layout
-from kdci.params_file import load_params
+from kdci.config.params_file import load_params
+from kdci.store.layout import Layout
 from pipelines.searching.driver import SearchOptions, prepare
 from pipelines.searching.results import STOP_FILE, search_folder
 from pipelines.searching.trial import (

@@ -8,7 +8,7 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 
-from pipelines.dag import read_dag
+from pipelines.graph.dag import read_dag
 from pipelines.sweeping.dvc_record import DvcRecorder, record
 from pipelines.sweeping.run_cache import restorable
 

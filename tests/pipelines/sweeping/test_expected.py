@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from kdci.artifacts import new_artifact
+from kdci.store.artifacts import new_artifact
 from pipelines.sweeping import expected
 from pipelines.sweeping.expected import read_expected
 from stages import _provenance

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from kdci.errors import UserError
-from pipelines.dag import DagStage
+from pipelines.graph.dag import DagStage
 from pipelines.sweeping import attempts
 from pipelines.sweeping.expected import read_expected
 from pipelines.sweeping.guarded import command

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from kdci.layout import Layout
-from kdci.params_file import load_params
+from kdci.config.params_file import load_params
+from kdci.store.layout import Layout
 from pipelines import tracking
 
 

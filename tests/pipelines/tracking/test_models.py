@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kdci.errors import UserError
-from kdci.layout import cells
-from kdci.students import load_student
+from kdci.models.students import load_student
+from kdci.store.layout import cells
 from pipelines import tracking
 from pipelines.tracking import models
 
@@ -27,7 +27,7 @@ def test_registry_holds_dictionaries_and_one_student_of_each_arm(view, monkeypat
 
     assert view.sync(register=False).versions == 0
     with monkeypatch.context() as at_work:  # exports would take time from a stage
-        at_work.setattr("pipelines.tracking.snapshot.Snapshot.running", 1)
+        at_work.setattr("pipelines.tracking.reading.snapshot.Snapshot.running", 1)
         assert view.sync().versions == 0
     first = view.sync()
     assert first.warnings == ()

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from kdci.errors import StorageError
-from pipelines import journal
-from pipelines.tracking.files import slots
+from pipelines.running import journal
+from pipelines.tracking.reading.files import slots
 from pipelines.tracking.registry import Registry
-from pipelines.tracking.store import Store
+from pipelines.tracking.writing.store import Store
 
 from .conftest import summary_of
 

@@ -1,0 +1,461 @@
+"""The params tree: every value a run depends on, typed, validated once, without torch.
+
+Each block is what some stages depend on in ``dvc.yaml``, so a value sits in the block of the
+stages that read it. Config stops at the builders: library functions take flat arguments.
+Reading the file and wording its errors is the business of ``kdci.config.params_file``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from itertools import product
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    Strict,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from kdci.config.block import Block, Count, Name, Seed
+from kdci.config.catalog import BACKBONE_NAMES, CONTROL_NAMES, is_backbone
+from kdci.config.data import Data as Data
+from kdci.config.deconfounding import (
+    CompensationBlock,
+    Dictionary,
+    Intervention,
+    Shift,
+    ShiftedPools,
+    ShiftName,
+)
+from kdci.config.methods import Cmi, Dafl, DeepInv, Dfnd, Fast, MethodBlock, Mosaick, Noise
+from kdci.config.recipes import StudentRecipe as StudentRecipe
+from kdci.config.recipes import TeacherRecipe as TeacherRecipe
+from kdci.deconfounding.arms import ARMS, BASE_ARMS, FURTHER_ARMS, OTHER_ARM
+
+
+def _one_of(names: Callable[[], Iterable[str]], what: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in names():
+            raise PydanticCustomError(
+                "unknown_name",
+                "unknown {what} '{value}'",
+                {"what": what, "value": value, "names": list(names())},
+            )
+        return value
+
+    return AfterValidator(check)
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise PydanticCustomError("repeated", "lists a value twice", {})
+    return values
+
+
+def _raise_first(problems: dict[str, str | None]) -> None:
+    for key, problem in problems.items():
+        if problem is not None:
+            raise PydanticCustomError("cross_field", "{problem}", {"key": key, "problem": problem})
+
+
+def _known_backbone(value: str) -> str:
+    if not is_backbone(value):
+        raise PydanticCustomError(
+            "unknown_name",
+            "unknown {what} '{value}'",
+            {"what": "backbone", "value": value, "names": [*BACKBONE_NAMES, *_FOREIGN]},
+        )
+    return value
+
+
+_FOREIGN = ("torchvision-NAME", "timm-NAME")
+BackboneName = Annotated[str, AfterValidator(_known_backbone)]
+MethodName = Annotated[str, _one_of(lambda: METHOD_NAMES, "method")]
+ControlName = Annotated[str, _one_of(lambda: CONTROL_NAMES, "control")]
+ArmName = Annotated[str, _one_of(lambda: FURTHER_ARMS, "arm")]
+ShiftArmName = Annotated[str, _one_of(lambda: [a for a in ARMS if a != OTHER_ARM], "arm")]
+
+
+class Runtime(Block):
+    """Where and how precisely the numbers are computed; part of what makes bits repeat."""
+
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """Threads of one torch process; `auto` takes the cores this process may use."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16` is autocast; `auto` takes it where the device computes it natively and is faster."""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """Of weights and feature maps; `auto` takes the faster one, by a short probe."""
+    fold_teacher: bool = True
+    """Whether the teacher that only predicts has its batch norms folded into convolutions."""
+    compile: Literal["none", "teacher", "both"] = "none"
+    """Which networks of a distillation step torch.compile translates before the first step."""
+
+
+class BackboneBlock(Block):
+    """What backbones have in common that are built here."""
+
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    """First layers of ResNets and MobileNet: `cifar` keeps the resolution, `imagenet` divides it
+    by four; `auto`: cifar up to 64 pixels. A teacher that is adopted keeps its own."""
+
+
+class Pair(Block):
+    """A teacher and a student."""
+
+    teacher: BackboneName
+    student: BackboneName
+
+
+class OtherPair(Pair):
+    """A pair, and whose dictionary it borrows."""
+
+    other: BackboneName
+
+
+class Grid(Block):
+    """The axes of the experiment; ``dvc.yaml`` is their product."""
+
+    teachers: Annotated[
+        tuple[BackboneName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
+    ]
+    """Teacher backbones."""
+    students: Annotated[tuple[BackboneName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """Student backbones: each meets every teacher."""
+    pairs: Annotated[tuple[Pair, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """Teacher and student pairs, in the place of `students`, where they are no product."""
+    methods: Annotated[
+        tuple[MethodName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
+    ]
+    """Data-free distillation methods."""
+    controls: Annotated[tuple[ControlName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """What methods are measured against: one vanilla student each, of the first seeds."""
+    arms: Annotated[tuple[ArmName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """What is measured beside vanilla and KDCI; see ``kdci.deconfounding.arms``."""
+    shifts: Annotated[tuple[ShiftName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """Pools with a known shift, by their names in `shifts`."""
+    shift_arms: Annotated[tuple[ShiftArmName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """The arms on these pools, `vanilla` among them."""
+    others: Annotated[tuple[BackboneName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """Backbones of other pre-trained models whose dictionaries KDCI borrows (Table 5); one, which
+    all students share, or several beside `pairs`."""
+    other_pairs: Annotated[tuple[OtherPair, ...], Strict(False), AfterValidator(_distinct)] = ()
+    """Whose dictionary each of `pairs` borrows."""
+    pool_seeds: Annotated[
+        tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
+    ] = (0,)
+    """One substitution pool and one dictionary each; all student seeds meet every pool."""
+    seeds: Annotated[
+        tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
+    ]
+    """Student seeds: initial weights and order of batches."""
+
+    @model_validator(mode="after")
+    def _students_or_pairs(self) -> Self:
+        if bool(self.students) == bool(self.pairs):
+            what = "give either students or pairs" if self.pairs else "lists no student"
+            raise PydanticCustomError("cross_field", what, {"key": "students"})
+        taught = {pair.teacher for pair in self.pairs}
+        for teacher in self.teachers:
+            if self.pairs and teacher not in taught:
+                what = "{teacher} has no student in pairs"
+                raise PydanticCustomError(
+                    "cross_field", what, {"key": "teachers", "teacher": teacher}
+                )
+        for teacher in sorted(taught - {*self.teachers}):
+            what = "{teacher} is none of grid.teachers"
+            raise PydanticCustomError("cross_field", what, {"key": "pairs", "teacher": teacher})
+        if self.pairs and self.shifts:
+            what = "pools with a known shift go with students, not with pairs"
+            raise PydanticCustomError("cross_field", what, {"key": "shifts"})
+        return self
+
+    @model_validator(mode="after")
+    def _others_are_told_apart(self) -> Self:
+        borrowing = [(pair.teacher, pair.student) for pair in self.other_pairs]
+        lenders = {pair.other for pair in self.other_pairs}
+        problems = {
+            "others": "has several models: only pairs can tell who borrows from which"
+            if len(self.others) > 1 and not self.pairs
+            else None,
+            "other_pairs": "says of each of pairs, in their order, from which of others it borrows"
+            if self.pairs and self.others and borrowing != [*self.all_pairs]
+            else "go with pairs and others"
+            if self.other_pairs and not (self.pairs and self.others)
+            else "borrow from just the models of others"
+            if self.other_pairs and lenders != {*self.others}
+            else None,
+        }
+        _raise_first(problems)
+        return self
+
+    @property
+    def all_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Every (teacher, student): the listed pairs, or the product."""
+        if self.pairs:
+            return tuple((pair.teacher, pair.student) for pair in self.pairs)
+        return tuple(product(self.teachers, self.students))
+
+    def other_of(self, teacher: str, student: str) -> str:
+        """Return the other model whose dictionary a pair borrows."""
+        for pair in self.other_pairs:
+            if (pair.teacher, pair.student) == (teacher, student):
+                return pair.other
+        return self.others[0]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every pool a student may have: of methods, of controls, with a known shift."""
+        return (*self.methods, *self.controls, *self.shifts)
+
+    @property
+    def method_arms(self) -> tuple[str, ...]:
+        """The arms of each method, vanilla first."""
+        return (*BASE_ARMS, *self.arms, *([OTHER_ARM] if self.others else []))
+
+
+class Methods(Block):
+    """What makes or chooses substitution images, a block a method.
+
+    A method that the grid does not use may be left out, here and in recipes.
+    """
+
+    dafl: Dafl | None = None
+    fast: Fast | None = None
+    cmi: Cmi | None = None
+    deepinv: DeepInv | None = None
+    mosaick: Mosaick | None = None
+    dfnd: Dfnd | None = None
+    noise: Noise | None = None
+
+
+class Recipes(Block):
+    """How each method's student is trained: apart from Methods, so that pools outlive it."""
+
+    dafl: StudentRecipe | None = None
+    fast: StudentRecipe | None = None
+    cmi: StudentRecipe | None = None
+    deepinv: StudentRecipe | None = None
+    mosaick: StudentRecipe | None = None
+    dfnd: StudentRecipe | None = None
+    noise: StudentRecipe | None = None
+
+
+METHOD_NAMES: tuple[str, ...] = tuple(
+    name for name in Methods.model_fields if name not in CONTROL_NAMES
+)
+
+
+class Pool(Block):
+    """What holds for every substitution pool."""
+
+    holdout: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    """Share of the pool kept from the student, to measure agreement with the teacher."""
+
+
+class Other(Block):
+    """Another pre-trained model, whose dictionary Table 5 borrows."""
+
+    data: Data
+    """What it was trained on: other classes, in other number."""
+
+
+class Distill(Block):
+    """What holds for every student."""
+
+    num_snapshots: Annotated[int, Field(ge=1, le=100)] = 8
+    """Student snapshots left for the learning curves, the last one included."""
+
+
+class Evaluate(Block):
+    """How students are scored."""
+
+    deploy: Literal["backbone", "compensated"] = "backbone"
+    """Which accuracy is *the* accuracy of a KDCI student."""
+    batch_size: Count = 512
+
+
+class Params(Block):
+    """The whole tree of params.yaml."""
+
+    preset: Name
+    """Name of this experiment; artifacts lie below artifacts/<preset>."""
+    grid: Grid
+    budget: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Factor on the steps of pools and students, on every number's record: epochs and calls
+    shrink first, the steps in them once there is one left. Teachers are not scaled."""
+    runtime: Runtime = Runtime()
+    backbone: BackboneBlock = BackboneBlock()
+    data: Data
+    teacher: TeacherRecipe
+    pool: Pool = Pool()
+    methods: Methods
+    recipes: Recipes
+    dictionary: Dictionary = Dictionary()
+    compensation: CompensationBlock = CompensationBlock()
+    intervention: Intervention = Intervention()
+    shift: ShiftedPools | None = None
+    shifts: dict[ShiftName, Shift] = Field(default_factory=dict)
+    """Pools with a known shift, by name."""
+    other: Other | None = None
+    distill: Distill = Distill()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _methods_have_their_blocks(self) -> Self:
+        for method in (*self.grid.methods, *self.grid.controls):
+            for block in ("methods", "recipes"):
+                if getattr(getattr(self, block), method) is None:
+                    raise PydanticCustomError(
+                        "cross_field",
+                        "the grid asks for this method, but its block is missing",
+                        {"key": f"{block}.{method}"},
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _data_is_there_or_not_needed(self) -> Self:
+        problems: dict[str, str | None] = {}
+        for key, data in (("data", self.data), ("other.data", self.other and self.other.data)):
+            if data and data.path is None and not data.spec.bundled:
+                needs = f"{data.name} needs the folder it lies in"
+                if self.teacher.artifact is None:
+                    problems[f"{key}.path"] = f"{needs}, or a finished teacher.artifact"
+                elif data.test is not None:
+                    problems[f"{key}.test"] = (
+                        f"{needs} to test on: give data.path, or set it to null"
+                    )
+        _raise_first(problems)
+        return self
+
+    @model_validator(mode="after")
+    def _content_is_of_one_teacher(self) -> Self:
+        teacher, count = self.teacher, len({*self.grid.teachers, *self.grid.others})
+        if teacher.content is None:
+            return self
+        if teacher.artifact is None:
+            what = "is of a finished teacher, but teacher.artifact names none"
+            _raise_first({"teacher.content": what})
+        if count > 1:
+            what = "names one teacher, the grid has several: leave it out"
+            _raise_first({"teacher.content": what})
+        return self
+
+    @model_validator(mode="after")
+    def _fusion_fits_the_space(self) -> Self:
+        if self.compensation.fusion == "identity" and self.dictionary.space == "features":
+            raise PydanticCustomError(
+                "cross_field",
+                "identity adds F(z) to the logits: its dictionary can not be in features",
+                {"key": "compensation.fusion"},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shifts_have_their_blocks(self) -> Self:
+        grid, shift = self.grid, self.shift
+        if not grid.shifts:
+            return self
+        problems = {
+            "shift": "the grid asks for pools with a known shift, but this block is missing"
+            if shift is None
+            else None,
+            "shift.base": "is no method of the grid, whose pool could be resampled"
+            if shift is not None and shift.base not in grid.methods
+            else None,
+            "grid.shift_arms": "needs vanilla, which the other arms are measured against"
+            if "vanilla" not in grid.shift_arms
+            else None,
+        }
+        for name in grid.shifts:
+            if name not in self.shifts:
+                problems[f"shifts.{name}"] = "the grid asks for this shift, but it is missing"
+            if name in {*METHOD_NAMES, *CONTROL_NAMES}:
+                problems["grid.shifts"] = f"{name} is the name of a method: call it otherwise"
+        _raise_first(problems)
+        return self
+
+    @model_validator(mode="after")
+    def _the_other_model_fits(self) -> Self:
+        if not self.grid.others:
+            return self
+        if self.other is None:
+            raise PydanticCustomError(
+                "cross_field",
+                "the grid asks for another model's dictionary, but this block is missing",
+                {"key": "other"},
+            )
+        same_classes = self.data.spec.num_classes == self.other.data.spec.num_classes
+        if self.compensation.fusion == "identity" and not same_classes:
+            raise PydanticCustomError(
+                "cross_field",
+                "identity adds F(z) to the logits: the other model has other classes",
+                {"key": "compensation.fusion"},
+            )
+        return self
+
+    def method(
+        self, name: str, *, teacher: str | None = None, student: str | None = None
+    ) -> MethodBlock:
+        """Return the block of method ``name`` for a pair, with its steps scaled by the budget.
+
+        Args:
+            name: A method, a control, or a known shift, which has the block of its base.
+            teacher: Whose `by_teacher` values hold; None: the block's own.
+            student: Whose `by_student` values hold.
+        """
+        block: MethodBlock = getattr(self.methods, self.base_of(name))
+        block = block.of_pair(teacher, student)
+        return block if self.budget == 1 else block.scaled(self.budget)
+
+    def recipe(self, name: str) -> StudentRecipe:
+        """Return the student recipe of method ``name``, with its steps scaled by the budget."""
+        recipe: StudentRecipe = getattr(self.recipes, self.base_of(name))
+        return recipe if self.budget == 1 else recipe.scaled(self.budget)
+
+    def base_of(self, name: str) -> str:
+        """Return the method behind a pool: itself, or the one that a shift was built into."""
+        if name in self.grid.shifts and self.shift is not None:
+            return self.shift.base
+        return name
+
+    def of_other(self) -> Params:
+        """Return the params of the other model's pipeline: its backbone, its data.
+
+        Raises:
+            ValueError: There is no other model.
+        """
+        if self.other is None or not self.grid.others:
+            raise ValueError("grid.others names no other model")
+        nothing = dict.fromkeys(("controls", "arms", "shifts", "shift_arms", "others"), ())
+        models = {"teachers": self.grid.others, "students": self.grid.others, "pairs": ()}
+        grid = self.grid.model_copy(update={**models, **nothing})
+        return self.model_copy(update={"grid": grid, "data": self.other.data})
+
+    def blocks(self, *keys: str) -> dict[str, Any]:
+        """Return the values at dotted ``keys``, as plain JSON types.
+
+        Raises:
+            KeyError: A key does not exist.
+        """
+        tree = self.model_dump(mode="json", by_alias=True)
+        values = {}
+        for key in keys:
+            value: Any = tree
+            for part in key.split("."):
+                value = value[part]
+            values[key] = value
+        return values
+
+
+def hash_json(value: Any) -> str:
+    """Return the SHA-256 of ``value`` in a canonical JSON form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

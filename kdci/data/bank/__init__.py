@@ -1,0 +1,1 @@
+"""Substitution images: where they are kept, and how batches are drawn and augmented."""

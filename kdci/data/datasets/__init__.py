@@ -1,0 +1,1 @@
+"""Original, labelled datasets, which the teacher and `evaluate` alone open."""

@@ -1,0 +1,1 @@
+"""Unlabelled images that sampling-based methods choose from."""

@@ -1,0 +1,1 @@
+"""KDCI and what it is measured against: dictionary, compensation, strata, known shifts."""

@@ -1,0 +1,1 @@
+"""Data-free distillation methods: one a file, all behind ``base``."""

@@ -1,0 +1,266 @@
+"""CMI (Contrastive Model Inversion): a generator from scratch for every batch, kept diverse.
+
+Fang et al., "Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021.
+A call re-initialises the generator, fits it and fresh latents to the teacher for K steps,
+and keeps the best batch it saw. A contrastive term asks that each image be told apart, by
+two augmented views of it in the teacher's features, from the rest of the batch and from a
+memory of earlier batches: without it, calls that start alike end alike.
+
+Where this differs from the authors' public code, on purpose:
+
+- A full memory is drawn from like any other. There the write pointer stands for the number
+  of rows and is 0 when the memory has just been filled: that call gets no negatives and a
+  loss that is NaN, and a batch of an untrained generator's noise enters the pool.
+- A term of weight 0 is left out with all that it needs: for ``bn_weight`` the statistics, for
+  ``adversarial_weight`` the student's forward pass, for ``contrastive_weight`` (which crashes
+  there) the second view.
+- The pool is made before distillation without a student, then every refresh adds a batch
+  that is adversarial to it: the authors' two stages, at one setting of everything else.
+- A ResNet-18 teacher is read at its four stages, as ResNet-34 is; there, at every BatchNorm.
+- Crop and flip are those that the dataset allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdci.data.bank.resized_crop import random_resized_crop
+from kdci.methods.bank_source import BankSource
+from kdci.methods.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.models import PixelModel
+from kdci.models.generators.generating import build_beside
+from kdci.models.generators.generator import ADAM_BETAS, Generator, reset_parameters_
+from kdci.models.generators.projection_head import ProjectionHead
+from kdci.synthesis.descent import set_gradients
+from kdci.synthesis.feature_memory import FeatureMemory
+from kdci.synthesis.instance_discrimination import InstanceDiscrimination
+from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
+from kdci.synthesis.layer_features import LayerFeatures, feature_layers
+from kdci.training.losses import bn_statistics_loss, disagreement
+from kdci.training.optimizers import Adam
+
+LOCAL_SCALE = (0.25, 1.0)
+"""Share of the image's area that a local view shows."""
+
+
+class CmiSource(BankSource):
+    """Substitution images by CMI; see the module's docstring and ``SubstitutionSource``.
+
+    The defaults are the authors' for CIFAR-10, WRN-40-2 teacher.
+
+    Args:
+        context: Teacher, dataset, bank and seed.
+        latent_dim: Length of a latent.
+        generator_width: Channels of the generator's last hidden layer.
+        batch_size: Images per call, at least 2.
+        num_steps: Steps K per call, at least 1.
+        learning_rate: Adam rate of generator, latents and projection head.
+        bn_weight: Weight of R_bn; 0: it is not computed.
+        one_hot_weight: Weight of the cross-entropy to the targets.
+        adversarial_weight: Weight of the disagreement with the student.
+        contrastive_weight: Weight of the contrastive loss.
+        contrastive_temperature: Its temperature, above 0.
+        projection_dim: Length of the vectors that it compares.
+        memory_size: Images remembered, at least ``batch_size``.
+        num_negatives: Images of the memory that each step compares with, 0 or more.
+        warmup_calls: Calls that ``prepare`` makes, without a student.
+        temperature: T of the student's soft-label loss.
+
+    Raises:
+        UserError: The teacher has no BatchNorm statistics to invert.
+        ValueError: A number is not what is stated above.
+    """
+
+    def __init__(
+        self,
+        context: SourceContext,
+        *,
+        latent_dim: int = 256,
+        generator_width: int = 64,
+        batch_size: int = 256,
+        num_steps: int = 200,
+        learning_rate: float = 1e-3,
+        bn_weight: float = 1.0,
+        one_hot_weight: float = 1.0,
+        adversarial_weight: float = 0.5,
+        contrastive_weight: float = 0.8,
+        contrastive_temperature: float = 0.2,
+        projection_dim: int = 256,
+        memory_size: int = 40960,
+        num_negatives: int = 4096,
+        warmup_calls: int = 200,
+        temperature: float = 20.0,
+    ) -> None:
+        if num_steps < 1 or batch_size < 2 or memory_size < batch_size:
+            raise ValueError(
+                "need num_steps >= 1, batch_size >= 2 and memory_size >= batch_size, "
+                f"got {num_steps}, {batch_size} and {memory_size}"
+            )
+        require_batch_norm(context.teacher, "cmi", type(context.teacher.backbone).__name__)
+        super().__init__(context)
+        self.latent_dim = latent_dim
+        self.batch_size = batch_size
+        self.num_steps = num_steps
+        self.learning_rate = learning_rate
+        self.weights = {
+            "bn": bn_weight,
+            "one_hot": one_hot_weight,
+            "adversarial": adversarial_weight,
+            "contrastive": contrastive_weight,
+        }
+        self.warmup_calls = warmup_calls
+        self.temperature = temperature
+        self.calls = 0
+        self._statistics = BatchNormStatistics(context.teacher) if bn_weight > 0 else None
+        self._layers = LayerFeatures(feature_layers(context.teacher))
+        spec = context.spec
+        self._generator = build_beside(
+            context.teacher,
+            lambda: Generator(
+                latent_dim=latent_dim,
+                image_size=spec.image_size,
+                channels=spec.channels,
+                width=generator_width,
+            ),
+            self.random,
+        )
+        num_features = self._num_features()
+        head = build_beside(
+            context.teacher, lambda: ProjectionHead(num_features, projection_dim), self.random
+        )
+        self.discrimination = InstanceDiscrimination(
+            head,
+            FeatureMemory(memory_size, num_features),
+            learning_rate=learning_rate,
+            temperature=contrastive_temperature,
+            num_negatives=num_negatives,
+        )
+
+    @property
+    def num_preparations(self) -> int:
+        """The calls of the warm-up."""
+        return self.warmup_calls
+
+    def prepare(self) -> Iterator[dict[str, float]]:
+        """Make the calls of the warm-up, which need no student; see the protocol."""
+        while self.calls < self.warmup_calls:
+            yield self._synthesise(None)
+
+    def refresh(self, student: PixelModel) -> dict[str, float]:
+        """Make one call, adversarial to ``student``; see the protocol."""
+        return self._synthesise(student if self.weights["adversarial"] else None)
+
+    def criterion(self) -> StudentCriterion:
+        """Return the soft-label loss at the method's temperature."""
+        return SoftLabelCriterion(self.temperature)
+
+    def state_dict(self) -> State:
+        """Return head, memory and random streams; the generator starts anew at each call."""
+        return {
+            **super().state_dict(),
+            "calls": self.calls,
+            "discrimination": self.discrimination.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from ``state``; the bank is cut back to the length it had then."""
+        super().load_state_dict(state)
+        self.calls = state["calls"]
+        self.discrimination.load_state_dict(state["discrimination"])
+
+    def _num_features(self) -> int:
+        """Return how many features the teacher's layers give an image."""
+        spec, teacher = self.context.spec, self.context.teacher
+        blank = torch.zeros(1, spec.channels, spec.image_size, spec.image_size)
+        with frozen(teacher), torch.no_grad(), self._layers as layers:
+            teacher(blank.to(self.context.device))
+            return layers.features.shape[1]
+
+    def _synthesise(self, student: PixelModel | None) -> dict[str, float]:
+        """Add one inverted batch to the bank, and its features to the memory.
+
+        Returns:
+            The unweighted terms and the weighted sum ``inversion_loss`` of the kept batch,
+            and the bank's new length.
+        """
+        teacher = self.context.teacher
+        models = [teacher] if student is None else [teacher, student]
+        with frozen(*models):
+            kept, metrics = self._invert(student)
+        if "local" in kept:
+            self.discrimination.remember(kept["local"], kept["global_"])
+        self.bank.append(kept["images"])
+        self.calls += 1
+        return {**metrics, "bank": float(len(self.bank))}
+
+    def _invert(self, student: PixelModel | None) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Fit a new generator for K steps; return the best batch with its readings."""
+        device, size = self.context.device, (self.batch_size,)
+        reset_parameters_(self._generator, self.random)
+        latents = torch.randn(*size, self.latent_dim, generator=self.random).to(device)
+        latents.requires_grad_()
+        num_classes = self.context.spec.num_classes
+        targets = torch.randint(num_classes, size, generator=self.random).sort().values.to(device)
+        fitted = [*self._generator.parameters(), latents]
+        optimizer = Adam(fitted, lr=self.learning_rate, betas=ADAM_BETAS)
+        head = self.discrimination.head.parameters() if self.weights["contrastive"] else ()
+        leaves = [*fitted, *head]
+        best = BestBatch("cmi")
+        for _ in range(self.num_steps):
+            images = self._generator(latents)
+            readings, features = self._readings(images, targets, student)
+            best.offer(readings, images=images, **features)
+            set_gradients(readings["inversion_loss"], leaves)
+            optimizer.step()
+            self.discrimination.learn()
+        optimizer.zero_grad()
+        return best.result()
+
+    def _readings(
+        self, images: Tensor, targets: Tensor, student: PixelModel | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the terms for images seen through fresh views with their sum, and features.
+
+        The features of both views, (B, d) each, are left out where nothing compares them.
+        """
+        views, statistics = self.view(images), self._statistics
+        reading = nullcontext() if statistics is None else statistics
+        with reading, self._layers as layers:
+            logits, global_features = self.context.teacher(views).logits, layers.features
+            bn = logits.new_zeros(()) if statistics is None else _bn_loss(statistics)
+        terms = {"bn": bn, "one_hot": F.cross_entropy(logits, targets)}
+        terms["adversarial"] = terms["contrastive"] = logits.new_zeros(())
+        features = {}
+        if student is not None:
+            terms["adversarial"] = disagreement(student(views).logits, logits)
+        if self.weights["contrastive"]:
+            local_features = self._local_features(images)
+            features = {"local": local_features, "global_": global_features}
+            terms["contrastive"] = self.discrimination.loss(
+                local_features, global_features, self.random
+            )
+        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        return {"inversion_loss": total, **terms}, features
+
+    def _local_features(self, images: Tensor) -> Tensor:
+        """Return the teacher's features of a random part of each image, enlarged, (B, d)."""
+        views = random_resized_crop(
+            images, scale=LOCAL_SCALE, flip=self.context.spec.flip, generator=self.random
+        )
+        with self._layers as layers:
+            self.context.teacher(views)
+            return layers.features
+
+
+def _bn_loss(statistics: BatchNormStatistics) -> Tensor:
+    return bn_statistics_loss(
+        statistics.means,
+        statistics.variances,
+        statistics.running_means,
+        statistics.running_variances,
+    )

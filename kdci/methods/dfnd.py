@@ -1,0 +1,189 @@
+"""DFND: the open-world images that the teacher is surest of, and a student loss for noise.
+
+Chen et al., "Learning Student Networks in the Wild", CVPR 2021. Selection needs no student
+and makes no attempt at balance between classes; what the teacher prefers is what is drawn.
+The student's loss allows for the teacher being wrong on foreign images: a learned matrix Q
+turns the student's class probabilities into those of the teacher's noisy labels.
+
+Where this differs from the authors' public code, on purpose: all images meet the teacher's
+own normalisation, and the diagonal of Q is the accuracy of the teacher at hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdci.data.open_world.scores import OpenWorldScores
+from kdci.errors import UserError
+from kdci.methods.bank_source import BankSource
+from kdci.methods.base import SourceContext, State, StudentCriterion
+from kdci.models import PixelModel
+from kdci.training.losses import one_hot_costs, soft_label_kl
+
+
+class NoisyStudentCriterion(StudentCriterion):
+    """T^2-scaled KL, and NLL of the teacher's label under the student seen through noise.
+
+    Row i of the matrix Q in R^{K x K} says what the teacher calls an image of class i: the
+    true class with probability a, the others with (1 - a) softmax(A_i). A starts at 0, that
+    is, errors spread evenly. Q only explains labels while training; it is no part of the
+    student.
+
+    Args:
+        num_classes: Number of classes K, at least 2.
+        teacher_accuracy: a, a fraction strictly between 0 and 1, so that log Q is finite.
+        temperature: T of the KL term.
+        learning_rate: Adam rate of A.
+
+    Raises:
+        ValueError: ``num_classes`` or ``teacher_accuracy`` is out of range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        teacher_accuracy: float,
+        temperature: float = 4.0,
+        learning_rate: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        if not 0 < teacher_accuracy < 1:
+            raise ValueError(
+                "teacher_accuracy must be a fraction strictly between 0 and 1, "
+                f"got {teacher_accuracy}"
+            )
+        self.teacher_accuracy = teacher_accuracy
+        self.temperature = temperature
+        self.learning_rate = learning_rate
+        self.noise_scores = nn.Parameter(torch.zeros(num_classes, num_classes - 1))
+
+    def log_noise(self) -> Tensor:
+        """Return log Q, (K, K): row i is the true class, column j the teacher's label."""
+        log_errors = F.log_softmax(self.noise_scores, dim=1) + math.log1p(-self.teacher_accuracy)
+        num_classes = len(log_errors)
+        classes = torch.arange(num_classes, device=log_errors.device)
+        # A leaves out the diagonal, so the columns right of it sit one place to the left.
+        column_KK = classes - (classes > classes[:, None]).long()
+        spread_KK = log_errors.gather(1, column_KK.clamp(max=num_classes - 2))
+        log_correct = math.log(self.teacher_accuracy)
+        return spread_KK.masked_fill(classes == classes[:, None], log_correct)
+
+    def forward(self, student_logits_BK: Tensor, teacher_logits_BK: Tensor) -> dict[str, Tensor]:
+        """Return the terms ``kl`` and ``nll``; see the base class."""
+        labels_B = teacher_logits_BK.argmax(dim=1)
+        # log (p_S Q)[label], as a sum over the true class; only the label's column is needed.
+        log_joint_BK = F.log_softmax(student_logits_BK, dim=1) + self.log_noise().T[labels_B]
+        return {
+            "kl": soft_label_kl(student_logits_BK, teacher_logits_BK, self.temperature),
+            "nll": -log_joint_BK.logsumexp(dim=1).mean(),
+        }
+
+
+class DfndSource(BankSource):
+    """Substitution images by DFND; see the module's docstring and ``SubstitutionSource``.
+
+    Args:
+        context: Teacher, dataset, bank, seed, and what opens the unlabelled pool.
+        num_selected: Images to keep of the pool.
+        teacher_accuracy: The teacher's accuracy, a fraction strictly between 0 and 1; `auto`:
+            as the context says.
+        temperature: T of the student's KL term.
+        noise_learning_rate: Adam rate of the student loss's noise matrix.
+        score_batch_size: Images the teacher scores at once.
+
+    Raises:
+        UserError: ``teacher_accuracy`` is `auto`, and the context does not know it.
+        ValueError: ``num_selected`` or ``score_batch_size`` is not positive, or
+            ``teacher_accuracy`` is out of range.
+    """
+
+    def __init__(
+        self,
+        context: SourceContext,
+        *,
+        num_selected: int,
+        teacher_accuracy: float | Literal["auto"] = "auto",
+        temperature: float = 4.0,
+        noise_learning_rate: float = 1e-3,
+        score_batch_size: int = 512,
+    ) -> None:
+        super().__init__(context)
+        self._scores = OpenWorldScores(
+            "dfnd",
+            name="score",
+            score=one_hot_costs,
+            keep="lowest",
+            num_selected=num_selected,
+            batch_size=score_batch_size,
+            skipped=context.skipped,
+        )
+        self.teacher_accuracy = _known(
+            context.teacher_accuracy if isinstance(teacher_accuracy, str) else teacher_accuracy
+        )
+        self.temperature = temperature
+        self.noise_learning_rate = noise_learning_rate
+        self.criterion()  # refuses a bad accuracy now, not after hours of scoring
+
+    @property
+    def num_preparations(self) -> int:
+        """Not known: the pool's size is, once it is opened."""
+        return 0
+
+    @property
+    def num_open_world(self) -> int:
+        """All of the bank."""
+        return len(self.bank)
+
+    def prepare(self) -> Iterator[dict[str, float]]:
+        """Score the pool, then keep the images with the lowest scores; see the protocol.
+
+        Yields:
+            ``scored`` (images so far) and ``score`` (their mean -log max p_T, in nats);
+            at the end ``bank`` and ``selected_score``, the mean over the kept images.
+
+        Raises:
+            UserError: The pool has fewer images than are to be selected, or too many bad ones.
+            NumericError: The teacher's prediction is not finite.
+        """
+        return self._scores.choose(self.context.open_world, self.context.teacher, self.bank)
+
+    def refresh(self, student: PixelModel) -> dict[str, float]:
+        """Do nothing: the choice does not depend on the student."""
+        return {}
+
+    def criterion(self) -> StudentCriterion:
+        """Return the student loss with an even noise matrix, on the teacher's device."""
+        return NoisyStudentCriterion(
+            self.context.spec.num_classes,
+            teacher_accuracy=self.teacher_accuracy,
+            temperature=self.temperature,
+            learning_rate=self.noise_learning_rate,
+        ).to(self.context.device)
+
+    def state_dict(self) -> State:
+        """Return the scores so far, the random streams and the bank's length."""
+        return {**super().state_dict(), "scores": self._scores.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from ``state``; the bank is cut back to the length it had then."""
+        super().load_state_dict(state)
+        self._scores.load_state_dict(state["scores"])
+
+
+def _known(teacher_accuracy: float | None) -> float:
+    if teacher_accuracy is None:
+        raise UserError(
+            "methods.dfnd.teacher_accuracy",
+            "auto needs the teacher's accuracy, which its card does not state",
+            "give it as a fraction, or import the teacher with --data",
+        )
+    return teacher_accuracy

@@ -1,0 +1,1 @@
+"""Classifiers: teachers and students."""

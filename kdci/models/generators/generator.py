@@ -1,0 +1,240 @@
+"""The generators of the data-free methods, and the rule that re-initialises them.
+
+All upsample by nearest neighbours and start from PyTorch's default initialisation. They are
+meant to stay in train mode, also when sampled from: batch statistics are part of them. Images,
+and what makes them of the last convolution, have the latents' type, whatever that computes in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kdci.models.generators.generating import BesideTeacher
+from kdci.models.generators.upsampled_convolution import upsampled_convolution
+
+SLOPE = 0.2
+"""Negative slope of every leaky ReLU here."""
+ADAM_BETAS = (0.5, 0.999)
+"""What every method trains its generator with."""
+
+
+class _UpsamplingBlock(nn.Sequential):
+    """Up x2-Conv3x3-BN-LeakyReLU, of which the first two are computed as one."""
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', 2H, 2W)."""
+        _upsampling, convolution, *others = self
+        assert isinstance(convolution, nn.Conv2d)
+        maps = upsampled_convolution(maps_BCHW, convolution.weight, convolution.bias)
+        for layer in others:
+            maps = layer(maps)
+        return maps
+
+
+def _block(
+    in_width: int, out_width: int, *, upsample: bool = True, bias: bool = False, eps: float = 1e-5
+) -> nn.Sequential:
+    """Return [Up x2]-Conv3x3-BN-LeakyReLU."""
+    layers = (
+        nn.Conv2d(in_width, out_width, 3, padding=1, bias=bias),
+        nn.BatchNorm2d(out_width, eps=eps),
+        nn.LeakyReLU(SLOPE, inplace=True),
+    )
+    if upsample:
+        return _UpsamplingBlock(nn.Upsample(scale_factor=2), *layers)
+    return nn.Sequential(*layers)
+
+
+def _finished(colours_BCHW: Tensor, to_image: nn.Sequential) -> Tensor:
+    """Return what the layers of ``to_image`` after its convolution make of its output."""
+    for layer in to_image[1:]:
+        colours_BCHW = layer(colours_BCHW)
+    return colours_BCHW
+
+
+def _start_size(image_size: int, upsampling: int) -> int:
+    """Return the side of the first feature map.
+
+    Raises:
+        ValueError: If ``image_size`` is no positive multiple of ``upsampling``.
+    """
+    start, rest = divmod(image_size, upsampling)
+    if rest or start < 1:
+        raise ValueError(f"image_size must be a multiple of {upsampling}, got {image_size}")
+    return start
+
+
+class _FromVector(BesideTeacher):
+    """A generator whose latents are vectors: a linear layer first, then its ``blocks``."""
+
+    linear: nn.Linear
+    norm: nn.BatchNorm2d
+    blocks: nn.Sequential
+    to_image: nn.Sequential
+    start_shape: tuple[int, int, int]
+
+    def forward(self, latents_BZ: Tensor) -> Tensor:
+        """Map latents (B, Z) to images, shape (B, C, H, W), on the scale of the last layer."""
+        with self.arithmetic.autocast(latents_BZ.device):
+            maps = self.linear(latents_BZ).unflatten(1, self.start_shape)
+            maps = self.blocks(self.norm(self.arithmetic.lay_out(maps)))
+            colours = self.to_image[0](maps)
+        return _finished(colours.to(latents_BZ.dtype), self.to_image)
+
+
+class Generator(_FromVector):
+    """G-small and G-large: a linear layer, then two upsampling blocks up to the image.
+
+    G-small is the generator of Fast, CMI and the DAFL of Fast-Datafree; G-large, which
+    starts from twice the width, that of MosaicKD.
+
+    Attributes:
+        latent_shape: Shape of one latent, ``(latent_dim,)``.
+        linear: Latent to the first feature map.
+        norm: BatchNorm of the first feature map.
+
+    Args:
+        latent_dim: Length Z of a latent.
+        image_size: Height and width of the images in pixels, a multiple of 4.
+        channels: Number of image channels C.
+        width: Channels before the last convolution; the field calls it ngf.
+        large: Whether to start from 4 times the width (G-large) instead of 2 (G-small).
+
+    Raises:
+        ValueError: If ``image_size`` is no multiple of 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        image_size: int,
+        channels: int,
+        width: int = 64,
+        large: bool = False,
+    ) -> None:
+        super().__init__()
+        start_size = _start_size(image_size, 4)
+        start_width = width * (4 if large else 2)
+        self.latent_shape = (latent_dim,)
+        self.start_shape = (start_width, start_size, start_size)
+        self.linear = nn.Linear(latent_dim, start_width * start_size**2)
+        self.norm = nn.BatchNorm2d(start_width)
+        self.blocks = nn.Sequential(_block(start_width, 2 * width), _block(2 * width, width))
+        self.to_image = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
+
+
+class DaflGenerator(_FromVector):
+    """G-DAFL, the generator of the original DAFL (Chen et al., ICCV 2019, authors' code).
+
+    Its images are *normalised*, not in [0, 1]: tanh and a last BatchNorm without weights
+    give them zero mean and unit variance over the batch, unbounded, and the authors feed
+    them to the teacher as they are. Whoever keeps them takes them back to pixels with the
+    dataset's mean and deviation.
+
+    Attributes:
+        latent_shape: Shape of one latent, ``(latent_dim,)``.
+        linear: Latent to the first feature map.
+        norm: BatchNorm of the first feature map.
+
+    Args:
+        latent_dim: Length Z of a latent.
+        image_size: Height and width of the images in pixels, a multiple of 4.
+        channels: Number of image channels C.
+        width: Channels before the last convolution.
+
+    Raises:
+        ValueError: If ``image_size`` is no multiple of 4.
+    """
+
+    # The authors pass 0.8 as BatchNorm's second positional argument. That is eps; momentum
+    # was perhaps meant, but the published results were made with this.
+    BLOCK_EPS = 0.8
+
+    def __init__(
+        self, *, latent_dim: int = 1000, image_size: int, channels: int, width: int = 64
+    ) -> None:
+        super().__init__()
+        start_size = _start_size(image_size, 4)
+        start_width = 2 * width
+        self.latent_shape = (latent_dim,)
+        self.start_shape = (start_width, start_size, start_size)
+        self.linear = nn.Linear(latent_dim, start_width * start_size**2)
+        self.norm = nn.BatchNorm2d(start_width)
+        self.blocks = nn.Sequential(
+            _block(start_width, 2 * width, bias=True, eps=self.BLOCK_EPS),
+            _block(2 * width, width, bias=True, eps=self.BLOCK_EPS),
+        )
+        self.to_image = nn.Sequential(
+            nn.Conv2d(width, channels, 3, padding=1),
+            nn.Tanh(),
+            nn.BatchNorm2d(channels, affine=False),
+        )
+
+
+class DeepGenerator(BesideTeacher):
+    """G-deep, the generator of Fast on ImageNet: a spatial latent and four upsamplings.
+
+    The reference holds 1,398,403 parameters, 805,952 of them in a linear layer that no
+    image depends on; it is left out here, and 592,451 remain.
+
+    Attributes:
+        latent_shape: Shape of one latent, ``(latent_dim, image_size / 16, image_size / 16)``.
+
+    Args:
+        latent_dim: Channels Z of a latent.
+        image_size: Height and width of the images in pixels, a multiple of 16.
+        channels: Number of image channels C.
+        width: Channels before the last convolution.
+
+    Raises:
+        ValueError: If ``image_size`` is no multiple of 16.
+    """
+
+    def __init__(
+        self, *, latent_dim: int = 256, image_size: int = 224, channels: int = 3, width: int = 64
+    ) -> None:
+        super().__init__()
+        start_size = _start_size(image_size, 16)
+        self.latent_shape = (latent_dim, start_size, start_size)
+        self.blocks = nn.Sequential(
+            _block(latent_dim, 2 * width, upsample=False),
+            _block(2 * width, 2 * width),
+            _block(2 * width, width),
+            _block(width, width),
+            _block(width, width),
+        )
+        self.to_image = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
+
+    def forward(self, latents_BZhw: Tensor) -> Tensor:
+        """Map latents (B, Z, H / 16, W / 16) to images in [0, 1], shape (B, C, H, W)."""
+        with self.arithmetic.autocast(latents_BZhw.device):
+            maps = self.blocks(self.arithmetic.lay_out(latents_BZhw))
+            colours = self.to_image[0](maps)
+        return _finished(colours.to(latents_BZhw.dtype), self.to_image)
+
+
+def reset_parameters_(module: nn.Module, generator: torch.Generator) -> None:
+    """Re-initialise a generator, or one of its layers, by the rule of CMI and Fast.
+
+    Convolution and linear weights are drawn from N(0, 0.02^2), BatchNorm weights from
+    N(1, 0.02^2); biases become 0. Running statistics stay: generators never use them.
+
+    Args:
+        module: Changed in place, with all modules below it. It may be on any device: the
+            numbers are drawn on the CPU, so that they do not depend on it.
+        generator: CPU random stream to draw from, in the order of ``module.modules()``.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            centre = 0.0
+        elif isinstance(layer, nn.BatchNorm2d) and layer.affine:
+            centre = 1.0
+        else:
+            continue
+        with torch.no_grad():
+            noise = torch.randn(layer.weight.shape, generator=generator)
+            layer.weight.copy_(centre + 0.02 * noise)
+            if layer.bias is not None:
+                layer.bias.zero_()

@@ -1,0 +1,88 @@
+"""The generator that Fast learns across calls."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from kdci.models.generators.generator import ADAM_BETAS, Generator, reset_parameters_
+from kdci.training.optimizers import Adam, load_moments, moments_of
+
+MetaUpdate = Literal["fomaml", "reptile", "none"]
+
+
+class MetaGenerator:
+    """The generator that learns across calls, with the optimiser of its meta step.
+
+    Args:
+        generator: Its weights are the starting point of every call.
+        learning_rate: Adam rate of the meta step.
+        update: ``fomaml``: the adapted copy's gradients of all inner steps, summed;
+            ``reptile``: the direction from the adapted weights; ``none``: no meta step,
+            each call adapts the shared weights themselves.
+        reptile_scale: Factor on Reptile's direction. Adam hardly sees it: it only lifts
+            the direction over Adam's epsilon.
+
+    Raises:
+        ValueError: ``update`` is none of the three.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        learning_rate: float,
+        update: MetaUpdate,
+        reptile_scale: float,
+    ) -> None:
+        if update not in get_args(MetaUpdate):
+            raise ValueError(f"update must be one of {get_args(MetaUpdate)}, got {update!r}")
+        self.generator = generator
+        self.update = update
+        self.reptile_scale = reptile_scale
+        self._optimizer = Adam(generator.parameters(), lr=learning_rate, betas=ADAM_BETAS)
+
+    def start(self) -> Generator:
+        """Return the generator that one call adapts."""
+        return self.generator if self.update == "none" else copy.deepcopy(self.generator)
+
+    def learn(self, adapted: Generator, summed_gradients: Sequence[Tensor]) -> None:
+        """Take one meta step.
+
+        Args:
+            adapted: What ``start`` returned, after the inner steps.
+            summed_gradients: Sum over the inner steps of the gradient of each parameter.
+        """
+        if self.update == "none":
+            return
+        weights = list(self.generator.parameters())
+        if self.update == "fomaml":
+            gradients = list(summed_gradients)
+        else:
+            pairs = zip(weights, adapted.parameters(), strict=True)
+            gradients = [self.reptile_scale * (meta - fast).detach() for meta, fast in pairs]
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def reset_first_layer(self, random: torch.Generator) -> None:
+        """Start the linear layer and its BatchNorm anew, and Adam's moments of both."""
+        for layer in (self.generator.linear, self.generator.norm):
+            reset_parameters_(layer, random)
+            for weight in layer.parameters():
+                self._optimizer.state.pop(weight, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of the weights and of Adam's moments."""
+        weights = {name: value.clone() for name, value in self.generator.state_dict().items()}
+        return {"generator": weights, "moments": moments_of(self._optimizer)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.generator.load_state_dict(state["generator"])
+        load_moments(self._optimizer, state["moments"])

@@ -1,0 +1,124 @@
+"""What each arm gains on vanilla: a panel a method, or a panel a known shift."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from kdci.deconfounding.arms import ARMS, arm_title
+from kdci.reporting.arm_comparison import ArmResult
+from kdci.reporting.figures.style import (
+    BOTH,
+    COMPENSATED,
+    FAINT,
+    HEADING,
+    INK,
+    KDCI,
+    MARGIN,
+    MUTED,
+    SMALL,
+    VANILLA,
+    WIDTH,
+    heading,
+    place,
+    signed_tick,
+)
+from kdci.reporting.text.arm_tables import where
+
+_COLUMNS = 3
+_ARM_ROW = 0.2
+_TITLE = 0.3
+_AXIS = 0.42
+_LEFT = MARGIN + 1.25
+_GAP = 0.25
+_WIDEST = 2.0
+"""The axis goes no further than so many times the largest gain: intervals beyond are cut."""
+
+
+def arm_gains(results: Sequence[ArmResult], *, title: str) -> Figure:
+    """Draw each arm's paired difference to vanilla with its interval, all on one axis.
+
+    Args:
+        results: Those of one teacher-student pair; a panel for each method or shift in them.
+        title: Of the figure.
+    """
+    arms = list(dict.fromkeys(one.arm for one in results))
+    panels = list(dict.fromkeys(one.method for one in results))
+    columns = min(_COLUMNS, len(panels))
+    num_rows = -(-len(panels) // columns)
+    body = len(arms) * _ARM_ROW + 0.1
+    figure = Figure(figsize=(WIDTH, HEADING + num_rows * (_TITLE + body + _AXIS)))
+    what = "points" if results[0].measure == "accuracy" else "points of agreement"
+    heading(
+        figure,
+        title,
+        f"Paired difference of the deployed prediction to vanilla, {what}: mean and 95 % interval; "
+        "ticks: replicates",
+    )
+    limits = axis_limits(results)
+    width = (WIDTH - MARGIN - _LEFT - _GAP * (columns - 1)) / columns
+    num_methods = len([name for name in panels if name is not None])
+    for index, name in enumerate(panels):
+        row, column = divmod(index, columns)
+        top = HEADING + _TITLE + row * (_TITLE + body + _AXIS)
+        axes = place(figure, _LEFT + column * (width + _GAP), top, width, body)
+        own = {one.arm: one for one in results if one.method == name}
+        axes.set_title(where(next(iter(own.values())), num_methods))
+        _panel(axes, [own.get(arm) for arm in arms], limits)
+        axes.set_yticks(range(len(arms)), [arm_title(arm) for arm in arms] if not column else [])
+    return figure
+
+
+def axis_limits(results: Iterable[ArmResult]) -> tuple[float, float]:
+    """Return limits in points that hold zero, every single difference, and most intervals."""
+    values, bounds = [0.0], [0.0]
+    for one in results:
+        values += one.paired.values()
+        known = one.difference
+        bounds += known.interval if known and known.interval else ()
+    reach = _WIDEST * max(map(abs, values))
+    low = min(*values, max(min(bounds), -reach))
+    high = max(*values, min(max(bounds), reach))
+    room = max(0.06 * (high - low), 0.3)
+    return (low - room, high + room)
+
+
+def _panel(axes: Axes, results: Sequence[ArmResult | None], limits: tuple[float, float]) -> None:
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    for height, one in enumerate(results):
+        known = one.difference if one else None
+        if one is None or known is None:
+            axes.text(0, height, " not run", size=6.5, color=MUTED, va="center")
+            continue
+        color = arm_color(one.arm)
+        if known.interval:
+            low, high = np.clip(known.interval, *limits)
+            axes.plot([low, high], [height] * 2, color=color, linewidth=2.0)
+            for bound, end, marker in ((0, low, "<"), (1, high, ">")):
+                if known.interval[bound] != end:
+                    axes.plot(end, height, marker, color=color, markersize=4, clip_on=False)
+        each = list(one.paired.values())
+        axes.plot(each, [height - 0.3] * len(each), "|", color=color, markersize=3.5, alpha=0.9)
+        axes.plot(known.mean, height, "o", color=color, markersize=4.5)
+    axes.set(xlim=limits, ylim=(len(results) - 0.4, -0.7))
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0, pad=7, labelsize=SMALL, labelcolor=INK)
+    axes.tick_params(axis="x", labelsize=6.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(lambda value, _: signed_tick(value))
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color=FAINT, linewidth=0.6)
+
+
+def arm_color(arm: str) -> str:
+    """Return an arm's colour by its kind: KDCI, its ablations, plain remedies, both at once."""
+    kind = ARMS[arm]
+    if not kind.compensated:
+        return VANILLA
+    if kind.strata or kind.adjusted:
+        return BOTH
+    return COMPENSATED if kind.changes or kind.dictionary == "other" else KDCI

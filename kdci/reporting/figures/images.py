@@ -1,0 +1,262 @@
+"""Figures made of images: what a pool looks like, and what the models say of test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from kdci.reporting.evidence import Examples, PoolView
+from kdci.reporting.figures.style import (
+    FAINT,
+    HEADING,
+    INK,
+    KDCI,
+    MARGIN,
+    MUTED,
+    SMALL,
+    VANILLA,
+    WIDTH,
+    WRONG,
+    canvas,
+    empty_tile,
+    heading,
+    short,
+    show_image,
+)
+from kdci.reporting.statistics import Discordant
+from kdci.reporting.text.wording import method_title
+
+NUM_COLUMNS = 10
+MAX_CLASSES = 20
+MAX_EXAMPLES = 20
+_LABELS = 1.25
+_PITCH = (WIDTH - _LABELS - 2 * MARGIN) / NUM_COLUMNS
+_TILE = _PITCH - 0.08
+_EMPTY_ROW = 0.42
+_SEED = 0
+
+
+def pick(pool: PoolView, class_index: int, count: int) -> NDArray[np.int64]:
+    """Return up to ``count`` random rows of a class, the surest first; always the same ones.
+
+    A random pick shows what the class is like; the surest images alone would flatter it.
+    """
+    members = np.flatnonzero(pool.top_class == class_index)
+    generator = np.random.default_rng((_SEED, pool.pool_seed, class_index))
+    chosen = generator.choice(members, size=min(count, len(members)), replace=False)
+    return np.asarray(chosen[np.argsort(-pool.confidence[chosen], kind="stable")], dtype=np.int64)
+
+
+def shown_classes(num_classes: int, limit: int) -> list[int]:
+    """Return all classes, or ``limit`` evenly spaced ones where there are more."""
+    if num_classes <= limit:
+        return list(range(num_classes))
+    return [int(index) for index in np.linspace(0, num_classes - 1, limit).round()]
+
+
+def substitutes(pool: PoolView, class_names: Sequence[str]) -> Figure:
+    """Draw random images of a pool, a row per class of the teacher, with its confidence.
+
+    Of many classes some are shown, evenly spaced from the most frequent one to the rarest.
+    """
+    classes = shown_classes(len(class_names), MAX_CLASSES)
+    if len(classes) < len(class_names):
+        classes = np.argsort(-pool.proportions, kind="stable")[classes].tolist()
+    picks = [pick(pool, class_index, NUM_COLUMNS) for class_index in classes]
+    heights = [_TILE + 0.24 if len(chosen) else _EMPTY_ROW + 0.14 for chosen in picks]
+    figure = Figure(figsize=(WIDTH, HEADING + sum(heights) + 0.1))
+    every = f"A row per class as the teacher {pool.teacher} sees it: its share of the pool, and"
+    if len(classes) < len(class_names):
+        every = (
+            f"{len(classes)} of {len(class_names):,} classes of {pool.teacher}, frequent to rare:"
+        )
+    heading(
+        figure,
+        f"Substitution images: {method_title(pool.method)}, pool {pool.pool_seed}",
+        f"{every} random images, surest first, with the teacher's confidence",
+    )
+    sheet = canvas(figure)
+    y = HEADING
+    for class_index, chosen, height in zip(classes, picks, heights, strict=True):
+        share = 100 * float(pool.proportions[class_index])
+        middle = y + (_TILE if len(chosen) else _EMPTY_ROW) / 2
+        name = short(class_names[class_index], cut=11)
+        sheet.text(MARGIN, middle - 0.1, name, size=11, weight="bold", va="center")
+        sheet.text(MARGIN, middle + 0.12, f"{share:.1f} %", size=8, color=MUTED, va="center")
+        if len(chosen):
+            _class_row(sheet, pool, chosen, y)
+        else:
+            _empty_row(sheet, y)
+        y += height
+    return figure
+
+
+def _class_row(sheet: Axes, pool: PoolView, chosen: NDArray[np.int64], y: float) -> None:
+    for column in range(NUM_COLUMNS):
+        x = MARGIN + _LABELS + column * _PITCH
+        if column >= len(chosen):
+            empty_tile(sheet, x, y, _TILE)
+            continue
+        index = chosen[column]
+        show_image(sheet, pool.images[index], x, y, _TILE)
+        sure = f"{100 * pool.confidence[index]:.0f} %"
+        middle = x + _TILE / 2
+        sheet.text(middle, y + _TILE + 0.03, sure, size=6.5, color=MUTED, ha="center", va="top")
+
+
+def _empty_row(sheet: Axes, y: float) -> None:
+    left, width = MARGIN + _LABELS, (NUM_COLUMNS - 1) * _PITCH + _TILE
+    empty_tile(sheet, left, y, width, _EMPTY_ROW)
+    note = "no image of this class in the pool"
+    sheet.text(left + 0.15, y + _EMPTY_ROW / 2, note, color=WRONG, va="center")
+
+
+_TITLES_ON_TEST = {
+    "gained": "Only KDCI is right",
+    "lost": "Only vanilla is right",
+    "other": "Others: both are right, or both wrong",
+}
+_TITLES_ON_HOLDOUT = {
+    "gained": "Only KDCI agrees with the teacher",
+    "lost": "Only vanilla agrees with the teacher",
+    "other": "Others: both agree with it, or neither",
+}
+_TITLES_ALONE = {
+    "differ": "The student and the teacher differ",
+    "other": "The student and the teacher agree",
+}
+_LINE = 0.2
+_GROUP_HEADING = 0.34
+_BLOCK = _TILE + 1.15
+_LONGEST, _CUT = 11, 9
+"""Characters of a class name that fit below a tile, and of one that is cut."""
+_SPEAKERS = {"vanilla": VANILLA, "kdci": KDCI, "teacher": INK}
+
+
+def predictions(
+    examples: Examples, class_names: Sequence[str], counts: Discordant | None = None
+) -> Figure:
+    """Draw a case study: images with what each model takes them for; errors in red.
+
+    What only KDCI gets right comes first, then what only vanilla does, each under a heading.
+
+    Args:
+        examples: Of the first pool's and seed's students.
+        class_names: Of the teacher's classes.
+        counts: How many such images there are in the whole test set.
+    """
+    groups = shown_groups(examples.predictions)
+    num_blocks = sum(-(-len(members) // NUM_COLUMNS) for members in groups.values())
+    body = len(groups) * _GROUP_HEADING + num_blocks * _BLOCK
+    figure = Figure(figsize=(WIDTH, HEADING + body))
+    on_test = examples.evaluated_on == "test"
+    pictures = "Test images" if on_test else "Held-out substitutes"
+    heading(
+        figure,
+        f"{pictures} as the models see them: {method_title(examples.method)}",
+        _subtitle(examples, counts),
+    )
+    has_kdci = _has_kdci(examples.predictions)
+    speakers = [name for name in _SPEAKERS if name != "kdci" or has_kdci]
+    together = _TITLES_ON_TEST if on_test else _TITLES_ON_HOLDOUT
+    titles = together if has_kdci else _TITLES_ALONE
+    sheet = canvas(figure)
+    y = HEADING
+    for group, members in groups.items():
+        title = titles[group] + ("" if members else ": none")
+        sheet.text(MARGIN, y + 0.12, title, size=10, weight="bold", va="center")
+        y += _GROUP_HEADING
+        for first in range(0, len(members), NUM_COLUMNS):
+            _prediction_labels(sheet, y + _TILE, speakers, on_test=on_test)
+            for column, index in enumerate(members[first : first + NUM_COLUMNS]):
+                x = MARGIN + _LABELS + column * _PITCH
+                show_image(sheet, examples.images[index], x, y, _TILE)
+                said = examples.predictions[index]
+                _prediction_column(sheet, said, speakers, class_names, x, y + _TILE)
+            y += _BLOCK
+    return figure
+
+
+def shown_groups(said: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Return the shown images' indices by group, a row of each kind that students differ on.
+
+    Images they agree on are there where the others would not fill a row, or where there is no
+    KDCI student.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, one in enumerate(said):
+        groups.setdefault(one.get("group", "other"), []).append(index)
+    others = groups.get("other", [])
+    if not _has_kdci(said):
+        differ = groups.get("differ", [])[:MAX_EXAMPLES]
+        found = {"differ": differ, "other": others[: MAX_EXAMPLES - len(differ)]}
+        return {name: members for name, members in found.items() if members}
+    found = {name: groups.get(name, [])[:NUM_COLUMNS] for name in ("gained", "lost")}
+    if others and sum(map(len, found.values())) < NUM_COLUMNS:
+        found["other"] = others[:NUM_COLUMNS]
+    return found
+
+
+def _has_kdci(said: Sequence[Mapping[str, Any]]) -> bool:
+    return any(one["kdci"] is not None for one in said)
+
+
+def _subtitle(examples: Examples, counts: Discordant | None) -> str:
+    pair = f"{examples.teacher} to {examples.student}"
+    red = f"red: not what the {'label' if examples.evaluated_on == 'test' else 'teacher'} says"
+    if not _has_kdci(examples.predictions):
+        return f"{pair}, one student; {red}"
+    alone = ""
+    if counts is not None:
+        gained, lost = f"{counts.gained:,}", f"{counts.lost:,}"
+        alone = f"; of all test images KDCI alone gets {gained} right, vanilla alone {lost}"
+    return f"{pair}, students of one seed{alone}; {red}"
+
+
+def _prediction_labels(sheet: Axes, y: float, speakers: Sequence[str], *, on_test: bool) -> None:
+    if on_test:
+        sheet.text(MARGIN, y + _LINE, "label", size=8.5, color=MUTED, va="center")
+    for line, name in enumerate(speakers, start=2):
+        title, color = "KDCI" if name == "kdci" else name, _SPEAKERS[name]
+        sheet.text(
+            MARGIN, y + line * _LINE, title, size=8.5, color=color, weight="bold", va="center"
+        )
+    right = MARGIN + _LABELS + NUM_COLUMNS * _PITCH - (_PITCH - _TILE)
+    sheet.plot([MARGIN, right], [y + 1.5 * _LINE] * 2, color=FAINT, linewidth=0.8)
+
+
+def _prediction_column(
+    sheet: Axes,
+    said: Mapping[str, Any],
+    speakers: Sequence[str],
+    class_names: Sequence[str],
+    x: float,
+    y: float,
+) -> None:
+    label = said["label"]
+    truth = said["teacher"] if label is None else label
+    # A long class name has to fit below its tile.
+    size = 8.5 if max(map(len, class_names)) <= 6 else SMALL - 0.7
+    middle = x + _TILE / 2
+    if label is not None:
+        name = short(class_names[label], _LONGEST, cut=_CUT)
+        sheet.text(middle, y + _LINE, name, size=size, color=MUTED, ha="center", va="center")
+    for line, speaker in enumerate(speakers, start=2):
+        index = said[speaker]
+        name = "-" if index is None else short(class_names[index], _LONGEST, cut=_CUT)
+        wrong = index is not None and index != truth
+        sheet.text(
+            middle,
+            y + line * _LINE,
+            name,
+            size=size,
+            color=WRONG if wrong else INK,
+            weight="bold" if wrong else "normal",
+            ha="center",
+            va="center",
+        )

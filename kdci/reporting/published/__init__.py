@@ -1,0 +1,1 @@
+"""Published numbers, and the ledger that sets them beside ours."""

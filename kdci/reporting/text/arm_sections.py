@@ -1,0 +1,89 @@
+"""Sections of the report on arms, on known shifts, and on images that only one student got right.
+
+Each is empty where there is nothing to say.
+"""
+
+from __future__ import annotations
+
+from kdci.deconfounding.arms import ARMS, arm_title
+from kdci.reporting.arm_comparison import (
+    arms_of,
+    compare_arms,
+    compare_shifts,
+    has_further_arms,
+)
+from kdci.reporting.evidence import Evidence
+from kdci.reporting.results import grouped, measure_of
+from kdci.reporting.statistics import Discordant
+from kdci.reporting.text.arm_tables import arm_cells, shift_cells
+from kdci.reporting.text.text_table import markdown
+from kdci.reporting.text.wording import (
+    ARMS_NOTE,
+    COST_NOTE,
+    MCNEMAR_NOTE,
+    SHIFTS_NOTE,
+    method_title,
+    p_text,
+    pair_text,
+)
+from kdci.store.layout import Cell
+
+MAX_TESTS = 30
+TESTED_ARMS = ("kdci", "kdci_stratified")
+
+
+def arms_section(evidence: Evidence) -> str:
+    """Return the table of all arms; empty where there are only vanilla and KDCI."""
+    rows = evidence.method_rows
+    if not has_further_arms(rows):
+        return ""
+    results = compare_arms(rows, measure_of(rows))
+    parts = ["\n".join(_summary(arm) for arm in arms_of(rows))]
+    for group in grouped(rows):
+        of_group = [one for one in results if one.group == group]
+        if of_group:
+            parts += [f"{pair_text(group)}:", markdown(arm_cells(of_group), num_names=2)]
+    return "\n\n".join([*parts, ARMS_NOTE])
+
+
+def _summary(arm: str) -> str:
+    return f"- {arm_title(arm)}: {ARMS[arm].summary}"
+
+
+def known_shifts_section(evidence: Evidence) -> str:
+    """Return the table of the pools with a known shift; empty where there are none."""
+    rows = evidence.shift_rows
+    results = compare_shifts(rows, measure_of(rows))
+    parts = []
+    for group in grouped(rows):
+        of_group = [one for one in results if one.group == group]
+        parts += [f"{pair_text(group)}:", markdown(shift_cells(of_group))]
+    return "\n\n".join([*parts, f"{SHIFTS_NOTE} {COST_NOTE}"]) if parts else ""
+
+
+def mcnemar_section(evidence: Evidence) -> str:
+    """Return McNemar's test of each KDCI student against its vanilla twin."""
+    tests = _tests(evidence)
+    if not tests:
+        return ""
+    several = len(grouped(evidence.rows)) > 1
+    head = ["method", "arm", "pool", "seed", "b", "c", "p"]
+    lines = [head]
+    for cell, found in tests[:MAX_TESTS]:
+        row = evidence.row_of(cell)
+        pair = f"{pair_text(row.group)}, " if several and row else ""
+        name = [pair + method_title(cell.method), arm_title(cell.variant)]
+        counts = [str(found.lost), str(found.gained)]
+        lines.append([*name, str(cell.pool_seed), str(cell.seed), *counts, p_text(found.p)])
+    parts = ["### McNemar's test", MCNEMAR_NOTE, markdown(lines, num_names=2)]
+    if len(tests) > MAX_TESTS:
+        below = sum(found.p < 0.05 for _, found in tests[MAX_TESTS:])
+        parts.append(f"{len(tests) - MAX_TESTS} more are not listed; p is below 0.05 in {below}.")
+    return "\n\n".join(parts)
+
+
+def _tests(evidence: Evidence) -> list[tuple[Cell, Discordant]]:
+    """Return the tests that there are predictions for, in the order of the grid."""
+    tested = [cell for cell in evidence.wanted if cell.variant in TESTED_ARMS]
+    found = [(cell, evidence.discordant(cell)) for cell in tested]
+    return [(cell, test) for cell, test in found if test is not None]

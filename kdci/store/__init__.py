@@ -1,0 +1,1 @@
+"""Where things lie, and whether they are whole: artifacts, checkpoints, metrics, layout."""

@@ -1,1 +1,0 @@
-"""Substitution images for distillation: one method per file, all behind ``base``."""

@@ -1,0 +1,1 @@
+"""What is looked at before, after and instead of a run: params, data, estimate, diagnosis."""

@@ -1,0 +1,147 @@
+"""Processes at work in the workspace, and those that what started them has left behind.
+
+They are named and never ended: whether one is wanted is for a person to say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from pipelines.checking.diagnosis.findings import Finding, ok, problem, warning
+
+_SERVERS = {
+    "mlflow": ("server", "ui"),
+    "prefect": ("server",),
+    "ray": ("start",),
+}
+_SERVER_PROGRAMS = ("raylet", "gcs_server")
+_SERVER_APPS = ("prefect.server.api.server", "mlflow.server")
+_RUNNERS = ("dvc", "kdci")
+_COMMANDS = ("kdci", "pipelines.cli")
+"""What a person starts, and may leave to itself."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A process that works in the workspace.
+
+    Attributes:
+        process: Itself.
+        kind: `stage`, `command` (one of `kdci`), `runner` (DVC or a helper of ours) or `server`.
+        name: What it is, in a few words.
+    """
+
+    process: psutil.Process
+    kind: str
+    name: str
+
+
+def check_processes(root: Path) -> Iterator[Finding]:
+    """Look for processes of the workspace whose starter is gone."""
+    found = list(_in_workspace(root.resolve()))
+    orphans = [one for one in found if _is_orphan(one)]
+    for one in orphans:
+        pid = one.process.pid
+        what = f"{one.name} (process {pid}) is at work here, and what started it is gone"
+        if one.kind == "stage":
+            yield problem(what, f"kill {pid}; it saves its state first")
+        else:
+            yield warning(what, f"kill {pid}, unless it is meant to stay")
+    at_work = [one for one in found if one not in orphans]
+    shown = [one for one in at_work if one.kind in ("stage", "server")]
+    names = ", ".join(f"{one.name} ({one.process.pid})" for one in shown)
+    if names:
+        yield ok(f"at work here: {names}")
+    elif not orphans:
+        yield ok("no process is left over here")
+
+
+def _in_workspace(root: Path) -> Iterator[_Found]:
+    for process in psutil.process_iter():
+        try:
+            if process.pid == os.getpid() or not Path(process.cwd()).is_relative_to(root):
+                continue
+            described = _describe(process.cmdline())
+        except psutil.Error:  # it ended, or is another user's
+            continue
+        if described is not None:
+            yield _Found(process, *described)
+
+
+def _describe(words: Sequence[str]) -> tuple[str, str] | None:
+    """Return kind and name of a command line; None: it is none of ours."""
+    if not words:
+        return None
+    programs = [os.path.basename(word) for word in words[:2]]
+    module = _module(words)
+    if module.startswith("stages."):
+        return "stage", f"{module} {' '.join(words[words.index(module) + 1 :])}".strip()
+    if module.startswith(("pipelines.", "dvc")) or any(name in _RUNNERS for name in programs):
+        name = module or next(name for name in programs if name in _RUNNERS)
+        return "command" if name in _COMMANDS else "runner", name
+    if programs[0] in _SERVER_PROGRAMS:
+        return "server", programs[0]
+    app = next((app for app in _SERVER_APPS for word in words if word.startswith(app)), None)
+    if app is not None:
+        return "server", f"{app.partition('.')[0]} server"
+    return _server(words)
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended
+        return []
+
+
+def _module(words: Sequence[str]) -> str:
+    """Return the module that a Python command runs; "": it is another kind of command."""
+    if not os.path.basename(words[0]).startswith("python"):
+        return ""
+    options = iter(words[1:])
+    for word in options:
+        if word == "-m":
+            return next(options, "")
+        if word in ("-W", "-X"):
+            next(options, "")  # its value
+        elif word == "-c" or not word.startswith("-"):
+            return ""  # what follows is the program's own
+    return ""
+
+
+def _server(words: Sequence[str]) -> tuple[str, str] | None:
+    for place, word in enumerate(words[:3]):
+        tool = os.path.basename(word)
+        command = words[place + 1] if place + 1 < len(words) else ""
+        if command in _SERVERS.get(tool, ()):
+            return "server", f"{tool} {command}"
+    return None
+
+
+def _is_orphan(found: _Found) -> bool:
+    """Tell whether what started a process is gone.
+
+    A child whose parent ended is handed to another process: to the first one, or to one that
+    takes in orphans. That one is not of its session, where a parent is, unless the child made
+    a session of its own. A stage says itself that DVC started it.
+    """
+    process = found.process
+    if found.kind == "command":
+        return False
+    try:
+        if any(_describe(_words(parent)) for parent in process.parents()):
+            return False
+        if found.kind == "stage" and "DVC_STAGE" in process.environ():
+            return True
+        parent = process.parent()
+        if parent is None:
+            return False  # the first one of its kind of world, as in a container
+        session = os.getsid(process.pid)
+        return session != process.pid and os.getsid(parent.pid) != session
+    except (psutil.Error, OSError):
+        return False

@@ -1,0 +1,162 @@
+"""How many images there are: counted where the files lie, else as they are published."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdci.config.catalog import DatasetSpec
+from kdci.config.params import Params
+from kdci.data.datasets import cifar, tiny_imagenet
+from kdci.data.datasets.image_folders import find_split_folder
+from kdci.data.datasets.labelled import Split
+from kdci.data.datasets.loading import load_split
+from kdci.data.datasets.photo_datasets import PLACES, Places
+from kdci.data.files.image_files import IN_MEMORY_BYTES
+from kdci.data.files.listing import SUFFIXES, parquet_files, walk_images
+from kdci.data.files.parquet import count_rows
+from kdci.data.files.shards import find_shards
+from kdci.data.open_world.candidates import PoolPart, count_candidates
+from kdci.errors import KdciError
+from kdci.store.layout import Layout
+
+COUNTING_SECONDS = 5.0
+"""Files of a split are counted for about this long."""
+_CIFAR_BATCH = 10_000
+PUBLISHED: dict[str, dict[Split, int]] = {
+    "cifar10": {"train": 50_000, "test": 10_000},
+    "cifar100": {"train": 50_000, "test": 10_000},
+    "tiny-imagenet": {"train": 100_000, "test": 10_000},
+    "imagenet": {"train": 1_281_167, "test": 50_000},
+}
+PUBLISHED_BYTES = {
+    "cifar10": 170_498_071,
+    "cifar100": 169_001_437,
+    "tiny-imagenet": 248_100_043,
+    "imagenet": 154_642_401_280,
+}
+"""Of the archives that their authors publish, of ImageNet without its unlabelled test images."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A source of images.
+
+    Attributes:
+        num_images: How many; None: not known.
+        num_bytes: What its files take; of bundled and missing ones 0.
+        is_found: Whether it was counted, or is what is published.
+        is_lazy: Whether images are decoded anew in each pass.
+    """
+
+    num_images: int | None
+    num_bytes: int = 0
+    is_found: bool = True
+    is_lazy: bool = False
+
+
+def count_split(params: Params, layout: Layout, split: Split) -> Counted:
+    """Count the images of a split of the params' dataset."""
+    spec = params.data.spec
+    if spec.bundled:
+        return Counted(len(load_split(spec, path=None, split=split)))
+    path = layout.root / params.data.path if params.data.path else None
+    try:
+        found = None if path is None else _count_files(spec, path, split)
+    except (KdciError, OSError):
+        found = None  # told by the look at the data itself
+    if found is not None:
+        return found
+    published = PUBLISHED.get(spec.name, {}).get(split)
+    return Counted(published, is_found=False, is_lazy=_is_lazy(spec, published or 0))
+
+
+def count_part(part: PoolPart, wanted: int) -> Counted:
+    """Count a source of open-world images.
+
+    Args:
+        part: Where it lies.
+        wanted: What methods keep of it: at least so many there have to be.
+    """
+    try:
+        number = count_candidates(part)
+        return Counted(number, _pool_bytes(part))
+    except (KdciError, OSError):
+        return Counted(part.num_images or wanted, is_found=False)
+
+
+def _count_files(spec: DatasetSpec, path: Path, split: Split) -> Counted | None:
+    files = _files_of(spec, path, split)
+    if isinstance(files, Path):
+        return _count_folder(spec, files)
+    num_bytes = sum(file.stat().st_size for file in files)
+    if files[0].suffix == ".parquet":
+        return Counted(count_rows(files), num_bytes)
+    whole = PUBLISHED[spec.name][split]
+    return Counted(_CIFAR_BATCH * len(files) if spec.name == "cifar10" else whole, num_bytes)
+
+
+def _files_of(spec: DatasetSpec, path: Path, split: Split) -> list[Path] | Path:
+    """Return the files of a split, or the folder that they lie in, as the loaders find them."""
+    if spec.name in cifar.FORMS:
+        return cifar.find_files(spec, path, split)
+    if spec.name == "tiny-imagenet":
+        places = Places(
+            folders=tiny_imagenet.FOLDERS,
+            parquet_folders=tiny_imagenet.PARQUET_FOLDERS,
+            splits={split: tiny_imagenet.PARQUET_NAMES[split]},
+            tree=tiny_imagenet.TREE,
+        )
+        folder_names: tuple[str, ...] = (tiny_imagenet.FOLDER_NAMES[split],)
+    else:
+        places = PLACES[spec.name]
+        folder_names = places.splits[split]
+    names, tree = places.splits[split], places.tree
+    shards = find_shards(path, folders=places.parquet_folders, names=names, tree=tree)
+    return shards or find_split_folder(path, folders=places.folders, names=folder_names, tree=tree)
+
+
+def _count_folder(spec: DatasetSpec, folder: Path) -> Counted | None:
+    """Count image files and their bytes; None: it would take too long."""
+    deadline = time.monotonic() + COUNTING_SECONDS
+    number = num_bytes = 0
+    for size in _image_sizes(str(folder)):
+        number, num_bytes = number + 1, num_bytes + size
+        if time.monotonic() > deadline:
+            return None
+    return Counted(number, num_bytes, is_lazy=_is_lazy(spec, number))
+
+
+def _image_sizes(folder: str, seen: frozenset[str] = frozenset()) -> Iterator[int]:
+    """Yield the bytes of each image below a folder; links in a circle end where they began."""
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _image_sizes(entry.path, seen | {real})
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                yield entry.stat().st_size
+
+
+def _is_lazy(spec: DatasetSpec, number: int) -> bool:
+    """Tell whether a split's images stay in files: as ``kdci.data.files.image_files`` does."""
+    return spec.square_share is not None and number * image_bytes(spec) > IN_MEMORY_BYTES
+
+
+def image_bytes(spec: DatasetSpec) -> int:
+    """Return the bytes of one decoded image."""
+    return spec.channels * spec.image_size**2
+
+
+def _pool_bytes(part: PoolPart) -> int:
+    if part.path is None:
+        return 0
+    if part.source == "parquet":
+        return sum(file.stat().st_size for file in parquet_files(part.path))
+    return sum(os.stat(file).st_size for file in walk_images(part.path, Counter()))

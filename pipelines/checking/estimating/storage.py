@@ -1,0 +1,77 @@
+"""The disk space that stages take: what stays, and what is there while a stage runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kdci.probing.subjects import Subject
+from pipelines.checking.estimating.counting import image_bytes
+from pipelines.checking.estimating.formulas import images_of_refresh, num_refreshes
+from pipelines.checking.estimating.probe import Probes
+from pipelines.checking.estimating.stage_steps import Side
+from pipelines.graph.plan import PlannedStage
+from stages.distill import snapshot_steps
+
+FLOAT_BYTES = 4
+
+
+@dataclass
+class DiskNeed:
+    """What artifacts of one kind take.
+
+    Attributes:
+        kind: Of the artifacts.
+        number: How many.
+        num_bytes: What they take together.
+        largest_work: What the largest stage takes beside them while it runs.
+        unknown: Number of those whose networks were not built.
+    """
+
+    kind: str
+    number: int = 0
+    num_bytes: int = 0
+    largest_work: int = 0
+    unknown: int = 0
+
+
+def disk_needs(stages: Iterable[tuple[PlannedStage, Side]], probes: Probes) -> list[DiskNeed]:
+    """Return what the artifacts of stages take, by kind; dictionaries and the rest take little."""
+    needs: dict[str, DiskNeed] = {}
+    for stage, side in stages:
+        if stage.kind not in ("teacher", "pool", "student"):
+            continue
+        need = needs.setdefault(stage.kind, DiskNeed(stage.kind))
+        need.number += 1
+        kept, work = _sizes(stage, side, probes)
+        if kept is None:
+            need.unknown += 1
+        need.num_bytes += kept or 0
+        need.largest_work = max(need.largest_work, work)
+    return list(needs.values())
+
+
+def _sizes(stage: PlannedStage, side: Side, probes: Probes) -> tuple[int | None, int]:
+    """Return the bytes of a stage's artifact, and of what lies beside it while it is made."""
+    teacher, spec = str(stage.cell["teacher"]), side.params.data.spec
+    if stage.kind == "teacher":
+        return probes.states.get(side.nets.backbone(teacher)), 0
+    method = str(stage.cell["method"])
+    kept, held = side.kept(method, teacher)
+    if stage.kind == "pool":
+        images = (kept + held) * image_bytes(spec)
+        # The images lie in the work folder until the pool is stored.
+        return images + kept * spec.num_classes * FLOAT_BYTES, images
+    student = side.nets.backbone(str(stage.cell["student"]))
+    recipe = side.params.recipe(method)
+    block = side.block(method, teacher, student.name)
+    marks = snapshot_steps(
+        recipe.num_epochs, recipe.steps_per_epoch, side.params.distill.num_snapshots
+    )
+    grown = num_refreshes(block, recipe) * images_of_refresh(block) * image_bytes(spec)
+    size = _state(student, probes)
+    return (None if size is None else size * (1 + len(marks))), grown
+
+
+def _state(subject: Subject, probes: Probes) -> int | None:
+    return probes.states.get(subject)

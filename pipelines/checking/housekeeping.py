@@ -1,0 +1,212 @@
+"""Looks after what stages leave on disk: `kdci verify` and `kdci clean`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kdci.config.params import Params, hash_json
+from kdci.errors import IntegrityError, KdciError, StorageError
+from kdci.store.artifacts import REBUILD, open_artifact, storage_errors
+from kdci.store.layout import Layout
+from pipelines.graph.plan import PlannedStage, card_at, planned_stages
+from pipelines.tracking.reading.files import slots
+
+_UNFINISHED = re.compile(r"\.(?P<artifact>.+)\.(old|[a-z0-9_]{8})\.tmp")
+"""Names that ``kdci.store.artifacts`` gives folders on their way into or out of place."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What re-hashing the artifacts of the current params found.
+
+    Attributes:
+        intact: Stages whose artifact matches its card.
+        missing: Stages whose artifact is not built.
+        problems: One error for each artifact that is damaged or can not be read.
+    """
+
+    intact: list[PlannedStage] = field(default_factory=list)
+    missing: list[PlannedStage] = field(default_factory=list)
+    problems: list[KdciError] = field(default_factory=list)
+
+
+def verify(params: Params, layout: Layout) -> Verification:
+    """Re-hash every artifact of the current params against its card; stages are named as in DVC."""
+    found = Verification()
+    dvc_names = {slot.path: slot.dvc_stage for slot in slots(layout, params.grid)}
+    for planned in planned_stages(params, layout):
+        stage = replace(planned, name=dvc_names.get(planned.artifact, planned.name))
+        if not os.path.lexists(stage.artifact):
+            found.missing.append(stage)
+            continue
+        try:
+            with storage_errors(stage.artifact):
+                open_artifact(stage.artifact, kind=stage.kind)
+            found.intact.append(stage)
+        except StorageError as error:
+            found.problems.append(error)
+        except KdciError as error:
+            # What is there but is no artifact of its kind is damage too, not an absent parent.
+            what = f"{error.what}; made by {stage.name}"
+            found.problems.append(IntegrityError(error.subject, what, REBUILD))
+    return found
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A folder that nothing will use again.
+
+    Attributes:
+        path: The folder.
+        reason: Why.
+        num_bytes: Size of its files.
+    """
+
+    path: Path
+    reason: str
+    num_bytes: int
+
+
+def clean(params: Params, layout: Layout, *, dry_run: bool = False) -> list[Removal]:
+    """Remove checkpoints that no run of the current params and code goes on from.
+
+    Also removed is what killed writers left beside artifacts. Whatever a live process works on
+    stays.
+
+    Args:
+        params: The current params.
+        layout: Where everything lies.
+        dry_run: Only tell what would be removed.
+
+    Raises:
+        StorageError: A folder can not be removed.
+    """
+    with storage_errors(layout.work):
+        return [
+            *_clean_work(params, layout, dry_run=dry_run),
+            *_clean_unfinished(layout, dry_run=dry_run),
+        ]
+
+
+@contextmanager
+def _unless_running(layout: Layout, name: str) -> Iterator[bool]:
+    """Hold a stage's lock for the block; yield False if a live process holds it."""
+    folder = layout.work / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _clean_work(params: Params, layout: Layout, *, dry_run: bool) -> Iterator[Removal]:
+    judge = _Judge(params, layout)
+    for stage_folder in _folders(layout.work / "work"):
+        with _unless_running(layout, stage_folder.name) as free:
+            for folder in _folders(stage_folder) if free else []:
+                reason = judge.orphaned(folder)
+                if reason is not None:
+                    yield _remove(folder, reason, dry_run=dry_run)
+            if free and not dry_run and not any(stage_folder.iterdir()):
+                stage_folder.rmdir()
+
+
+class _Judge:
+    """Tells which work folders no run will go on from."""
+
+    def __init__(self, params: Params, layout: Layout) -> None:
+        from stages._provenance import code_hash
+
+        self._planned = {stage.name: stage for stage in planned_stages(params, layout)}
+        self._code = code_hash()
+
+    def orphaned(self, folder: Path) -> str | None:
+        """Return why ``folder`` will not be used again; None: it may be."""
+        stage = self._planned.get(folder.parent.name)
+        identity = _identity(folder)
+        if identity is None:
+            return "does not say what it is of"
+        if stage is None:
+            return "not in the grid of params.yaml"
+        if identity["params"] != stage.params:
+            return "begun with other params"
+        if identity["code"] != self._code:
+            return "begun with other code"
+        if stage.has_other_parents(identity["parents"]):
+            return "begun from artifacts that were made anew"
+        return "its artifact is in place" if _is_finished(stage, identity["key"]) else None
+
+
+def _is_finished(stage: PlannedStage, key: str) -> bool:
+    card = card_at(stage.artifact, stage.kind)
+    if card is None:
+        return False
+    made_of = {"params": card["params"], "parents": card["parents"], "code": card["code"]["hash"]}
+    return hash_json(made_of) == key
+
+
+def _clean_unfinished(layout: Layout, *, dry_run: bool) -> Iterator[Removal]:
+    # Listed before asking who is alive: a writer names its artifact in its work folder first,
+    # so of what is listed here every live writer is found.
+    leftovers = list(_unfinished(layout.root / "artifacts"))
+    being_written = set(_artifacts_at_work(layout)) if leftovers else set()
+    for folder, artifact in leftovers:
+        if artifact not in being_written and folder.is_dir():
+            yield _remove(folder, "left by a killed writer", dry_run=dry_run)
+
+
+def _unfinished(root: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield every unfinished folder with the artifact that it was to be."""
+    for parent, names, _ in os.walk(root):
+        for name in list(names):
+            match = _UNFINISHED.fullmatch(name)
+            if match:
+                names.remove(name)
+                yield Path(parent, name), Path(parent, match["artifact"])
+
+
+def _artifacts_at_work(layout: Layout) -> Iterator[Path]:
+    for stage_folder in _folders(layout.work / "work"):
+        with _unless_running(layout, stage_folder.name) as free:
+            identities = [] if free else [_identity(folder) for folder in _folders(stage_folder)]
+        yield from (layout.root / identity["artifact"] for identity in identities if identity)
+
+
+def _identity(folder: Path) -> dict[str, Any] | None:
+    """Return what a work folder says it is of; None: nothing that can be read."""
+    try:
+        identity = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
+        known = {key: identity[key] for key in ("artifact", "params", "parents", "code", "key")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return known
+
+
+def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return []
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.is_symlink())
+
+
+def _remove(folder: Path, reason: str, *, dry_run: bool) -> Removal:
+    files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    num_bytes = sum(file.lstat().st_size for file in files)
+    if not dry_run:
+        shutil.rmtree(folder)
+    return Removal(folder, reason, num_bytes)

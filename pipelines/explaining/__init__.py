@@ -1,0 +1,1 @@
+"""Why a stage would run again, what follows from that, and what it will take."""

@@ -1,0 +1,120 @@
+"""What running stages will take, judging by what they and their kin took before."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from pipelines.explaining.past_runs import Command, PastRun, command_of
+from pipelines.explaining.work_size import num_steps
+from pipelines.graph.dag import Dag, DagStage
+
+_SEEDS = ("seed", "pool-seed")
+_KIND = ("variant", "other")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage will take.
+
+    Attributes:
+        seconds: Wall time.
+        num_runs: Past runs that it is the median of.
+        kin: Whose runs these were: `this stage`, `other seeds`, ...
+        steps: Number of steps that it will take, where that was scaled; 0: nothing was.
+        steps_before: Numbers of steps that those runs took.
+    """
+
+    seconds: float
+    num_runs: int
+    kin: str
+    steps: int = 0
+    steps_before: tuple[int, ...] = ()
+
+
+def estimate(stage: DagStage, steps: int | None, runs: Sequence[PastRun]) -> Estimate | None:
+    """Return what a stage will take, from the closest kin that ran; None: none did.
+
+    Args:
+        stage: Which.
+        steps: Number of steps it will take; None: it has no such number.
+        runs: All past runs.
+    """
+    for kin, is_kin, same_unit in _kinship(command_of(stage)):
+        found = [run for run in runs if is_kin(run.command)]
+        if not found:
+            continue
+        # Runs of a known number of steps tell more than runs that may have had another.
+        sized = [run for run in found if run.steps] if steps and same_unit else []
+        alike = [run for run in sized if run.steps == steps] or (found if not sized else [])
+        if alike or not steps:
+            return Estimate(median(run.seconds for run in alike), len(alike), kin)
+        before = sorted({run.steps for run in sized if run.steps})
+        seconds = median(_scaled(run, steps) for run in sized)
+        return Estimate(seconds, len(sized), kin, steps, tuple(before))
+    return None
+
+
+def _scaled(run: PastRun, steps: int) -> float:
+    """Return a run's seconds with its loop of another length; the rest does not go with it."""
+    return run.seconds + run.loop_seconds * (steps / (run.steps or steps) - 1.0)
+
+
+def _kinship(wanted: Command) -> Iterator[tuple[str, Callable[[Command], bool], bool]]:
+    """Yield kin from the closest on: a name, who it is, and whether steps mean the same."""
+
+    def same(command: Command, *flags: str) -> bool:
+        if command.module != wanted.module:
+            return False
+        return all(command.flags.get(flag) == wanted.flags.get(flag) for flag in flags)
+
+    method = wanted.flags.get("method")
+    kind = wanted.module.rpartition(".")[2]
+    variant = wanted.flags.get("variant")
+    named = f"{kind} {variant}" if variant else kind
+    axes = [flag for flag in wanted.flags if flag not in _SEEDS]
+    yield "this stage", lambda other: other == wanted, True
+    if len(axes) < len(wanted.flags):
+        yield "other seeds", lambda other: same(other, *axes, *_KIND), True
+    if method:
+        yield f"{named} with {method}", lambda other: same(other, *_KIND, "method"), True
+    yield named, lambda other: same(other, *_KIND), not method
+    if variant and method:
+        yield f"other arms with {method}", lambda other: same(other, "method"), True
+
+
+def steps_of(stage: DagStage, params: Mapping[str, object]) -> int | None:
+    """Return the number of steps that a stage's params ask for; see ``num_steps``."""
+    command = command_of(stage)
+    return num_steps(command.module, command.flags.get("method", ""), params)
+
+
+def wall_seconds(dag: Dag, seconds: Mapping[str, float], limit: int) -> float:
+    """Return how long stages take together, each after those it is made from.
+
+    They are taken not to slow each other down.
+
+    Args:
+        dag: The graph.
+        seconds: What each stage takes; a stage without an entry takes no time.
+        limit: How many run at a time.
+    """
+    order = {name: place for place, name in enumerate(dag.stages)}
+    waiting = {name: _parents(dag, name, seconds) for name in dag.stages if name in seconds}
+    now, running, done = 0.0, list[tuple[float, int, str]](), set[str]()
+    while waiting or running:
+        ready = sorted(
+            (n for n, needed in waiting.items() if needed <= done), key=order.__getitem__
+        )
+        for name in ready[: limit - len(running)]:
+            del waiting[name]
+            heapq.heappush(running, (now + seconds[name], order[name], name))
+        now, _, ended = heapq.heappop(running)
+        done.add(ended)
+    return now
+
+
+def _parents(dag: Dag, name: str, among: Collection[str]) -> set[str]:
+    return dag.ancestors([name]).intersection(among)

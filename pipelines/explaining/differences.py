@@ -1,0 +1,207 @@
+"""What differs from the last run, with both values: DVC's status names it only.
+
+The old values are those of ``dvc.lock``, the new ones those of the files and of params.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdci.config.params_file import read_yaml
+from pipelines.explaining.forecast import Fate, forecast, overlap
+from pipelines.graph.dag import Change, Dag, DagStage
+
+ABSENT = "(absent)"
+_HASH_CHARS = 7
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One difference, told in full.
+
+    Attributes:
+        kind: `param`, `file`, `artifact` (that another stage makes), `output`, `command`, or
+            `new`: dvc.lock knows nothing of the stage.
+        subject: Dotted key or path; "" where the kind says it all.
+        how: `modified`, `new`, `deleted`, ... in DVC's words.
+        old: Value or shortened hash at the last run.
+        new: That of now.
+        made_by: Of an artifact: the stages that make it.
+    """
+
+    kind: str
+    subject: str = ""
+    how: str = ""
+    old: str = ""
+    new: str = ""
+    made_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CachePlaces:
+    """Where DVC keeps what was made before.
+
+    Attributes:
+        files: Contents, by hash.
+        runs: Past executions of stages, by what they were made from.
+    """
+
+    files: Path
+    runs: Path
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A project beside its last run.
+
+    Attributes:
+        lock: The stages' entries of dvc.lock, by name.
+        params: The tree of params.yaml.
+        cache: Where past results lie.
+        found: Differences of the stages that have any, by name.
+        fates: What would become of each stage.
+    """
+
+    lock: Mapping[str, Mapping[str, Any]]
+    params: Mapping[str, Any]
+    cache: CachePlaces
+    found: Mapping[str, tuple[Difference, ...]] = field(default_factory=dict)
+    fates: Mapping[str, Fate] = field(default_factory=dict)
+
+
+def compare(root: Path, dag: Dag) -> Comparison:
+    """Return what differs for the stages of ``dag`` that changed, and what becomes of all.
+
+    Args:
+        root: The project folder.
+        dag: The whole graph, with its status.
+
+    Raises:
+        UserError: params.yaml can not be read.
+    """
+    from dvc.repo import Repo
+
+    lock_file = root / "dvc.lock"
+    lock = read_yaml_quickly(lock_file.read_text(encoding="utf-8")) if lock_file.exists() else {}
+    entries = lock.get("stages") or {}
+    params = read_yaml(root / "params.yaml")
+    with Repo(str(root), _wait_for_lock=True) as repo:
+        cache = CachePlaces(Path(repo.cache.local.path), Path(repo.stage_cache.cache_dir))
+        with repo.lock:
+            known = {stage.name: stage for stage in repo.index.stages if stage.name in dag.changes}
+            hashes = {name: _hashes(known[name], dag.changes[name], root) for name in known}
+            fates = forecast(repo, dag)
+    reader = _Reader(dag, entries, params)
+    found = {name: tuple(reader.differences(name, hashes[name])) for name in hashes}
+    return Comparison(entries, params, cache, found, fates)
+
+
+def read_yaml_quickly(text: str) -> dict[str, Any]:
+    """Read YAML that DVC wrote, with the parser in C where there is one."""
+    from ruamel.yaml import YAML
+
+    return dict(YAML(typ="safe").load(text) or {})
+
+
+def values_of(keys: Iterable[str], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the blocks of a params tree under dotted keys; those it lacks are left out."""
+    found = {}
+    for key in keys:
+        node: Any = tree
+        for part in key.split("."):
+            node = node.get(part, ABSENT) if isinstance(node, Mapping) else ABSENT
+        if node is not ABSENT:
+            found[key] = node
+    return found
+
+
+def locked_params(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the params blocks of an entry of dvc.lock, by dotted key."""
+    return dict((entry.get("params") or {}).get("params.yaml") or {})
+
+
+def _hashes(stage: Any, changes: Iterable[Change], root: Path) -> dict[str, str]:
+    """Return the hashes of what changed as it is now; what is not there has none."""
+    paths = {root / change.subject for change in changes if change.kind in ("dep", "out")}
+    return {
+        Path(entry.fs_path).relative_to(root).as_posix(): str(entry.get_hash().value)
+        for entry in [*stage.deps, *stage.outs]
+        if Path(entry.fs_path) in paths and entry.exists
+    }
+
+
+# -- wording ----------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Puts both values beside each change."""
+
+    def __init__(
+        self, dag: Dag, lock: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any]
+    ) -> None:
+        self._dag = dag
+        self._lock = lock
+        self._params = params
+
+    def differences(self, name: str, hashes: Mapping[str, str]) -> Iterator[Difference]:
+        if name not in self._lock:
+            yield Difference("new")  # all it depends on is, and saying so tells nothing
+            return
+        stage, entry = self._dag.stages[name], self._lock[name]
+        for change in self._dag.changes[name]:
+            if change.kind == "param":
+                yield from self._param(change, entry)
+            elif change.kind == "command":
+                yield Difference("command", "", change.how, str(entry.get("cmd")), stage.command)
+            else:
+                yield self._path(change, stage, entry, hashes)
+
+    def _param(self, change: Change, entry: Mapping[str, Any]) -> Iterator[Difference]:
+        key = change.subject
+        old = dict(_leaves(key, locked_params(entry).get(key, ABSENT)))
+        new = dict(_leaves(key, values_of([key], self._params).get(key, ABSENT)))
+        for leaf in dict.fromkeys([*old, *new]):
+            before, after = old.get(leaf, ABSENT), new.get(leaf, ABSENT)
+            # A block that came or went is told by its leaves.
+            if before != after and not (leaf == key and (len(old) > 1 or len(new) > 1)):
+                yield Difference("param", leaf, change.how, before, after)
+
+    def _path(
+        self,
+        change: Change,
+        stage: DagStage,
+        entry: Mapping[str, Any],
+        hashes: Mapping[str, str],
+    ) -> Difference:
+        path = change.subject
+        listed = [*(entry.get("deps") or ()), *(entry.get("outs") or ())]
+        recorded = {one["path"]: str(one.get("md5", "")) for one in listed}
+        old, new = recorded.get(path, "")[:_HASH_CHARS], hashes.get(path, "")[:_HASH_CHARS]
+        if change.kind == "out":
+            return Difference("output", path, change.how, old, new)
+        makers = tuple(
+            parent
+            for parent in stage.upstream
+            if any(overlap(path, out) for out in self._dag.stages[parent].outs)
+        )
+        return Difference("artifact" if makers else "file", path, change.how, old, new, makers)
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key, _shown(value)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as params.yaml would have it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(_shown(one) for one in value)}]"
+    return str(value)

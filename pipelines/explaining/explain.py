@@ -1,0 +1,170 @@
+"""`kdci explain`: why a stage would run again, what follows from that, and what it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kdci.store.layout import Layout
+from pipelines.explaining.costs import Estimate, estimate, steps_of, wall_seconds
+from pipelines.explaining.differences import Comparison, Difference, compare, values_of
+from pipelines.explaining.forecast import Fate
+from pipelines.explaining.past_runs import PastRun, read_past_runs
+from pipelines.graph.dag import Dag, DagStage, read_dag
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One stage, explained.
+
+    Attributes:
+        name: Its name in DVC.
+        fate: What would become of it.
+        differences: Why, for what differs in itself.
+        follows_from: Why, where nothing else does: stages with a difference, earlier on.
+        made_from: The stages that its inputs come from.
+        inputs: Its params blocks, and the number of its code files.
+        estimate: What it will take; None: not known.
+    """
+
+    name: str
+    fate: Fate
+    differences: tuple[Difference, ...] = ()
+    follows_from: tuple[str, ...] = ()
+    made_from: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    estimate: Estimate | None = None
+
+    @property
+    def group(self) -> str:
+        """Its entry of ``dvc.yaml``."""
+        return self.name.partition("@")[0]
+
+    @property
+    def takes_time(self) -> bool:
+        """Tell whether it would be run, as far as can be told."""
+        return self.fate in (Fate.runs, Fate.may_run)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the explained stages and those that follow take together.
+
+    Attributes:
+        num_stages: How many there are.
+        seconds: One after another, those left out that are not known.
+        limit: How many are to run at a time.
+        seconds_at_limit: With so many at a time.
+        unknown: Stages that nothing is known of.
+    """
+
+    num_stages: int
+    seconds: float
+    limit: int
+    seconds_at_limit: float
+    unknown: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `kdci explain` has to say.
+
+    Attributes:
+        stages: What was asked for; nothing in particular: all that has a difference.
+        following: What may run because of these.
+        cost: What all of them take.
+        num_known: Number of stages in the project.
+    """
+
+    stages: tuple[Explained, ...]
+    following: tuple[Explained, ...]
+    cost: Cost
+    num_known: int
+
+    def asdict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return asdict(self)
+
+
+def explain(layout: Layout, targets: Sequence[str] = (), *, limit: int = 1) -> Explanation:
+    """Explain stages; nothing is run and nothing written.
+
+    Args:
+        layout: The project's places.
+        targets: Stages, entries of dvc.yaml, or patterns of either with `*`; none: all that
+            would run.
+        limit: How many stages are to run at a time.
+
+    Raises:
+        UserError: A target is no stage, or dvc.yaml or params.yaml can not be read.
+    """
+    dag = read_dag(layout.root)
+    asked = dag.named(targets)
+    comparison = compare(layout.root, dag)
+    explainer = _Explainer(dag, comparison, read_past_runs(layout, dag, comparison))
+    explained = [explainer.explain(name) for name in (asked or explainer.changed)]
+    changing = [one.name for one in explained if one.fate is not Fate.up_to_date]
+    after = dag.descendants(changing)
+    told = {one.name for one in explained}
+    following = [explainer.explain(name) for name in dag.stages if name in after - told]
+    following = [one for one in following if one.fate is not Fate.up_to_date]
+    cost = _cost(dag, [*explained, *following], limit)
+    return Explanation(tuple(explained), tuple(following), cost, len(dag.stages))
+
+
+class _Explainer:
+    def __init__(self, dag: Dag, comparison: Comparison, runs: Sequence[PastRun]) -> None:
+        self._dag = dag
+        self._comparison = comparison
+        self._runs = runs
+        self._own = {name: self._own_differences(name) for name in dag.changes}
+        self.changed = [name for name in dag.stages if self._own.get(name)]
+
+    def explain(self, name: str) -> Explained:
+        stage, fate = self._dag.stages[name], self._comparison.fates[name]
+        own = self._own.get(name, ())
+        return Explained(
+            name,
+            fate,
+            differences=own,
+            follows_from=() if own else self._roots(name),
+            made_from=stage.upstream,
+            inputs=_inputs(stage, self._dag),
+            estimate=None if fate is Fate.restored else self._estimate(stage),
+        )
+
+    def _own_differences(self, name: str) -> tuple[Difference, ...]:
+        """Return what differs but for what other stages are about to make anew."""
+        fates = self._comparison.fates
+        return tuple(
+            one
+            for one in self._comparison.found.get(name, ())
+            if all(fates[maker] is Fate.up_to_date for maker in one.made_by)
+        )
+
+    def _roots(self, name: str) -> tuple[str, ...]:
+        """Return what a stage is made from that has a difference, at any distance."""
+        earlier = self._dag.ancestors([name])
+        return tuple(other for other in self.changed if other in earlier)
+
+    def _estimate(self, stage: DagStage) -> Estimate | None:
+        params = values_of(stage.params, self._comparison.params)
+        return estimate(stage, steps_of(stage, params), self._runs)
+
+
+def _inputs(stage: DagStage, dag: Dag) -> tuple[str, ...]:
+    made = [out for parent in stage.upstream for out in dag.stages[parent].outs]
+    code = [dep for dep in stage.deps if not any(out.startswith(dep) for out in made)]
+    files = "1 file" if len(code) == 1 else f"{len(code)} files"
+    return (*stage.params, f"{files} of code")
+
+
+def _cost(dag: Dag, stages: Iterable[Explained], limit: int) -> Cost:
+    running = {one.name: one for one in stages if one.takes_time}
+    seconds = {
+        name: one.estimate.seconds for name, one in running.items() if one.estimate is not None
+    }
+    unknown = tuple(name for name in running if name not in seconds)
+    at_limit = wall_seconds(dag, seconds, limit)
+    return Cost(len(running), sum(seconds.values()), limit, at_limit, unknown)

@@ -1,0 +1,67 @@
+"""How many steps a stage's params ask for: what its time goes with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+from kdci.config.recipes import scaled_calls, scaled_count, scaled_epochs
+
+_POOL_STEPS = {
+    "dafl": ("num_steps",),
+    "fast": ("warmup_calls", "num_steps"),
+    "cmi": ("warmup_calls", "num_steps"),
+    "deepinv": ("warmup_calls", "num_steps"),
+    "mosaick": ("warmup_steps",),
+}
+"""Keys whose product is the number of steps that make a method's pool; others choose images.
+
+Of two keys the first is that of the calls, which a budget shrinks before the steps in them.
+"""
+
+
+def num_steps(module: str, method: str, params: Mapping[str, Any]) -> int | None:
+    """Return the number of steps of a stage's loop.
+
+    Args:
+        module: Its module: `stages.distill`.
+        method: Of its pool; "" for a teacher.
+        params: The params blocks it depends on, by dotted key.
+
+    Returns:
+        Steps, in a unit of the stage's own; None: the time goes with no such number, or
+        params.yaml leaves a part of it to its default.
+    """
+    budget = params.get("budget", 1.0)
+    if module == "stages.teacher":
+        return _product(params.get("teacher"), ("num_epochs",))
+    if module == "stages.distill":
+        recipes = [block for key, block in params.items() if key.startswith("recipes.")]
+        keys = ("num_epochs", "steps_per_epoch")
+        return _product(recipes[0] if recipes else None, keys, budget, scaled=scaled_epochs)
+    if module == "stages.substitute":
+        block = params.get(f"methods.{method}")
+        return _product(block, _POOL_STEPS.get(method, ()), budget)
+    return None
+
+
+def _product(
+    block: Any,
+    keys: tuple[str, ...],
+    budget: object = 1.0,
+    *,
+    scaled: Callable[[int, int, float], tuple[int, int]] = scaled_calls,
+) -> int | None:
+    """Return the product of a block's values, scaled as ``Params.budget`` says."""
+    if not keys or not isinstance(block, Mapping) or not isinstance(budget, int | float):
+        return None
+    factors = [block.get(key) for key in keys]
+    if not all(isinstance(factor, int) for factor in factors):
+        return None
+    if any(key in values for values in (block.get("by_teacher") or {}).values() for key in keys):
+        return None  # it depends on the teacher, which is not asked for here
+    *calls, steps = [factor for factor in factors if isinstance(factor, int)]
+    if not calls:
+        return scaled_count(steps, float(budget))
+    return prod(scaled(prod(calls), steps, float(budget)))

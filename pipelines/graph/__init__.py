@@ -1,0 +1,1 @@
+"""DVC's graph of stages with its status, and what the params plan."""

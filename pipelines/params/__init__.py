@@ -1,0 +1,1 @@
+"""params.yaml as its user edits it: presets, edits, values that DVC wants spelled out."""

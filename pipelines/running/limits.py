@@ -1,0 +1,192 @@
+"""A run of the project's stages: what is to be done, who does it, and what came of it.
+
+``kdci run`` and the Prefect flow share it; without Prefect it does the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdci.config.params import Params
+from kdci.config.params_file import load_params
+from kdci.errors import StorageError, UserError
+from kdci.store.layout import Layout
+from pipelines.graph.dag import Dag, Verdict, read_dag
+from pipelines.params.edit import prepare
+from pipelines.running import journal
+from pipelines.running.exit_codes import gravest
+from pipelines.running.scheduler import Scheduler
+from pipelines.running.stage_process import Outcome, StageProcess, State
+from pipelines.running.workspace import only_runner
+from pipelines.tracking.reading.files import Slot, slots
+
+Line = Callable[[str, str], None]
+_ENDED_BADLY = (State.failed, State.stopped)
+
+
+@dataclass
+class Run:
+    """A run in progress; it holds the workspace.
+
+    Attributes:
+        params: The params it began with.
+        layout: Its places.
+        dag: The stages it is about.
+        scheduler: Runs them.
+        limit: Stages at work at a time.
+        links: Ids of other tools by stage, for the journal; "" holds for every stage.
+    """
+
+    params: Params
+    layout: Layout
+    dag: Dag
+    scheduler: Scheduler
+    limit: int
+    links: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The outcomes so far, in the graph's order."""
+        return list(self.scheduler.outcomes.values())
+
+    @property
+    def exit_code(self) -> int:
+        """That of the signal that stopped it, or of the gravest failure; 0: all have results."""
+        if self.scheduler.stopped_by is not None:
+            return 128 + self.scheduler.stopped_by
+        return gravest(o.exit_code for o in self.outcomes if o.state in _ENDED_BADLY)
+
+    def summary(self) -> str:
+        """Return how many stages came to what, in one line."""
+        counts = {state: sum(o.state is state for o in self.outcomes) for state in State}
+        told = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+        return f"{len(self.dag.stages)} stages: {told}"
+
+
+@contextmanager
+def open_run(
+    root: Path,
+    *,
+    runner: str,
+    preset: str | None = None,
+    seeds: list[int] | None = None,
+    targets: Sequence[str] = (),
+    limit: int | None = None,
+    on_line: Line = lambda stage, line: None,
+    on_outcome: Callable[[Run, Outcome], None] = lambda run, outcome: None,
+) -> Iterator[Run]:
+    """Take the workspace and look what is to be done.
+
+    Args:
+        root: The project folder.
+        runner: `prefect` or `plain`, for the journal.
+        preset: Preset to make params.yaml of first.
+        seeds: Student seeds to set in it first.
+        targets: What to run, with what it needs; none: everything.
+        limit: Stages at work at a time; None: as many as there are cores for their threads.
+        on_line: Hears every line of every stage.
+        on_outcome: Hears how every stage ended.
+
+    Raises:
+        UserError: Params, data, teacher or a target do not fit: nothing was run.
+        BusyError: Somebody else runs stages here.
+    """
+    if limit is not None and limit < 1:
+        raise UserError("--limit", f"is {limit}", "give 1 or more")
+    with only_runner(Layout(root, ""), "kdci run"):
+        put_back = prepare(root, preset=preset, seeds=seeds)
+        try:
+            params = load_params(root / "params.yaml")
+            layout = Layout(root, params.preset)
+            dag = _checked_dag(params, layout, targets)
+        except BaseException:
+            put_back()  # nothing is run: nothing has changed
+            raise
+        writer = _JournalWriter(layout, params, runner)
+
+        def settled(outcome: Outcome) -> None:
+            writer.write(outcome, run.links)
+            on_outcome(run, outcome)
+
+        chosen = limit or default_limit(params)
+        scheduler = Scheduler(
+            dag,
+            lambda name, hear: StageProcess(root, name, hear),
+            limit=chosen,
+            on_line=on_line,
+            on_outcome=settled,
+        )
+        run = Run(params, layout, dag, scheduler, chosen)
+        yield run
+
+
+def _checked_dag(params: Params, layout: Layout, targets: Sequence[str]) -> Dag:
+    """Return the stages to run, after a look for what would stop one."""
+    from pipelines.checking.checks import require_no_problems
+
+    dag = read_dag(layout.root).select(targets)
+    if any(verdict is not Verdict.unchanged for verdict in dag.verdicts.values()):
+        require_no_problems(params, layout)
+    return dag
+
+
+def default_limit(params: Params) -> int:
+    """Return how many stages fit this machine's cores: more would slow each other down."""
+    threads, device = params.runtime.threads, params.runtime.device
+    if isinstance(threads, str) or device.startswith("cuda"):
+        return 1
+    return max(1, _available_cores() // threads)
+
+
+def crowding(params: Params, limit: int) -> str | None:
+    """Return what is wrong with so many stages at a time: more threads than cores; None: nothing.
+
+    The threads themselves stay as they are: results depend on them, on the limit they do not.
+    """
+    if limit == 1 or params.runtime.device.startswith("cuda"):
+        return None
+    cores, threads = _available_cores(), params.runtime.threads
+    each = cores if isinstance(threads, str) else threads
+    if limit * each <= cores:
+        return None
+    return (
+        f"{limit} stages at a time have {each} threads each (runtime.threads: {threads}) on "
+        f"{cores} cores and slow each other down; lower runtime.threads or --limit"
+    )
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _JournalWriter:
+    """Writes what was done with each stage into the workspace's journal."""
+
+    def __init__(self, layout: Layout, params: Params, runner: str) -> None:
+        self._layout = layout
+        self._runner = runner
+        self._slots: dict[str, Slot] = {slot.dvc_stage: slot for slot in slots(layout, params.grid)}
+
+    def write(self, outcome: Outcome, links: Mapping[str, Mapping[str, str]]) -> None:
+        if outcome.state in (State.cached, State.not_run):
+            return
+        slot = self._slots.get(outcome.stage)
+        card = journal.card_of(slot.path, slot.kind) if slot and outcome.has_result else ""
+        execution = journal.Execution(
+            stage=outcome.stage,
+            outcome=str(outcome.state),
+            runner=self._runner,
+            started=outcome.started,
+            seconds=round(outcome.seconds, 3),
+            exit_code=outcome.exit_code,
+            card=card,
+            links={**links.get("", {}), **links.get(outcome.stage, {})},
+        )
+        with suppress(StorageError):  # the stage is done, whether or not it can be noted
+            journal.append(self._layout, execution)

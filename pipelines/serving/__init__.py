@@ -1,0 +1,1 @@
+"""What leaves the project: exports, served models, the registry's champion."""

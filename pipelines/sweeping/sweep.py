@@ -1,0 +1,361 @@
+"""`kdci sweep`: the stages that are not up to date, spread over devices and machines by Ray Tune.
+
+It goes along DVC's graph in waves: what has all its parents is a trial of one Tune run. Results
+go to their own places and the runner alone records them in DVC, so that `dvc repro` then skips
+them. The files are the truth, not Ray's state: whatever is killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdci.config.params import Params
+from kdci.config.params_file import load_params
+from kdci.errors import UserError
+from kdci.store.layout import Layout
+from pipelines.flow.telemetry import switch_off
+from pipelines.graph.dag import Dag, DagStage, Verdict, read_dag
+from pipelines.running.stage_process import Outcome, StageProcess, State
+from pipelines.running.workspace import only_runner, stages_at_work
+from pipelines.sweeping import attempts
+from pipelines.sweeping.dvc_record import DvcRecorder, record
+from pipelines.sweeping.expected import Expected, read_expected
+from pipelines.sweeping.ledger import Ledger, Say
+from pipelines.sweeping.places import attempts_of, log_of, prepare_folder
+from pipelines.sweeping.ray_session import ray_session
+from pipelines.sweeping.resources import Resources, choose_resources, complaints
+from pipelines.sweeping.run_cache import restorable
+from pipelines.sweeping.stage_environment import deciding
+from pipelines.sweeping.stopping import StopRequest
+from pipelines.sweeping.trial import TrialPlan, module_call
+from pipelines.tracking.recorder import Recorder
+
+METRIC_SECONDS = 30.0
+"""Between two lines of a stage's metrics on the terminal."""
+ORPHAN_SECONDS = 30.0
+"""How long to wait for stages of ended workers, which save their state."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What a sweep is asked for.
+
+    Attributes:
+        targets: Stages, entries of dvc.yaml or patterns; none: everything.
+        address: Of a Ray cluster; None: see ``ray_session``.
+        cpus_per_trial: Cores a trial; None: see ``choose_resources``.
+        gpus_per_trial: GPUs or a share of one; None: likewise.
+        max_concurrent: Trials at a time; None: as many as fit.
+        max_failures: How often a trial is started again after its worker or node died.
+        allow_no_token: Accept a cluster without a token.
+        track: Keep MLflow's record up to date meanwhile.
+    """
+
+    targets: Sequence[str] = ()
+    address: str | None = None
+    cpus_per_trial: float | None = None
+    gpus_per_trial: float | None = None
+    max_concurrent: int | None = None
+    max_failures: int = 3
+    allow_no_token: bool = False
+    track: bool = True
+
+
+def sweep_grid(root: Path, options: SweepOptions, *, say: Say, warn: Say) -> int:
+    """Run what is not up to date, and return the exit code: 0, or that of the gravest failure.
+
+    Args:
+        root: The project folder: on a cluster, one that all nodes share under this path.
+        options: What is asked for.
+        say: Hears what happens, a line at a time.
+        warn: Hears what failed or will not work well.
+
+    Raises:
+        UserError: Params, data, a target or the cluster do not fit: nothing was run.
+        BusyError: Somebody else runs stages here.
+    """
+    _require_counts(options)
+    switch_off()
+    root = root.absolute()
+    stop = StopRequest()
+    with only_runner(Layout(root, ""), "kdci sweep"), stop.installed():
+        params = load_params(root / "params.yaml")
+        layout = Layout(root, params.preset)
+        verdicts = read_dag(root).select(options.targets).verdicts.values()
+        total = sum(verdict is not Verdict.unchanged for verdict in verdicts)
+        if not total:
+            say("everything is up to date")
+            return stop.exit_code
+        from pipelines.checking.checks import require_no_problems
+
+        # Which GPUs there are is Ray's to say.
+        require_no_problems(params, layout, leave_out=["runtime.device"])
+        folder = prepare_folder(layout)
+        ledger = Ledger(layout, folder, total, stop, say, warn)
+        with ExitStack() as stack:
+            recorder = stack.enter_context(Recorder(root)) if options.track else None
+            try:
+                _Sweep(root, layout, folder, options, stop, ledger, say, warn).run(params)
+            finally:
+                _await_orphans(layout)
+            ledger.tell_end()
+            if recorder is not None:
+                _tell_record(recorder, say, warn)
+        return ledger.exit_code
+
+
+def _require_counts(options: SweepOptions) -> None:
+    if options.max_concurrent is not None and options.max_concurrent < 1:
+        raise UserError("--max-concurrent", f"is {options.max_concurrent}", "give 1 or more")
+    if options.max_failures < 0:
+        raise UserError("--max-failures", f"is {options.max_failures}", "give 0 or more")
+
+
+def _await_orphans(layout: Layout) -> None:
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while stages_at_work(layout) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _tell_record(recorder: Recorder, say: Say, warn: Say) -> None:
+    outcome = recorder.finish()
+    if outcome is None:
+        warn("MLflow has no record of the end of this sweep; `kdci sync` makes it")
+        return
+    for warning in outcome.warnings:
+        warn(warning)
+    say(outcome.text)
+
+
+class _Sweep:
+    """A sweep in progress; it holds the workspace."""
+
+    def __init__(
+        self,
+        root: Path,
+        layout: Layout,
+        folder: Path,
+        options: SweepOptions,
+        stop: StopRequest,
+        ledger: Ledger,
+        say: Say,
+        warn: Say,
+    ) -> None:
+        self._root = root
+        self._layout = layout
+        self._folder = folder
+        self._options = options
+        self._stop = stop
+        self._ledger = ledger
+        self._say = say
+        self._warn = warn
+        self._name = time.strftime("sweep-%Y%m%d-%H%M%S-") + str(os.getpid())
+        self._num_waves = 0
+        self._told: dict[str, float] = {}
+        self._resources: Resources | None = None
+
+    def run(self, params: Params) -> None:
+        """Run the waves, then on this machine what comes after them."""
+        dag = self._read()
+        with ExitStack() as session:
+            while not self._stop:
+                dag, names = self._next_wave(dag)
+                if not names or self._stop:
+                    break
+                self._wave(dag, names, self._connect(session, params))
+                dag = self._read()
+        if not self._stop:
+            self._run_rest(dag, params)
+
+    def _read(self) -> Dag:
+        return read_dag(self._root).select(self._options.targets)
+
+    # -- what needs no trial ------------------------------------------------------------------
+
+    def _next_wave(self, dag: Dag) -> tuple[Dag, list[str]]:
+        """Return the stages to train next, once all that needs no training has its result."""
+        while True:
+            _, expected = read_expected(self._root)
+            ready = ready_stages(dag, expected)
+            ready = [name for name in ready if name not in self._ledger.outcomes]
+            if self._stop or not (
+                self._record_finished(dag, ready, expected) or self._restore(ready)
+            ):
+                return dag, ready
+            dag = self._read()
+
+    def _record_finished(
+        self, dag: Dag, ready: Sequence[str], expected: Mapping[str, Expected]
+    ) -> bool:
+        """Record what a killed sweep left finished; tell whether there was anything."""
+        stages = [dag.stages[name] for name in ready]
+        finished = [s for s in stages if expected[s.outs[0]].difference() is None]
+        for name, problem in record(self._root, finished).items():
+            self._ledger.recorded(name, problem)
+        return bool(finished)
+
+    def _restore(self, ready: Sequence[str]) -> bool:
+        """Take results from DVC's run cache; tell whether there were any."""
+        names = restorable(self._root, ready)
+        for name in names:
+            if not self._stop:
+                process = StageProcess(self._root, name, lambda line: None)
+                with self._stop.heard_by(_in_thread(process.stop)):
+                    self._ledger.note(process.run())
+        return bool(names)
+
+    # -- trials -------------------------------------------------------------------------------
+
+    def _connect(self, session: ExitStack, params: Params) -> Resources:
+        """Connect to Ray, once, and decide what each trial gets."""
+        if self._resources is not None:
+            return self._resources
+        options = self._options
+        session.enter_context(
+            ray_session(address=options.address, allow_no_token=options.allow_no_token)
+        )
+        from pipelines.sweeping import waves
+
+        nodes = waves.nodes()
+        self._resources = choose_resources(
+            params, nodes, cpus=options.cpus_per_trial, gpus=options.gpus_per_trial
+        )
+        for line in complaints(params, nodes, self._resources):
+            self._warn(line)
+        cpus, gpus = self._resources.cpus, self._resources.gpus
+        self._say(f"Ray: {len(nodes)} nodes; {cpus:g} CPUs and {gpus:g} GPUs a trial")
+        return self._resources
+
+    def _wave(self, dag: Dag, names: Sequence[str], resources: Resources) -> None:
+        from pipelines.sweeping import waves
+
+        self._num_waves += 1
+        _, expected = read_expected(self._root)
+        plans = {name: self._plan(dag.stages[name], expected, resources) for name in names}
+        for name in names:
+            attempts.forget(attempts_of(self._folder, name))
+            log_of(self._folder, name).unlink(missing_ok=True)
+        self._say(f"wave {self._num_waves}: {len(names)} stages")
+        with DvcRecorder(self._root, dag.stages, self._ledger.recorded) as recorder:
+            waves.run_wave(
+                f"{self._name}-{self._num_waves}",
+                plans,
+                layout=self._layout,
+                folder=self._folder,
+                resources=resources,
+                max_concurrent=self._options.max_concurrent,
+                max_failures=self._options.max_failures,
+                stop=self._stop,
+                listeners=waves.Listeners(
+                    self._show_metrics, lambda name, error: self._ended(name, error, recorder)
+                ),
+            )
+        self._settle_missed(dag, plans)
+
+    def _plan(
+        self, stage: DagStage, expected: Mapping[str, Expected], resources: Resources
+    ) -> TrialPlan:
+        return TrialPlan(
+            stage=stage.name,
+            call=module_call(stage),
+            root=self._root,
+            folder=self._folder,
+            expected=expected[stage.outs[0]],
+            environment=deciding(os.environ),
+            gpu_share=resources.gpu_share,
+        )
+
+    def _ended(self, name: str, error: str, recorder: DvcRecorder) -> None:
+        """Have a result recorded, or note the failure, when Ray says that a trial has ended."""
+        history = attempts.read_history(attempts_of(self._folder, name))
+        if history is not None and history.exit_code == 0:
+            recorder.add(name)
+        else:
+            self._ledger.without_result(name, error)
+
+    def _settle_missed(self, dag: Dag, plans: Mapping[str, TrialPlan]) -> None:
+        """Look at the files for what Ray did not tell: it was stopped, or it lost a trial."""
+        _await_orphans(self._layout)
+        left = [name for name in plans if name not in self._ledger.outcomes]
+        finished = [name for name in left if plans[name].expected.difference() is None]
+        for name, problem in record(self._root, [dag.stages[n] for n in finished]).items():
+            self._ledger.recorded(name, problem)
+        for name in left:
+            if name not in finished:
+                self._ledger.without_result(name)
+
+    def _show_metrics(self, name: str, metrics: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self._told.setdefault(name, now) < METRIC_SECONDS:
+            return
+        self._told[name] = now
+        own = {key: value for key, value in metrics.items() if key == "step" or "loss" in key}
+        told = ", ".join(f"{key} {value:.4g}" for key, value in own.items())
+        self._say(f"{time.strftime('%H:%M:%S')}  {name}: {told}")
+
+    # -- what comes after ---------------------------------------------------------------------
+
+    def _run_rest(self, dag: Dag, params: Params) -> None:
+        """Run evaluations and the report on this machine, as far as all they need is there."""
+        from pipelines.running.limits import default_limit
+        from pipelines.running.scheduler import Scheduler
+
+        _, expected = read_expected(self._root)
+        rest, lost = split_rest(dag, expected)
+        for name in lost:
+            if name not in self._ledger.outcomes:
+                what = "what it is made from has no result"
+                self._ledger.note(Outcome(name, State.not_run, what))
+        scheduler = Scheduler(
+            rest,
+            lambda name, hear: StageProcess(self._root, name, hear),
+            limit=default_limit(params),
+            on_outcome=self._ledger.note,
+        )
+        with self._stop.heard_by(_in_thread(scheduler.stop)):
+            scheduler.run_all()
+
+
+def ready_stages(dag: Dag, expected: Mapping[str, Expected]) -> list[str]:
+    """Return the stages that can be trained now: changed, all that they are made from unchanged.
+
+    Args:
+        dag: The graph with its status.
+        expected: By artifact, what a trial can make; others are for the runner's own machine.
+    """
+    verdicts = dag.verdicts
+    return [
+        name
+        for name, stage in dag.stages.items()
+        if verdicts[name] is Verdict.changed
+        and stage.outs
+        and stage.outs[0] in expected
+        and all(verdicts[parent] is Verdict.unchanged for parent in stage.upstream)
+    ]
+
+
+def split_rest(dag: Dag, expected: Mapping[str, Expected]) -> tuple[Dag, list[str]]:
+    """Return what is left to run on the runner's machine, and what can not be run.
+
+    Args:
+        dag: The graph with its status, after the last wave.
+        expected: By artifact, what a trial could have made; what of it is missing has failed.
+    """
+    waiting = [n for n, verdict in dag.verdicts.items() if verdict is not Verdict.unchanged]
+    missing = {name for name in waiting if {*dag.stages[name].outs} & {*expected}}
+    lost = {*missing, *dag.descendants(missing)}
+    rest = {name: dag.stages[name] for name in waiting if name not in lost}
+    changes = {name: dag.changes[name] for name in rest if name in dag.changes}
+    return Dag(rest, changes), [name for name in dag.stages if name in lost]
+
+
+def _in_thread(act: Callable[[], None]) -> Callable[[int], None]:
+    """Return a listener that calls ``act`` in a thread: it takes locks that a handler may not."""
+    return lambda number: threading.Thread(target=act).start()

@@ -1,0 +1,1 @@
+"""The files' side of tracking."""

@@ -1,0 +1,91 @@
+"""One pass: everything that a snapshot of the files holds and a store lacks is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.tracking.models import Models
+from pipelines.tracking.reading.files import Report
+from pipelines.tracking.reading.snapshot import Snapshot
+from pipelines.tracking.writing.cell_runs import CellRuns
+from pipelines.tracking.writing.record import CONTENT
+from pipelines.tracking.writing.stage_runs import StageRuns
+from pipelines.tracking.writing.store import Store
+from pipelines.tracking.writing.tags import PRESET, RUN
+from pipelines.tracking.writing.trial_runs import show_trials
+
+
+@dataclass(frozen=True)
+class SyncSummary:
+    """Outcome of a sync.
+
+    Attributes:
+        experiment: Name of the MLflow experiment.
+        created: Runs added.
+        points: Metric points added.
+        running: Stages at work now.
+        pending: Expected artifacts that are missing, damaged or outdated.
+        warnings: Files that were left out and models that wait, one line each.
+        versions: Versions added to the model registry.
+    """
+
+    experiment: str
+    created: int
+    points: int
+    running: int
+    pending: int
+    warnings: tuple[str, ...]
+    versions: int = 0
+
+
+def write_view(files: Snapshot, store: Store, *, register: bool = True) -> SyncSummary:
+    """Write what ``store``, freshly read, lacks of ``files``.
+
+    Args:
+        files: The files.
+        store: The store.
+        register: Whether to fill the model registry too, while no stage is at work.
+
+    Raises:
+        StorageError: The store does not answer or can not be written.
+    """
+    cell_runs = CellRuns(files, store)
+    stage_runs = StageRuns(files, store, cell_runs)
+    for work in files.work:
+        stage_runs.show_work(work)
+    for finished in files.finished.values():
+        shown = stage_runs.show_finished(finished)
+        if shown is not None:
+            stage_runs.amend(finished, shown)
+            cell_runs.show_scores(finished, shown)
+    for slot in files.slots.values():
+        if slot.cell is not None:
+            cell_runs.show(slot.cell)
+    if files.report is not None:
+        _show_report(files.report, files.layout.preset, store)
+    show_trials(files.trials, files.layout, store)
+    stage_runs.end_abandoned()
+    models = Models(files, store)
+    if register and not files.running:  # exports would take time from stages
+        models.register()
+    return SyncSummary(
+        experiment=store.experiment,
+        created=store.created,
+        points=store.points,
+        running=files.running,
+        pending=files.pending,
+        warnings=(*files.warnings, *models.warnings),
+        versions=models.added,
+    )
+
+
+def _show_report(report: Report, preset: str, store: Store) -> None:
+    known = {CONTENT: report.content, RUN: "report"}
+    found = store.find(known)
+    if found and found[0].status == "FINISHED":
+        return
+    tags = {**known, "dvc.stage": "report", "kdci.stage": "report", PRESET: preset}
+    record = found[0] if found else store.create("report", tags, started=report.written)
+    for name, file in report.files.items():
+        store.log_file(record, file, name.rpartition("/")[0] or None)
+    store.set_status(record, "FINISHED", ended=report.written)

@@ -1,0 +1,82 @@
+"""A params file that leaves to defaults what DVC itself has to read is told by `kdci check`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from kdci.config.params_file import load_params, read_yaml
+from kdci.store.layout import Layout
+from pipelines.checking.checks import find_problems
+from pipelines.params.presets import FOLDER, preset_names
+from pipelines.params.spelled_out import check_spelled_out, needed_keys
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def told(root: Path, tree: dict[str, Any]) -> dict[str, str]:
+    """Return the mends by key."""
+    shutil.copy(ROOT / "dvc.yaml", root)
+    with (root / "params.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(tree, file)
+    params = load_params(root / "params.yaml")
+    problems = find_problems(params, Layout(root, params.preset))
+    assert all("DVC" in problem.what for problem in problems)
+    return {problem.subject: problem.fix for problem in problems}
+
+
+def test_what_an_earlier_version_did_not_have_is_told_with_its_default(tmp_path: Path) -> None:
+    tree = read_yaml(FOLDER / "digits-smoke.yaml")
+    assert told(tmp_path, tree) == {}
+    for key in ("pairs", "other_pairs"):
+        del tree["grid"][key]
+    for key in ("backbone", "budget"):
+        del tree[key]
+    del tree["data"]["facts"]
+    assert told(tmp_path, tree) == {
+        "grid.pairs": "add pairs: []",
+        "grid.other_pairs": "add other_pairs: []",
+        "backbone": "add backbone: {stem: auto}",
+        "budget": "add budget: 1.0",
+        "data.facts": "add facts: null",
+    }
+
+
+def test_what_no_stage_of_the_grid_reads_may_be_left_out(tmp_path: Path) -> None:
+    tree = read_yaml(FOLDER / "digits-smoke.yaml")
+    tree.pop("intervention", None)
+    assert told(tmp_path, tree) == {}
+    tree["grid"]["arms"] = ["logit_adjusted"]
+    assert list(told(tmp_path, tree)) == ["intervention"]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_spell_everything_out(tmp_path: Path, name: str) -> None:
+    shutil.copy(FOLDER / f"{name}.yaml", tmp_path / "params.yaml")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    params = load_params(tmp_path / "params.yaml")
+    assert list(check_spelled_out(params, Layout(tmp_path, params.preset))) == []
+
+
+def test_keys_of_stages_by_hand() -> None:
+    stages = {
+        "made": {
+            "matrix": {"pair": "${grid.pairs}", "m": "${grid.methods}"},
+            "cmd": "run ${item.pair.teacher}",
+            "params": ["runtime", "methods.${item.m}", "recipes.${shift.base}"],
+            "outs": ["artifacts/${preset}/x"],
+        },
+        "none": {"matrix": {"arm": "${grid.arms}"}, "params": ["intervention"], "outs": ["${y}"]},
+    }
+    values = {
+        "grid": {"pairs": [{"teacher": "t"}], "methods": ["a", "b"], "arms": []},
+        "shift": {"base": "a"},
+    }
+    assert set(needed_keys(stages, values)) == {
+        *("grid.pairs", "grid.methods", "grid.arms", "preset"),
+        *("runtime", "methods.a", "methods.b", "recipes.a"),
+    }
