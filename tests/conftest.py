@@ -22,9 +22,8 @@ from ruamel.yaml import YAML
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.store.layout import Cell, Layout, cells, shift_cells
-from tests.project_code import copy_smoke
+from tests.project_code import ROOT, copy_smoke
 
-ROOT = Path(__file__).resolve().parents[1]
 WRN = "wrn-10-1"
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.project_code import ROOT
+
 PAGE = (ROOT / "docs/adding-a-method.md").read_text(encoding="utf-8")
 FOLDERS = ("kdci", "stages", "pipelines", "tests", "docs")
 FILES = (".dvc/config", ".dvcignore", "README.md", "dvc.yaml", "params.yaml", "pyproject.toml")

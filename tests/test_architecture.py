@@ -13,8 +13,8 @@ import pytest
 import kdci
 from kdci.config.catalog import BACKBONE_NAMES, CUSTOM, DATASETS
 from kdci.config.params import Methods, Recipes
+from tests.project_code import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("kdci", "stages", "pipelines")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 UNPICKLER_FILE = ROOT / "kdci/data/datasets/cifar_batches.py"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,9 @@ from kdci.data.datasets.download import SOURCES
 from kdci.data.files.decoding import MAX_BYTES, MAX_LABELLED_PIXELS, MAX_PIXELS
 from kdci.data.files.image_files import IN_MEMORY_BYTES, MAX_THREADS
 from kdci.data.files.listing import OTHER, OUTSIDE, SUFFIXES, UNREADABLE
+from tests.project_code import ROOT
 
-TEXT = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.project_code import ROOT
 
 
 def test_every_relative_link_of_the_documentation_leads_somewhere() -> None:

@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.project_code import ROOT
+
 BLOCKS = re.findall(
     r"^```python\n(.*?)^```$",
     (ROOT / "docs/library.md").read_text(encoding="utf-8"),

@@ -18,8 +18,8 @@ from ruamel.yaml import YAML
 
 from kdci.config.params import METHOD_NAMES
 from kdci.deconfounding.arms import ARMS, FURTHER_ARMS
+from tests.project_code import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ALL = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
 CONTROLS = {
     "substitute_control": "substitute",

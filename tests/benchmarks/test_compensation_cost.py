@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.project_code import ROOT
+
 TINY = ("--teacher", "wrn-10-1", "--student", "wrn-10-1", "--batch-size", "8", "--repeats", "2")
 
 

@@ -18,8 +18,8 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import bound, catalogue, interleaved, results
+from tests.project_code import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 

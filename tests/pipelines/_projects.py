@@ -9,8 +9,6 @@ from pathlib import Path
 
 from tests.project_code import copy_code, without_git
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def new_project(root: Path) -> Path:
     """Write the code, dvc.yaml and DVC's settings into ``root``; params.yaml is the caller's."""

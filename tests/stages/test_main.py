@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from kdci.store import artifacts
+from tests.project_code import ROOT
 
 MODULES = ("teacher", "substitute", "dictionary", "distill", "evaluate", "report")
 
@@ -79,7 +80,7 @@ def test_every_bad_param_gets_its_line(built, call, capsys):
 )
 def test_bad_yaml_is_refused(built, call, refused, old, new, said):
     file = built.root / "params.yaml"
-    preset = Path(__file__).resolve().parents[2] / "pipelines/presets/digits-smoke.yaml"
+    preset = ROOT / "pipelines/presets/digits-smoke.yaml"
     text = preset.read_text()
     assert old in text
     file.write_text(text.replace(old, new, 1))
@@ -118,7 +119,7 @@ for name in {MODULES!r}:
     codes.append(main(stages, ["--params", {str(built.root / "params.yaml")!r}, *variant, *cell]))
 sys.exit(int(set(codes) != {{2}}))
 """
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

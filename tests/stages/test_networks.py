@@ -12,8 +12,8 @@ from torch import nn
 from kdci.models import pretrained
 from kdci.models.pixel_model import is_channels_last
 from kdci.models.students import Student
-from kdci.training.supervised import arithmetic as formats
-from kdci.training.supervised import evaluation
+from kdci.training import arithmetic as formats
+from kdci.training import evaluation
 from stages import _formats, _step_networks
 from tests.conftest import WRN, Call, Project
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +15,8 @@ from kdci.reporting.figures.drawing import DrawnFigure
 from kdci.store.artifacts import new_artifact
 from kdci.store.layout import Layout, all_cells, cells
 from stages.report import report
+from tests.project_code import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TEACHER, STUDENT = "wrn-16-1", "wrn-10-1"
 VANILLA = {0: 90.0, 1: 80.0}
 KDCI = {0: 90.5, 1: 82.0}

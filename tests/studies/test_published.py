@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ from kdci.config.catalog import BACKBONE_NAMES, DATASETS
 from kdci.config.params import METHOD_NAMES, Params
 from studies.published import BLOCKS, Setting, published_setting, published_settings
 from studies.published_rows import PAIRS
+from tests.project_code import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = list(published_settings())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,9 @@ from kdci.config.params import Params
 from kdci.config.params_file import read_yaml
 from kdci.config.recipes import scaled_calls, scaled_count, scaled_epochs
 from kdci.store.layout import cells
+from tests.project_code import ROOT
 
-PRESET = Path(__file__).resolve().parents[2] / "pipelines" / "presets" / "digits-smoke.yaml"
+PRESET = ROOT / "pipelines" / "presets" / "digits-smoke.yaml"
 PAIRS = [
     {"teacher": "vgg-11", "student": "wrn-10-1"},
     {"teacher": "wrn-16-1", "student": "wrn-10-1"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,9 @@ from pydantic import ValidationError
 from kdci.config.catalog import BACKBONE_NAMES, DATASETS
 from kdci.config.params import Params, hash_json
 from kdci.config.params_file import read_yaml
+from tests.project_code import ROOT
 
-PRESET = Path(__file__).resolve().parents[2] / "pipelines" / "presets" / "digits-smoke.yaml"
+PRESET = ROOT / "pipelines" / "presets" / "digits-smoke.yaml"
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 
 from kdci.config.params_file import MAX_BYTES, load_params
 from kdci.errors import CombinedUserError, KdciError, StorageError, UserError
+from tests.project_code import ROOT
 
-PRESET = Path(__file__).resolve().parents[2] / "pipelines" / "presets" / "digits-smoke.yaml"
+PRESET = ROOT / "pipelines" / "presets" / "digits-smoke.yaml"
 BASE = PRESET.read_text(encoding="utf-8")
 
 

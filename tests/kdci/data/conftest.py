@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.project_code import ROOT
+
 Encode = Callable[..., bytes]
 
 
@@ -57,7 +59,7 @@ def rgb() -> Callable[..., np.ndarray]:
 def real_data() -> Path:
     """Folder with the full CIFAR-10 and open-world Parquet files, if this machine has it."""
     named = os.environ.get("KDCI_TEST_DATA")
-    folder = Path(named) if named else Path(__file__).resolve().parents[4] / "shared" / "data"
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
     if not (folder / "cifar10").is_dir():
         pytest.skip(f"no real data at {folder}; set KDCI_TEST_DATA")
     return folder

@@ -22,6 +22,7 @@ from kdci.models.pretrained import build_network
 from kdci.models.students import load_student
 from kdci.store.artifacts import open_artifact, save_tensors
 from tests.kdci.exporting._experiment import SPEC, Experiment, compensation, network
+from tests.project_code import ROOT
 
 Export = Callable[..., Release]
 
@@ -98,7 +99,7 @@ def test_no_file_tells_of_this_machine(export: Export, folder: Path, tmp_path: P
     for file in folder.iterdir():
         content = file.read_bytes()
         assert str(tmp_path).encode() not in content and b"/home/me" not in content
-        assert str(Path(__file__).parents[3]).encode() not in content
+        assert str(ROOT).encode() not in content
 
 
 @pytest.mark.parametrize("deploy", ["backbone", "compensated"])

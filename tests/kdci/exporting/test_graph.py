@@ -14,8 +14,7 @@ from kdci.exporting.graph import ExportError, FoldedCompensation, exporting, tra
 from kdci.models import BACKBONES
 from kdci.models.students import Student
 from tests.kdci.exporting._experiment import compensation, facts, network, student
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.project_code import ROOT
 
 
 def logits(size: int = 7) -> Tensor:

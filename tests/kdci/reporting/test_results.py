@@ -3,12 +3,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from kdci.errors import IntegrityError, UserError
 from kdci.reporting.results import Row, grouped, load_rows, measure_of, rows_as_json
+from tests.project_code import ROOT
 
 
 def test_rows_survive_the_file_unrounded(tmp_path, row):
@@ -77,7 +77,7 @@ assert not {"torch", "matplotlib", "scipy", "numpy"} & set(sys.modules), "table"
 import kdci.reporting.gather, kdci.reporting.text.markdown, stages.report
 assert not {"torch", "scipy.stats"} & set(sys.modules), "report"
 """
-    root = Path(__file__).resolve().parents[3]
+    root = ROOT
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kdci.training.supervised import host_memory
+from kdci.training import host_memory
 
 FAULTS = """
 import resource, sys

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from kdci.training.supervised import optimizers
+from kdci.training import optimizers
 
 
 @pytest.mark.parametrize(

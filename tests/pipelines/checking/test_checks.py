@@ -22,8 +22,8 @@ from kdci.store.layout import Layout, cells
 from pipelines.checking.checks import find_problems, summary
 from pipelines.graph.plan import planned_stages
 from pipelines.params.presets import FOLDER
+from tests.project_code import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 Edit = Callable[[dict[str, Any]], None]
 
 

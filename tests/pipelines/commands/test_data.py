@@ -8,8 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from kdci.data.datasets import download as library
 from kdci.data.datasets.download import Source
-from kdci.data.datasets.loading import download as library
 from kdci.errors import UserError
 from pipelines.commands.data import download_data
 

@@ -17,8 +17,7 @@ from pipelines.explaining.explain import Explained, Explanation, explain
 from pipelines.explaining.forecast import Fate
 from pipelines.explaining.text import duration, explanation_lines, together
 from pipelines.graph.dag import read_dag
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.project_code import ROOT
 
 
 def fates(explanation: Explanation, *wanted: Fate) -> set[str]:

@@ -30,8 +30,8 @@ from pipelines.cli import run
 from pipelines.importing.check import check_teacher_artifact
 from pipelines.importing.options import Options, folder_of
 from pipelines.importing.report import in_yaml
+from tests.project_code import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("KDCI_TEST_DATA") or ROOT.parent / "shared/data")
 CHECKPOINT = DATA.parent / "teachers/cifar10_wrn16_2.pth"
 WRN = "wrn-10-1"

@@ -26,8 +26,8 @@ from kdci.config.params_file import load_params
 from kdci.models.pretrained import load_teacher
 from kdci.store.artifacts import open_artifact
 from tests.pipelines._projects import new_project, run_in
+from tests.project_code import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "your-teacher.md"
 SIDE, CLASSES = 64, 3
 MEAN, STD = (0.45, 0.44, 0.38), (0.27, 0.26, 0.28)

@@ -14,8 +14,7 @@ from kdci.store.layout import Layout
 from pipelines.checking.checks import find_problems
 from pipelines.params.presets import FOLDER, preset_names
 from pipelines.params.spelled_out import check_spelled_out, needed_keys
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.project_code import ROOT
 
 
 def told(root: Path, tree: dict[str, Any]) -> dict[str, str]:

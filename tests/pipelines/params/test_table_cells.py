@@ -21,7 +21,6 @@ from tests.pipelines._datasets import write_all
 from tests.pipelines._projects import new_project, run_in
 from tests.pipelines.params.test_table_presets import TABLES
 
-ROOT = Path(__file__).resolve().parents[2]
 FIVE_STEPS = {"distill.num_snapshots": 1, "dictionary.num_prototypes": 4, "runtime.threads": 1}
 
 

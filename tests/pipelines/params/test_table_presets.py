@@ -16,8 +16,8 @@ from kdci.config.params_file import load_params
 from pipelines.graph.dag import Dag, read_dag
 from pipelines.params.presets import FOLDER, write_preset
 from studies.published import published_setting
+from tests.project_code import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CIFAR_PAIRS = [
     ("resnet-34", "resnet-18"),
     ("vgg-11", "resnet-18"),

@@ -26,6 +26,7 @@ from pipelines.running.run_command import RunOptions, run_stages
 from pipelines.running.scheduler import Scheduler
 from pipelines.running.stage_process import Outcome, State
 from tests.pipelines._servers import CELL, RunProject, finish, until
+from tests.project_code import ROOT
 
 PLAIN = RunOptions(prefect=False, track=False)
 QUICK = """
@@ -239,7 +240,7 @@ NOT_RUN = Outcome("z", State.not_run, "b has no result")
 def test_exit_code_is_that_of_the_gravest_failure(
     ended: list[Outcome], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    monkeypatch.chdir(ROOT)
     assert run_of(*ended).exit_code == code
 
 
@@ -247,7 +248,7 @@ def test_exit_code_is_that_of_the_gravest_failure(
 def test_exit_code_of_a_stopped_run_is_that_of_its_signal(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    monkeypatch.chdir(ROOT)
     assert run_of(DONE, failed("b", 5), stopped_by=number).exit_code == 128 + number
 
 
@@ -265,7 +266,7 @@ def test_limit_is_what_the_cores_carry(
     threads: int | str, device: str, cores: int, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.running.limits._available_cores", lambda: cores)
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     params = load_params(root / "pipelines/presets/digits-smoke.yaml")
     runtime = params.runtime.model_copy(update={"threads": threads, "device": device})
     assert default_limit(params.model_copy(update={"runtime": runtime})) == limit
@@ -291,7 +292,7 @@ def test_more_threads_than_cores_at_a_time_are_warned_about(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pipelines.running.limits._available_cores", lambda: 8)
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     params = load_params(root / "pipelines/presets/digits-smoke.yaml")
     runtime = params.runtime.model_copy(update={"threads": threads, "device": device})
     warning = crowding(params.model_copy(update={"runtime": runtime}), limit)

@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.running.limits import stage_process
+from pipelines.running import stage_process
 from pipelines.running.stage_process import Outcome, StageProcess, State
+from tests.project_code import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 30.0
 
 PROGRAM = '''

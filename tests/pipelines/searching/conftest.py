@@ -12,7 +12,6 @@ import pytest
 
 from tests.project_code import copy_smoke
 
-ROOT = Path(__file__).resolve().parents[3]
 KNOWING = {
     "grid.methods": ["fast"],
     "teacher.num_epochs": 6,

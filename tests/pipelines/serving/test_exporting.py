@@ -29,10 +29,10 @@ from kdci.store.layout import Cell
 from pipelines.cli import run
 from pipelines.serving.exporting import choose, chosen_formats
 from tests.conftest import Project
+from tests.project_code import ROOT
 
 WRN = "wrn-10-1"
 NO_AXES: dict[str, str | int | None] = {}
-ROOT = Path(__file__).resolve().parents[2]
 ONNX = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 Kdci = Callable[..., int]
 

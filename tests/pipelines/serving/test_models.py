@@ -24,6 +24,7 @@ from tests.pipelines._servers import (
     free_port,
     until,
 )
+from tests.project_code import ROOT
 
 LONG = {"recipes__dfnd__num_epochs": 4, "recipes__dfnd__steps_per_epoch": 2000}
 
@@ -34,7 +35,7 @@ def serving_alone(tmp_path: Path, **environment: str) -> subprocess.CompletedPro
     project.root.mkdir()
     (project.root / "dvc.yaml").write_text("stages: {}\n")
     (project.root / "params.yaml").write_text(preset_text("digits-smoke"))
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(ROOT)
     return project.kdci("run", "--serve", timeout=60, PYTHONPATH=root, **environment)
 
 

@@ -32,9 +32,8 @@ from tests.pipelines._cluster import (
     read_blocks,
 )
 from tests.pipelines._servers import free_port
-from tests.project_code import copy_code
+from tests.project_code import ROOT, copy_code
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/cluster.md"
 MACHINES = ("database", "prefect", "mlflow", "head", "worker", "runner", "other")
 PORTS = ("5432", "4200", "5000", "6379")
@@ -100,7 +99,7 @@ def replacements(root: Path, ports: dict[str, int], repository: str, password: s
         "HEAD_IP": HEAD,
         "WORKER_IP": WORKER,
         "PASSWORD": password,
-        "REPOSITORY": repository,
+        "ROOT": repository,
         "--num-cpus=16": "--num-cpus=1",
         "/shared": str(root / "shared"),
         "/srv": str(root / "srv"),

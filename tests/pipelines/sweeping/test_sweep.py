@@ -24,7 +24,6 @@ from pipelines.running.workspace import only_runner
 from pipelines.sweeping.sweep import SweepOptions, ready_stages, split_rest, sweep_grid
 from tests.project_code import copy_smoke
 
-ROOT = Path(__file__).resolve().parents[2]
 RAY = ("raylet", "gcs_server", "ray::")
 CELL = "wrn-10-1-wrn-10-1"
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -24,6 +23,7 @@ from pipelines.sweeping.trial import (
     last_words,
     module_call,
 )
+from tests.project_code import ROOT
 
 TEACHER = "artifacts/digits-smoke/teachers/wrn-10-1"
 CALL = ("stages.teacher", "--teacher", "wrn-10-1")
@@ -45,7 +45,7 @@ def plan(fresh):
     (fresh.root / "stands_in.py").write_text(STANDS_IN)
     folder = prepare_folder(fresh.layout)
     expected = read_expected(fresh.root)[1][TEACHER]
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[3]), *sys.path])
+    path = os.pathsep.join([str(ROOT), *sys.path])
 
     def of(*call: str) -> TrialPlan:
         settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

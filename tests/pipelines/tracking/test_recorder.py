@@ -16,8 +16,8 @@ import pytest
 from pipelines.tracking import recorder as recorder_module
 from pipelines.tracking.recorder import Record, Recorder
 from tests.pipelines._servers import RunProject, free_port, until, warnings_of
+from tests.project_code import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = 12
 POPEN = subprocess.Popen
 

@@ -19,9 +19,9 @@ from kdci.errors import BusyError, StorageError
 from kdci.store.artifacts import new_artifact
 from kdci.store.layout import Cell, Layout, cells
 from pipelines import tracking
+from tests.project_code import ROOT
 
 TEACHER, STUDENT, METHOD = "wrn-16-1", "wrn-10-1", "dfnd"
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -715,7 +715,7 @@ def test_dead_server_is_one_quick_line(files, params, scheme, tmp_path):
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        cwd=REPOSITORY,
+        cwd=ROOT,
         env={**os.environ, "MLFLOW_TRACKING_URI": uri},
     )
     assert time.monotonic() - began < 25
@@ -769,4 +769,4 @@ def test_deleted_experiment_says_how_to_get_it_back(files, params, store_uri):
 
 def test_import_costs_no_mlflow():
     code = "import sys, pipelines.tracking; sys.exit('mlflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

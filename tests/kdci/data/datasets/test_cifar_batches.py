@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdci.data.datasets import cifar_batches
 from kdci.data.datasets.cifar_batches import read_batch
-from kdci.data.datasets.loading import cifar_batches
 from kdci.errors import IntegrityError, StorageError
 
 DATA = np.random.default_rng(0).integers(0, 256, (6, 3072), dtype=np.uint8)

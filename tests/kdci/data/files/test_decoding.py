@@ -27,6 +27,7 @@ from kdci.data.files.decoding import (
     decode_image,
     read_file,
 )
+from tests.project_code import ROOT
 
 Encode = Callable[..., bytes]
 
@@ -216,7 +217,7 @@ def test_the_largest_images_take_what_is_stated(mode: str, tmp_path: Path) -> No
     Image.fromarray(pixels).save(large, compress_level=1)
     Image.fromarray(pixels[:300, :300]).save(small)
     command = [sys.executable, "-c", MEMORY, str(small), str(large)]
-    out = subprocess.run(command, capture_output=True, check=True, cwd=Path(__file__).parents[3])
+    out = subprocess.run(command, capture_output=True, check=True, cwd=ROOT)
     assert int(out.stdout) < 230 + 5 * large.stat().st_size // 2**20
 
 

@@ -20,6 +20,7 @@ from kdci.data.files.parquet_pages import look_at_chunk
 from kdci.data.open_world.candidates import PoolPart
 from kdci.errors import IntegrityError, KdciError
 from tests.kdci.data.open_world._whole_pool import load_whole
+from tests.project_code import ROOT
 
 Encode = Callable[..., bytes]
 Make = Callable[..., Path]
@@ -143,7 +144,7 @@ def rise_of(tmp_path: Path, file: Path, encode_image: Encode) -> dict[str, objec
         capture_output=True,
         check=True,
         timeout=120,
-        cwd=Path(__file__).parents[3],
+        cwd=ROOT,
     )
     found: dict[str, object] = json.loads(out.stdout)
     return found

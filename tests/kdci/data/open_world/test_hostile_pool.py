@@ -20,6 +20,7 @@ from PIL import Image
 from kdci.data.open_world.candidates import PoolPart
 from kdci.errors import UserError
 from tests.kdci.data.open_world._whole_pool import load_whole
+from tests.project_code import ROOT
 
 NUM_GOOD = 400
 LONG_NAME = "\N{LATIN SMALL LETTER E WITH ACUTE}\N{SNOWMAN}" * 20 + "x" * 150 + ".png"
@@ -129,7 +130,7 @@ def test_it_is_read_without_harm(tmp_path: Path, encode_image: Callable[..., byt
         capture_output=True,
         check=True,
         timeout=120,
-        cwd=Path(__file__).parents[3],
+        cwd=ROOT,
     )
     found = json.loads(out.stdout)
     assert found["skipped"] == EXPECTED

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from kdci.data.bank.image_bank import ImageBank
+from kdci.data.open_world import pool as open_world_pool
 from kdci.data.open_world.candidates import PoolPart
-from kdci.data.open_world.candidates import pool as open_world_pool
 from kdci.data.open_world.pool import OpenWorldPool, PoolBatch, PoolProgress
 from kdci.data.open_world.scores import OpenWorldScores
 from kdci.data.open_world.scoring_engine import Decoder

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdci.data.bank.image_bank import ImageBank
-from kdci.data.open_world.candidates import scores as open_world_scores
+from kdci.data.open_world import scores as open_world_scores
 from kdci.data.open_world.scores import OpenWorldScores
 from kdci.errors import NumericError, UserError
 from kdci.models import PixelModel, Prediction

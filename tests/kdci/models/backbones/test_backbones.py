@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch import nn
 
 from kdci.config.catalog import BACKBONE_NAMES, DATASETS, STEMS
 from kdci.models import BACKBONES, WITH_STEMS, Prediction, build_backbone, outline_backbone
+from tests.project_code import ROOT
 
 # Parameters at 3 channels and 10 / 100 / 200 classes, and BatchNorm layers, as published.
 PUBLISHED = {
@@ -177,7 +177,7 @@ def test_an_outline_has_the_layers_and_no_memory() -> None:
 class TestPage:
     """docs/backbones.md: its table is what the builders make."""
 
-    PAGE = Path(__file__).resolve().parents[3] / "docs" / "backbones.md"
+    PAGE = ROOT / "docs" / "backbones.md"
 
     def rows(self) -> dict[tuple[str, str], list[str]]:
         lines = self.PAGE.read_text(encoding="utf-8").splitlines()

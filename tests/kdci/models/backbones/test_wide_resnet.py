@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from kdci.config.catalog import DATASETS
 from kdci.models import PixelModel
 from kdci.models.backbones.wide_resnet import WideResNet
+from tests.project_code import ROOT
 
-DATA = Path(os.environ.get("KDCI_TEST_DATA") or Path(__file__).resolve().parents[4] / "shared/data")
+DATA = Path(os.environ.get("KDCI_TEST_DATA") or ROOT.parent / "shared/data")
 CHECKPOINT = DATA.parent / "teachers/cifar10_wrn16_2.pth"
 TEST_IMAGES = DATA / "cifar10/plain_text/test-00000-of-00001.parquet"
 

@@ -36,8 +36,7 @@ from pipelines.checking.diagnosis.versions import (
     check_versions,
 )
 from pipelines.cli import run
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.project_code import ROOT
 
 
 def lines(findings: Iterator[Finding] | list[Finding], *levels: Level) -> list[str]:

@@ -17,6 +17,7 @@ from kdci.data.open_world.scoring_engine import find_engine, local_engine
 from kdci.errors import UserError
 from pipelines.sweeping.scoring import ray_engine as engine_module
 from pipelines.sweeping.scoring.ray_engine import ray_engine
+from tests.project_code import ROOT
 
 KEY = "methods.dfnd.open_world.engine"
 
@@ -40,7 +41,7 @@ def on_ray(what: str, folder: Path, **variables: str) -> Any:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
     out = subprocess.run(
         [sys.executable, Path(__file__).with_name("on_ray.py"), what, folder],
-        env={**kept, "PYTHONPATH": str(Path(__file__).parents[3]), **variables},
+        env={**kept, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
         timeout=250,

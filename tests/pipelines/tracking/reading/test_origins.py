@@ -3,7 +3,7 @@ import json
 
 from ruamel.yaml import YAML
 
-from pipelines.running.limits import journal
+from pipelines.running import journal
 from pipelines.tracking.reading.files import slots
 
 WRN = "wrn-10-1"
