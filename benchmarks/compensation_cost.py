@@ -39,7 +39,7 @@ from kdci.models.pretrained import build_network
 from kdci.training.distillation import Distiller
 from kdci.training.optimizers import SGD
 from kdci.training.runtime import Runtime, generator, processor, start
-from stages._provenance import git_revision
+from kdci.store.revision import code_revision
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "compensation_cost"

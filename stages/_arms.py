@@ -126,5 +126,5 @@ def rebuilder_of(
         num_prototypes=dictionary.facts["requested"],
         growth=growth,
         prototypes_ND=dictionary.tensors("dictionary.safetensors")["prototypes"],
-        seed=derive_seed(int(session.identity.cell["pool_seed"]), "dictionary"),
+        seed=derive_seed(int(session.node.point["pool_seed"]), "dictionary"),
     )

@@ -70,7 +70,7 @@ def source_context(
     from kdci.methods.base import SourceContext
 
     spec = session.params.data.spec
-    method = str(session.identity.cell["method"])
+    method = str(session.node.point["method"])
     open_world = getattr(session.params.method(method), "open_world", None)
 
     def load() -> OpenWorldPool:
@@ -118,11 +118,11 @@ def build_pool_source(session: Session, context: SourceContext) -> SubstitutionS
     from kdci.methods.registry import build_source
     from kdci.methods.resampled import ResampledSource
 
-    params, method = session.params, str(session.identity.cell["method"])
+    params, method = session.params, str(session.node.point["method"])
     if method in params.grid.shifts:
         assert params.shift is not None
         return ResampledSource(context, temperature=params.shift.temperature)
-    cell = session.identity.cell
+    cell = session.node.point
     student = str(cell["student"]) if "student" in cell else None
     block = params.method(method, teacher=str(cell["teacher"]), student=student)
     return build_source(method, block, context)
@@ -166,7 +166,7 @@ def write_pool(
     from kdci.data.bank.mapped_images import MappedImages, save_npy_chunks
     from kdci.store.checkpoints import save_state
 
-    seeds = {"pool_seed": int(session.identity.cell["pool_seed"])}
+    seeds = {"pool_seed": int(session.node.point["pool_seed"])}
     with session.new_artifact("pool", seeds=seeds) as draft:
         file = draft.folder / "images.npy"
         save_npy_chunks(images, file, num_images=len(kept))

@@ -7,8 +7,6 @@ Reading the file and wording its errors is the business of ``kdci.config.params_
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Annotated, Any, Literal, Self
@@ -453,9 +451,3 @@ class Params(Block):
                 value = value[part]
             values[key] = value
         return values
-
-
-def hash_json(value: Any) -> str:
-    """Return the SHA-256 of ``value`` in a canonical JSON form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdci.config.params import hash_json
 from kdci.errors import IntegrityError, StorageError, UserError
+from kdci.store.hashing import hash_json
 
 if TYPE_CHECKING:
     from torch import Tensor

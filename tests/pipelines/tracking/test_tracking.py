@@ -14,9 +14,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from kdci.config.params import Params, hash_json
+from kdci.config.params import Params
 from kdci.errors import BusyError, StorageError
 from kdci.store.artifacts import new_artifact
+from kdci.store.hashing import hash_json
 from kdci.store.layout import Cell, Layout, cells
 from pipelines import tracking
 from tests.project_code import ROOT
