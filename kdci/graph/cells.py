@@ -65,7 +65,7 @@ def require_current(graph: Graph, node: Node, code: str) -> None:
 
 def sources_of(graph: Graph) -> Sources:
     """Return a reader of the code that remembers, in the project's work folder."""
-    return Sources(graph.layout.work / "code.json")
+    return Sources(graph.layout.root, memory=graph.layout.work / "code.json")
 
 
 def cells_text(graph: Graph, sources: Sources) -> str:

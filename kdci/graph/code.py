@@ -82,10 +82,13 @@ class Sources:
     """Reads modules, each once; a file keeps what earlier processes read.
 
     Args:
+        project: A folder whose own copy of the packages comes before the installed one, as it does
+            for a stage that is started there; None: none does.
         memory: A file that may be written; None: nothing is kept.
     """
 
-    def __init__(self, memory: Path | None = None) -> None:
+    def __init__(self, project: Path | None = None, memory: Path | None = None) -> None:
+        self._project = project
         self._memory = memory
         self._known = {} if memory is None else _remembered(memory)
         self._read: dict[Path, Source] = {}
@@ -130,6 +133,8 @@ class Sources:
 
     def _find(self, module: str) -> Path | None:
         top, *rest = module.split(".")
+        if top not in self._roots and self._project and (self._project / top).is_dir():
+            self._roots[top] = (self._project / top,)
         if top not in self._roots:
             spec = importlib.util.find_spec(top)
             places = (spec.submodule_search_locations or ()) if spec is not None else ()
