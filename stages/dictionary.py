@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kdci.store.artifacts import Artifact
 
 
-def build(session: Session) -> None:
+def run(session: Session) -> None:
     """Build the cell's own dictionary, or adopt another teacher's (`dictionary.artifact`)."""
     session.parent("teacher")
     session.parent("pool")
@@ -83,4 +83,4 @@ def _write(session: Session, tensors: dict[str, Tensor], facts: dict[str, Any]) 
 
 
 if __name__ == "__main__":
-    sys.exit(main("dictionary", build))
+    sys.exit(main("dictionary", run))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kdci.training.distillation import Distiller
 
 
-def distill(session: Session) -> None:
+def run(session: Session) -> None:
     """Distil the student of one arm: the plain method's, or one that is de-confounded."""
     from kdci.models.pretrained import build_network
     from kdci.store.artifacts import save_tensors
@@ -183,4 +183,4 @@ def _rebuilt(distiller: Distiller) -> list[tuple[int, ConfounderDictionary]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("distill", distill))
+    sys.exit(main("distill", run))

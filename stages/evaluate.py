@@ -38,7 +38,7 @@ NUM_FRECHET_IMAGES = 10_000
 """Of a larger pool as many random images are compared with real ones."""
 
 
-def evaluate(session: Session) -> None:
+def run(session: Session) -> None:
     """Write a row and a learning curve a cell, predictions, pools' shifts, and examples."""
     from kdci.models.students import student_of
 
@@ -315,4 +315,4 @@ def _write(
 
 
 if __name__ == "__main__":
-    sys.exit(main("evaluate", evaluate))
+    sys.exit(main("evaluate", run))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kdci.store.artifacts import Artifact
 
 
-def shift(session: Session) -> None:
+def run(session: Session) -> None:
     """Resample and degrade the base's pool; save it as the pool of this shift."""
     import torch
 
@@ -101,4 +101,4 @@ def _rows(session: Session, base: Artifact, *, num_images: int, seed: int) -> Te
 
 
 if __name__ == "__main__":
-    sys.exit(main("shift", shift))
+    sys.exit(main("shift", run))

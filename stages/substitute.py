@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def substitute(session: Session) -> None:
+def run(session: Session) -> None:
     """Run the method's preparation; save pool, hold-out, teacher's logits and method state."""
     from kdci.training.runtime import derive_seed, generator
 
@@ -79,4 +79,4 @@ def _split(size: int, share: float, random: Any) -> tuple[Tensor, Tensor]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("substitute", substitute))
+    sys.exit(main("substitute", run))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdci.models import PixelModel
 
 
-def make_teacher(session: Session) -> None:
+def run(session: Session) -> None:
     """Train a teacher, or adopt the finished one that `teacher.artifact` names."""
     params, backbone = session.params, str(session.node.point["teacher"])
     place = params.teacher.artifact_of(backbone, params.data.name)
@@ -151,4 +151,4 @@ def _test_accuracy(session: Session, model: PixelModel, path: Path | None) -> fl
 
 
 if __name__ == "__main__":
-    sys.exit(main("teacher", make_teacher))
+    sys.exit(main("teacher", run))

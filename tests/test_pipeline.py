@@ -657,13 +657,13 @@ def expected(method=None, stages=(), seeds=(0,)):
 
 
 ARM_CELLS = {
-    f"distill_arm@wrn-10-1-wrn-10-1-{method}-logit_adjusted-0-0" for method in ("fast", "dfnd")
+    f"distill@wrn-10-1-wrn-10-1-{method}-arm-logit_adjusted-0-0" for method in ("fast", "dfnd")
 }
 SHIFT_CELLS = {
     "shift@wrn-10-1-tail-0",
     "dictionary_shift@wrn-10-1-tail-0",
-    "distill_shift@wrn-10-1-wrn-10-1-tail-vanilla-0-0",
-    "distill_shift@wrn-10-1-wrn-10-1-tail-kdci-0-0",
+    "distill@wrn-10-1-wrn-10-1-tail-shift-vanilla-0-0",
+    "distill@wrn-10-1-wrn-10-1-tail-shift-kdci-0-0",
     "evaluate_shift@wrn-10-1-wrn-10-1-tail",
 }
 DISTILL = ("distill_vanilla", "distill_kdci")

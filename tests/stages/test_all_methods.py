@@ -20,7 +20,7 @@ from tests.stages.test_session import IN_LOOP
 OTHERS = tuple(name for name in METHOD_NAMES if name not in ("fast", "dfnd"))
 """What the shared experiment leaves out."""
 MADE = {"dafl": 48, "cmi": 32, "deepinv": 32, "mosaick": 64 + 32, "noise": 64}
-CONTROL = [Call.of(stage, "noise") for stage in ("substitute", "distill_vanilla", "evaluate")]
+CONTROL = [Call.of(stage, "noise") for stage in ("substitute", "vanilla", "evaluate")]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_pictures_show_all_of_them(everything):
     assert "predictions-wrn-10-1-wrn-10-1-noise.png" not in drawn  # two students to compare
 
 
-LOOPS = [(stage, method) for method in OTHERS for stage in ("substitute", "distill_kdci")]
+LOOPS = [(stage, method) for method in OTHERS for stage in ("substitute", "kdci")]
 CASES = [
     pytest.param(
         stage,
@@ -104,7 +104,7 @@ def test_a_killed_stage_ends_with_the_same_bytes(copy, forks, stage, method, set
 
 
 @pytest.mark.parametrize("method", [*OTHERS, "noise"])
-@pytest.mark.parametrize("stage", ["substitute", "distill_vanilla"])
+@pytest.mark.parametrize("stage", ["substitute", "vanilla"])
 def test_no_method_opens_original_data(copy, monkeypatch, stage, method):
     def refuse(*args, **kwargs):
         raise AssertionError("original data was opened")

@@ -237,7 +237,7 @@ def test_a_pool_with_a_known_shift_is_read_and_distilled_alone(tmp_path: Path) -
     works = {stage.name: stage_work(stage, side) for stage in planned_stages(params, layout)}
     assert works["shift@wrn-10-1-tail-0"].steps == {Work("forward", backbone, 40): 1}
     steps = {Work("forward", backbone, 8): 12, Work("train", backbone, 8): 12}
-    assert works["distill_vanilla@wrn-10-1-wrn-10-1-tail-0-0"].steps == steps
+    assert works["distill@wrn-10-1-wrn-10-1-tail-vanilla-0-0"].steps == steps
 
 
 # -- seconds -----------------------------------------------------------------------------------
