@@ -72,7 +72,7 @@ def test_what_fails_leaves_no_half_experiment(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_wheel_runs_an_experiment_by_itself(tmp_path: Path) -> None:
-    """Built, and installed into an environment that has its dependencies and nothing of this tree."""
+    """Built, and installed where its dependencies are and nothing of this tree is."""
     source = tmp_path / "source"
     kept = ["kdci", "stages", "pipelines", "pyproject.toml", "README.md", "LICENSE"]
     for name in [*kept, "dvc.yaml", ".dvcignore", ".dvc/config"]:
