@@ -176,7 +176,7 @@ def test_the_page_touches_what_a_method_may_touch() -> None:
         "kdci/methods/blobs.py",
         "kdci/config/methods.py",
         "kdci/config/params.py",
-        "kdci/methods/registry.py",
+        "kdci/substitution/registry.py",
         "kdci/reporting/text/wording.py",
         "tests/kdci/methods/test_blobs.py",
         "params.yaml",

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from kdci.config.params import METHOD_NAMES
 from kdci.deconfounding.arms import ARMS, FURTHER_ARMS
+from kdci.substitution.registry import method_names
 from tests.project_code import ROOT
 
 ALL = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -143,7 +143,7 @@ def test_a_known_shift_is_run_as_a_method_is(shift, twin):
     if shift == "distill_shift":
         # Its images come from the base's pool, its student's recipe is the base's.
         at = twin_entry["deps"].index("kdci/methods/${item.shift}.py")
-        twin_entry["deps"][at] = "kdci/methods/resampled.py"
+        twin_entry["deps"][at] = "kdci/substitution/resampled.py"
         at = twin_entry["params"].index("methods.${item.shift}")
         twin_entry["params"][at : at + 2] = [
             "shift",
@@ -414,7 +414,7 @@ GLUE = {
     "kdci.config.params_file": "params reach a stage by value, and those are tracked",
     "kdci.methods": "a docstring",
     "kdci.synthesis": "a docstring",
-    "kdci.methods.registry": "picks the method's own file, which is tracked",
+    "kdci.substitution.registry": "picks the method's own file, which is tracked",
     "stages": "empty",
     "stages._main": "arguments and exit codes",
     "stages._progress": "output on a terminal",
@@ -435,7 +435,7 @@ DE_CONFOUNDING = {
     for name in ("additive_attention", "clustering", "compensation", "confounder", "rebuilding")
 }
 OF_FURTHER_ARMS = {"kdci.deconfounding.logit_adjustment", "kdci.deconfounding.strata"}
-OF_SHIFTS = {"kdci.methods.resampled"}
+OF_SHIFTS = {"kdci.substitution.resampled"}
 REACHED_BUT_UNUSED = {
     # Only a substitute stage asks its context for the open world, only a known shift's pool stays
     # as it is; arms import what they use once they are chosen.
@@ -500,7 +500,7 @@ def reached(name, method):
             tree_of_stage = ast.parse(source_of(stage_module).read_text())
             waiting += pool_helpers(tree_of_stage)
         elif module.endswith(".registry"):
-            waiting += ["kdci.methods.base", f"kdci.methods.{method}"]
+            waiting += ["kdci.substitution.base", f"kdci.methods.{method}"]
         else:
             waiting += imports_in(tree)
         package = module.rsplit(".", 1)[0]
@@ -524,13 +524,13 @@ def covered(file, deps):
 def test_code_deps_are_what_the_stage_imports(name):
     unused = REACHED_BUT_UNUSED.get(name, set())
     needed_by_some = set()
-    for method in METHOD_NAMES:
+    for method in method_names():
         modules = reached(name, method)
         assert unused <= modules  # an exemption that is not needed
         files = {str(source_of(module).relative_to(ROOT)) for module in modules - unused}
         assert {file for file in files if not covered(file, code_deps(name, method))} == set()
         needed_by_some |= files
-    for method in METHOD_NAMES:
+    for method in method_names():
         deps = code_deps(name, method)
         assert {d for d in deps if not any(covered(f, {d}) for f in needed_by_some)} == set()
 

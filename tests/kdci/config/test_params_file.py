@@ -149,8 +149,7 @@ def test_numbers_follow_yaml_1_2(tmp_path: Path, written: str, value: float) -> 
         edited(("generator_learning_rate: 3e-3", f"generator_learning_rate: {written}"))
     )
     params = load_params(file)
-    assert params.methods.fast is not None
-    assert params.methods.fast.generator_learning_rate == value
+    assert params.methods["fast"].model_dump()["generator_learning_rate"] == value
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""])
@@ -214,7 +213,7 @@ def test_carries_every_problem(tmp_path: Path) -> None:
 def test_validates_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from kdci.config.params_file import load_params; "
-        f"load_params(Path({str(PRESET)!r})); "
+        f"load_params(Path({str(PRESET)!r}), methods=False); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'sklearn')))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False)

@@ -15,10 +15,10 @@ from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank
 from kdci.data.bank.resized_crop import draw_resized_crop
 from kdci.errors import NumericError, UserError
-from kdci.methods.base import SourceContext
-from kdci.methods.cmi import CmiSource
+from kdci.methods.cmi import Cmi, CmiSource
 from kdci.models import BACKBONES, PixelModel, Prediction, build_pixel_model
 from kdci.models.generators.generator import Generator, reset_parameters_
+from kdci.substitution.base import SourceContext
 from kdci.training.losses import soft_label_kl
 from kdci.training.optimizers import Adam
 
@@ -79,7 +79,7 @@ def make_source(
         "num_negatives": 8,
         "warmup_calls": 2,
     }
-    return CmiSource(context, **{**small, **changes})
+    return CmiSource(context, Cmi(**{**small, **changes}))
 
 
 def count_forwards(model: nn.Module) -> list[int]:

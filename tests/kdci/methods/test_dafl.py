@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank
 from kdci.errors import NumericError
-from kdci.methods.base import SoftLabelCriterion, SourceContext
-from kdci.methods.dafl import DaflSource
+from kdci.methods.dafl import Dafl, DaflSource
 from kdci.models import PixelModel, Prediction
+from kdci.substitution.base import SoftLabelCriterion, SourceContext
 from kdci.training.losses import activation_loss
 
 SPEC = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 1, True, ("a", "b", "c"))
@@ -49,7 +49,7 @@ def make_source(folder: Path, **changes: Any) -> DaflSource:
         "num_steps": 5,
         "sample_every": 2,
     }
-    return DaflSource(context, **{**small, **changes})
+    return DaflSource(context, Dafl(**{**small, **changes}))
 
 
 def naive_terms(logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank
 from kdci.errors import NumericError, UserError
-from kdci.methods.base import SourceContext
-from kdci.methods.deepinv import DeepInvSource
+from kdci.methods.deepinv import DeepInv, DeepInvSource
 from kdci.models import PixelModel, Prediction
+from kdci.substitution.base import SourceContext
 from kdci.training.losses import soft_label_kl
 
 MEAN, STD = (0.4, 0.6), (0.3, 0.2)
@@ -64,7 +64,7 @@ def make_source(
         open_world=lambda: torch.empty(0),
     )
     small: dict[str, Any] = {"batch_size": 6, "num_steps": 3, "warmup_calls": 2}
-    return DeepInvSource(context, **{**small, **changes})
+    return DeepInvSource(context, DeepInv(**{**small, **changes}))
 
 
 def kept_images(source: DeepInvSource, call: int = 0) -> Tensor:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank
 from kdci.errors import NumericError, UserError
-from kdci.methods.base import SourceContext
-from kdci.methods.fast import FastSource
+from kdci.methods.fast import Fast, FastSource
 from kdci.models import PixelModel, Prediction
 from kdci.models.generators.generator import Generator
 from kdci.models.generators.meta_generator import MetaGenerator
+from kdci.substitution.base import SourceContext
 from kdci.training.losses import soft_label_kl
 
 PLAIN = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 0, False, ("a", "b", "c"))
@@ -73,7 +73,7 @@ def make_source(
         "num_steps": 3,
         "warmup_calls": 2,
     }
-    return FastSource(context, **{**small, **changes})
+    return FastSource(context, Fast(**{**small, **changes}))
 
 
 def weights_of(source: FastSource) -> list[Tensor]:
