@@ -200,7 +200,7 @@ def test_calls_equal_a_naive_implementation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With its usual eps Adam turns rounding into whole steps where a gradient is nearly 0.
-    for module in ("substitution.cmi", "synthesis.instance_discrimination"):
+    for module in ("methods.cmi", "synthesis.instance_discrimination"):
         monkeypatch.setattr(f"kdci.{module}.Adam", partial(Adam, eps=1e-3))
     source = make_source(tmp_path, learning_rate=0.02)
     assert source.num_preparations == 2
@@ -301,7 +301,7 @@ def test_the_head_goes_on_and_the_generator_starts_anew(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    source = make_source(tmp_path, bn_weight=float("inf"))
+    source = make_source(tmp_path, bn_weight=1e300)
     with pytest.raises(NumericError, match="methods.cmi.*inversion loss is not finite"):
         next(source.prepare())
     assert len(source.bank) == 0 and len(source.discrimination.memory) == 0
@@ -599,5 +599,5 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
         {"num_negatives": -1},
         {"contrastive_temperature": 0.0},
     ):
-        with pytest.raises(ValueError, match=next(iter(changes)).removeprefix("contrastive_")):
+        with pytest.raises(ValueError, match=f"{next(iter(changes))}|has to hold a batch of 6"):
             make_source(tmp_path, **changes)

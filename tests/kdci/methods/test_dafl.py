@@ -198,13 +198,13 @@ def test_reseeding_changes_batches_not_the_pool(tmp_path: Path) -> None:
 
 
 def test_the_students_loss_is_at_the_stated_temperature(tmp_path: Path) -> None:
-    assert make_source(tmp_path).temperature == 1.0
+    assert make_source(tmp_path).params.temperature == 1.0
     criterion = make_source(tmp_path, temperature=20.0).criterion()
     assert isinstance(criterion, SoftLabelCriterion) and criterion.temperature == 20.0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    source = make_source(tmp_path, entropy_weight=float("inf"))
+    source = make_source(tmp_path, entropy_weight=1e300)
     with pytest.raises(NumericError, match=r"methods\.dafl, generator step 1: .*learning_rate"):
         next(source.prepare())
     assert len(source.bank) == 0
@@ -214,5 +214,5 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     "changes", [{"batch_size": 1}, {"sample_every": 0}, {"skip_steps": 5}, {"generator": "big"}]
 )
 def test_misuse_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="need batch_size|generator must be"):
+    with pytest.raises(ValueError, match=next(iter(changes))):
         make_source(tmp_path, **changes)

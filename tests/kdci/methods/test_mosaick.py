@@ -201,7 +201,7 @@ class TestWarmUp:
             assert sorted(map(str, both.tolist())) == sorted(map(str, chosen.tolist()))
 
     def test_a_loss_that_is_not_finite_stops_the_run(self, tmp_path: Path) -> None:
-        source = make_source(tmp_path, balance_weight=float("inf"))
+        source = make_source(tmp_path, balance_weight=1e300)
         with pytest.raises(NumericError, match=r"methods\.mosaick, game step 1: "):
             list(source.prepare())
         assert len(source.bank) == 12
@@ -423,7 +423,7 @@ class TestState:
 
 
 def test_criterion(tmp_path: Path) -> None:
-    assert make_source(tmp_path).temperature == 1.0
+    assert make_source(tmp_path).params.temperature == 1.0
     criterion = make_source(tmp_path, temperature=4.0).criterion()
     assert isinstance(criterion, SoftLabelCriterion) and criterion.temperature == 4.0
 
@@ -469,5 +469,5 @@ def test_nets_have_the_asked_widths_and_at_the_defaults_the_reference_sizes(
     ],
 )
 def test_misuse_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be at least 1|need batch_size >= 2"):
+    with pytest.raises(ValueError, match=next(iter(changes))):
         make_source(tmp_path, **changes)

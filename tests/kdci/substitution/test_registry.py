@@ -21,7 +21,7 @@ from kdci.methods.mosaick import Mosaick
 from kdci.models import PixelModel, Prediction
 from kdci.substitution import registry
 from kdci.substitution.base import SourceContext
-from kdci.substitution.block import Dfnd, Fast, MethodBlock, OpenWorld
+from kdci.substitution.block import MethodBlock
 from tests.kdci._tensor_pool import TensorPool
 
 SPEC = DatasetSpec("tiny", 3, 8, 1, (0.5,), (0.5,), 0, False, ("a", "b", "c"))
@@ -69,9 +69,7 @@ def test_a_methods_file_says_all_of_it(method: str) -> None:
 def test_counts_of_a_method(
     block: MethodBlock, refreshes: int, added: int, steps: int | None
 ) -> None:
-    recipe = StudentRecipe(
-        num_epochs=6, steps_per_epoch=10, batch_size=4
-    )  # 60 steps, 5 a game step
+    recipe = StudentRecipe(num_epochs=6, steps_per_epoch=10, batch_size=4)  # a game step each 5
     assert block.num_refreshes(recipe) == refreshes
     assert block.num_refresh_images == block.num_first_images == added
     assert block.num_pool_steps == steps
@@ -140,9 +138,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         metadata = place / f"{package}-1.0.dist-info"
         metadata.mkdir(parents=True)
         (place / f"{package}.py").write_text(code, encoding="utf-8")
-        (metadata / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n"
-        )
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
         lines = "\n".join(["[kdci.methods]", *entries])
         (metadata / "entry_points.txt").write_text(lines, encoding="utf-8")
         monkeypatch.syspath_prepend(place)
