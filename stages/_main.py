@@ -107,6 +107,7 @@ def _parser(stages: Sequence[Stage]) -> argparse.ArgumentParser:
 
 
 def _session(stage: Stage, arguments: argparse.Namespace, stop: StopFlag) -> Session:
+    load_params(arguments.params, methods=False)  # what is wrong elsewhere is told without torch
     params: Params = load_params(arguments.params)
     layout = Layout(arguments.params.resolve().parent, params.preset)
     name = stage.name
