@@ -1,4 +1,4 @@
-"""The params tree: every value a run depends on, typed, validated once, without torch.
+"""The params tree: every value a run depends on, typed, validated once.
 
 Each block is what some stages depend on in ``dvc.yaml``, so a value sits in the block of the
 stages that read it. Config stops at the builders: library functions take flat arguments.
