@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdci.config.params_file import MAX_BYTES, load_params
+from kdci.config.params_file import MAX_BYTES, load_params, read_yaml
 from kdci.errors import CombinedUserError, KdciError, StorageError, UserError
 from tests.project_code import ROOT
 
@@ -218,6 +218,23 @@ def test_validates_without_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == 0
+
+
+def test_without_the_methods_blocks_names_are_checked_all_the_same(tmp_path: Path) -> None:
+    params = load_params(PRESET, methods=False)
+    assert params.methods["fast"] == read_yaml(PRESET)["methods"]["fast"]
+    assert params.recipe("fast") == load_params(PRESET).recipe("fast")
+    with pytest.raises(TypeError, match=r"methods\.fast was not loaded"):
+        params.method("fast")
+    file = tmp_path / "params.yaml"
+    file.write_text(PRESET.read_text().replace("  fast:", "  fats:"))
+    with pytest.raises(CombinedUserError) as caught:
+        load_params(file, methods=False)
+    assert [problem.subject for problem in caught.value.problems] == [
+        "methods.fats",
+        "recipes.fats",
+    ]
+    assert all("did you mean 'fast'?" in problem.fix for problem in caught.value.problems)
 
 
 @pytest.mark.parametrize(
