@@ -25,6 +25,7 @@ from kdci.store.hashing import hash_json
 
 GLUE = (
     "kdci.config.block",  # values reach a stage by the params, which are tracked
+    "kdci.config.by_method",
     "kdci.config.data",
     "kdci.config.deconfounding",
     "kdci.config.grid",
