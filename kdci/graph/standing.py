@@ -5,12 +5,14 @@ Params, the parents' contents and the code: what made an artifact must be what i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdci.config.params_file import load_params
 from kdci.errors import KdciError
-from kdci.graph.build import Graph
+from kdci.graph.build import Graph, graph_of
+from kdci.graph.cells import sources_of
 from kdci.graph.node import Node
 from kdci.store.artifacts import open_artifact, read_card
 
@@ -72,3 +74,29 @@ def difference(graph: Graph, node: Node, code: str) -> str | None:
     except (KdciError, OSError) as error:
         return " ".join(str(error).split())
     return None
+
+
+def differences(root: Path, names: Iterable[str]) -> dict[str, str | None]:
+    """Return by node why its result is not what params.yaml and the code ask for now.
+
+    Args:
+        root: The project folder; its own copy of the code comes before the installed one.
+        names: Of nodes.
+
+    Returns:
+        By name: what differs; None: the result is in place, with every byte.
+    """
+    try:
+        graph = graph_of(load_params(root / "params.yaml"), root)
+    except KdciError as error:  # it is being edited
+        return dict.fromkeys(names, str(error))
+    sources = sources_of(graph)
+    found: dict[str, str | None] = {}
+    for name in names:
+        node = graph.nodes.get(name)
+        found[name] = (
+            "the params no longer ask for it"
+            if node is None
+            else difference(graph, node, sources.fingerprint(node.code))
+        )
+    return found

@@ -98,8 +98,8 @@ def verify(context: typer.Context) -> None:
     from pipelines.checking import housekeeping
 
     found = housekeeping.verify(params, layout)
-    for stage in found.missing:
-        typer.echo(f"not built: {stage.name} ({stage.artifact.relative_to(layout.root)})")
+    for node in found.missing:
+        typer.echo(f"not built: {node.name} ({node.artifact.relative_to(layout.root)})")
     if found.problems:
         raise typer.Exit(tell(found.problems))
     typer.echo(f"ok: {len(found.intact)} artifacts match their cards")
