@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from pipelines.graph.plan import PlannedStage, planned_stages
 from torch import Tensor, nn
 
 from kdci.config.catalog import DATASETS
@@ -43,7 +44,6 @@ from pipelines.checking.estimating.stage_steps import Side, is_of_other, stage_w
 from pipelines.checking.estimating.text import amount, duration, estimate_lines
 from pipelines.cli import run as kdci
 from pipelines.explaining.work_size import num_steps
-from pipelines.graph.plan import PlannedStage, planned_stages
 from pipelines.params.presets import FOLDER, write_preset
 from tests.conftest import Call, Project
 
