@@ -196,15 +196,15 @@ def _read(root: Path, *, status: bool) -> Dag:
     # The private flag is that of `dvc --wait-for-lock`: another command may be at it.
     with Repo(str(root), _wait_for_lock=True) as repo:
         graph = repo.index.graph
-        # It says whether the others are current, makes nothing, and is changed at any time.
+        # The look at cells.yaml is no part of the experiment: whoever asks here renews it first.
         known = {stage.name: stage for stage in graph if stage.name not in (None, CELLS_STAGE)}
         upstream = {
-            name: [other.name for other in graph.successors(stage) if other.name]
+            name: [other.name for other in graph.successors(stage) if other.name in known]
             for name, stage in known.items()
         }
         stages = {name: _stage(known[name], upstream[name], root) for name in _ordered(upstream)}
-        changes = _changes(repo.status(), root) if status else ()
-        return Dag(stages, {name: change for name, change in changes if name in stages})
+        changes = dict(_changes(repo.status(), root)) if status else {}
+        return Dag(stages, {name: changes[name] for name in changes if name in stages})
 
 
 def _ordered(upstream: Mapping[str, Sequence[str]]) -> Iterator[str]:

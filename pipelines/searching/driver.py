@@ -17,9 +17,9 @@ from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import UserError
 from kdci.graph.build import Graph, graph_of
-from kdci.graph.cells import renew_cells
 from kdci.store.artifacts import replace_file
 from kdci.store.layout import Layout
+from pipelines.graph.current import current_graph
 from pipelines.graph.dag import read_dag
 from pipelines.running.workspace import is_held, only_runner
 from pipelines.searching.criteria import Criterion, parse_criterion
@@ -199,7 +199,7 @@ def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, 
     require_valid(space, trial_params)
     # A block that the file leaves to its defaults has no place for a value yet.
     with_values(text, {key: each.extremes[0] for key, each in space.items()})
-    renew_cells(graph_of(params, root))
+    current_graph(root, params)
     graph = graph_of(trial_params, root)
     plan = plan_trials(graph, subject, space, read_dag(root))
     found = _search_of(graph, options, subject, criterion, space, plan)

@@ -16,9 +16,9 @@ from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import CombinedUserError, KdciError, UserError
 from kdci.graph.build import graph_of
-from kdci.graph.cells import renew_cells
 from kdci.store.artifacts import replace_file
 from kdci.store.layout import Cell, Layout, all_cells
+from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, Verdict, read_dag
 from pipelines.params.edit import checked, with_values
 from pipelines.running.workspace import only_runner
@@ -106,7 +106,7 @@ def plan_promotion(layout: Layout, run: str) -> Promotion:
         raise UserError("preset", what, "set it back, or search again")
     new_text = with_values(text, record.values)
     after = checked(new_text)
-    renew_cells(graph_of(before, layout.root))
+    current_graph(layout.root, before)
     old = leaves(before, before.model_dump(by_alias=True))
     _require_given(search, record, old)
     new = leaves(after, after.model_dump(by_alias=True))

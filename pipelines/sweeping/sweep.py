@@ -19,11 +19,11 @@ from typing import Any
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import UserError
-from kdci.graph.build import Graph, graph_of
-from kdci.graph.cells import renew_cells
+from kdci.graph.build import Graph
 from kdci.graph.standing import differences
 from kdci.store.layout import Layout
 from pipelines.flow.telemetry import switch_off
+from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, Verdict, read_dag
 from pipelines.running.stage_process import Outcome, StageProcess, State
 from pipelines.running.workspace import only_runner, stages_at_work
@@ -123,8 +123,7 @@ def _require_counts(options: SweepOptions) -> None:
 
 def _read(root: Path, options: SweepOptions) -> tuple[Dag, Graph]:
     """Return DVC's part of what is asked for, and the graph, both of the params as they are now."""
-    graph = graph_of(load_params(root / "params.yaml"), root)
-    renew_cells(graph)
+    graph = current_graph(root)
     return read_dag(root).select(options.targets), graph
 
 
