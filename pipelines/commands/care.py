@@ -124,3 +124,18 @@ def clean(
         typer.echo(f"{word} {place}: {removal.num_bytes:,} bytes, {removal.reason}")
     total = sum(removal.num_bytes for removal in removals)
     typer.echo(f"{word} {len(removals)} folders, {total:,} bytes")
+
+
+def migrate(context: typer.Context) -> None:
+    """Take over, into DVC's record, what an earlier version of kdci made; see CHANGELOG.md."""
+    root = project_root(context)
+    from pipelines.checking.migration import migrate as carry_over
+
+    found = carry_over(root)
+    for name, why in found.left.items():
+        typer.echo(f"not taken over: {name}: {why}")
+    if found.taken or found.dropped:
+        typer.echo(f"taken over: {len(found.taken)} artifacts; cards and files are as they were")
+        typer.echo(f"dropped from dvc.lock: {len(found.dropped)} entries of stages that are gone")
+    elif not found.left:
+        typer.echo("nothing to take over")
