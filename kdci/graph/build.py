@@ -56,6 +56,16 @@ class Graph:
         """Return the nodes of a stage."""
         return self._by_stage.get(stage, [])
 
+    def evaluation_of(self, student: Cell) -> Node:
+        """Return the node that scores a student."""
+        axes = (student.teacher, student.student, student.method)
+        return self.by_artifact[self.layout.evaluation(*axes)]
+
+    @property
+    def makers(self) -> list[Node]:
+        """The nodes whose results are artifacts with a card: all but the report."""
+        return [node for node in self.nodes.values() if node.stage != "report"]
+
     @cached_property
     def _by_stage(self) -> dict[str, list[Node]]:
         found: dict[str, list[Node]] = {}

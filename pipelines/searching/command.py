@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from kdci.graph.node import KINDS
 from pipelines.flow.telemetry import switch_off
 from pipelines.searching.driver import Listener, SearchOptions, SearchOutcome, search
 from pipelines.searching.results import Search, TrialRecord, best_of, table
@@ -83,7 +84,7 @@ class _Display:
 
 
 def _changes_pool(found: Search) -> bool:
-    pools = any(call.module in ("substitute", "shift") for call in found.stages)
+    pools = any(KINDS[call.stage] == "pool" for call in found.stages)
     return pools and found.criterion == "agreement"
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from kdci.config.params import Params
 from kdci.deconfounding.arms import ARMS
 from kdci.errors import IntegrityError, UserError
+from kdci.graph.build import Graph
 from kdci.store.artifacts import Artifact
-from kdci.store.layout import Cell, Layout
+from kdci.store.layout import Cell
 
 if TYPE_CHECKING:
     from kdci.data.datasets.labelled import Split
@@ -76,8 +77,7 @@ class Scorer:
     """Scores the students of a trial as evaluate does: the same code, device and threads.
 
     Args:
-        params: The trial's.
-        layout: Of the trial's root.
+        graph: The trial's, in its root.
         project: The project folder: relative data paths start there.
         criterion: What is measured.
         cells: The students.
@@ -85,27 +85,22 @@ class Scorer:
 
     def __init__(
         self,
-        params: Params,
-        layout: Layout,
+        graph: Graph,
         project: Path,
         criterion: Criterion,
         cells: list[Cell],
     ) -> None:
         from kdci.training.runtime import start
         from stages._pool import open_teacher
-        from stages._session import Session, StageIdentity
+        from stages._session import Session
 
-        first = cells[0]
-        axes = {"teacher": first.teacher, "student": first.student, "method": first.method}
-        place = layout.evaluation(first.teacher, first.student, first.method)
-        self._session = Session(params, layout, StageIdentity("evaluate", axes, {}, place))
+        self._session = Session(graph, graph.evaluation_of(cells[0]), code="")
         self._project = project
         self._criterion = criterion
-        teacher = self._session.parent("teacher", layout.teacher(first.teacher))
+        teacher = self._session.parent("teacher")
         for pool_seed in {cell.pool_seed for cell in cells}:
-            pool = layout.pool(first.teacher, first.method, pool_seed)
-            self._session.parent(f"pool{pool_seed}", pool, kind="pool")
-        block = params.runtime
+            self._session.parent(f"pool{pool_seed}")
+        block = graph.params.runtime
         self._session.runtime = start(
             device=block.device, threads=block.threads, precision=block.precision
         )

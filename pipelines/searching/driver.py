@@ -16,8 +16,10 @@ from kdci.config.block import NAME_PATTERN
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import UserError
+from kdci.graph.build import Graph, graph_of
 from kdci.store.artifacts import replace_file
 from kdci.store.layout import Layout
+from pipelines.graph.current import current_graph
 from pipelines.graph.dag import read_dag
 from pipelines.running.workspace import is_held, only_runner
 from pipelines.searching.criteria import Criterion, parse_criterion
@@ -26,6 +28,7 @@ from pipelines.searching.plan import (
     TrialPlan,
     choose_subject,
     contents,
+    fingerprints,
     plan_trials,
 )
 from pipelines.searching.results import (
@@ -176,10 +179,8 @@ def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, 
         UserError: Something does not fit.
     """
     from pipelines.params.edit import checked, with_values
-    from stages._provenance import code_hash
 
     _require_options(options)
-    layout = Layout(root, params.preset)
     criterion = parse_criterion(options.criterion, params)
     space = read_space(options.space, options.keys)
     subject = choose_subject(
@@ -198,8 +199,11 @@ def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, 
     require_valid(space, trial_params)
     # A block that the file leaves to its defaults has no place for a value yet.
     with_values(text, {key: each.extremes[0] for key, each in space.items()})
-    plan = plan_trials(trial_params, layout, subject, space, read_dag(root))
-    found = _search_of(trial_params, layout, options, subject, criterion, space, plan, code_hash())
+    current_graph(root, params)
+    graph = graph_of(trial_params, root)
+    plan = plan_trials(graph, subject, space, read_dag(root))
+    found = _search_of(graph, options, subject, criterion, space, plan)
+    layout = graph.layout
     _require_same(layout, found)
     write_search(layout, found)
     replace_file(search_folder(layout, found.name) / "params.yaml", text.encode())
@@ -231,15 +235,14 @@ def _require_options(options: SearchOptions) -> None:
 
 
 def _search_of(
-    params: Params,
-    layout: Layout,
+    graph: Graph,
     options: SearchOptions,
     subject: Subject,
     criterion: Criterion,
     space: Space,
     plan: TrialPlan,
-    code: str,
 ) -> Search:
+    params = graph.params
     num_points = len(subject.cells) * params.distill.num_snapshots
     found = Search(
         name=options.name or "",
@@ -260,8 +263,8 @@ def _search_of(
         reduction=options.reduction,
         num_points=num_points,
         given=plan.given,
-        upstream=contents(layout, plan.upstream),
-        code=code,
+        upstream=contents(graph, plan.upstream),
+        code=fingerprints(graph, plan.stages),
         links=plan.links,
         stages=plan.stages,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kdci.config.params_file import load_params
 from kdci.errors import KdciError, StorageError
+from kdci.graph.build import graph_of
 from kdci.store.layout import Layout
 from pipelines.running import journal
 from pipelines.running.exit_codes import gravest
@@ -144,11 +145,8 @@ class Ledger:
         tell(f"{time.strftime('%H:%M:%S')}  [{done}/{self._total}] {text}")
 
     def _card(self, stage: str) -> str:
-        from pipelines.tracking.reading.files import slots
-
+        root = self._layout.root
         with suppress(KdciError):  # params.yaml is being edited
-            params = load_params(self._layout.root / "params.yaml", methods=False)
-            for slot in slots(self._layout, params.grid):
-                if slot.dvc_stage == stage:
-                    return journal.card_of(slot.path, slot.kind)
+            node = graph_of(load_params(root / "params.yaml", methods=False), root).nodes.get(stage)
+            return "" if node is None else journal.card_of(node.artifact, node.kind)
         return ""
