@@ -16,11 +16,11 @@ from filelock import FileLock, Timeout
 
 from kdci.config.params import Params
 from kdci.errors import IntegrityError, KdciError, StorageError
+from kdci.graph.build import graph_of
 from kdci.store.artifacts import REBUILD, open_artifact, storage_errors
 from kdci.store.hashing import hash_json
 from kdci.store.layout import Layout
 from pipelines.graph.plan import PlannedStage, card_at, planned_stages
-from pipelines.tracking.reading.files import slots
 
 _UNFINISHED = re.compile(r"\.(?P<artifact>.+)\.(old|[a-z0-9_]{8})\.tmp")
 """Names that ``kdci.store.artifacts`` gives folders on their way into or out of place."""
@@ -44,7 +44,9 @@ class Verification:
 def verify(params: Params, layout: Layout) -> Verification:
     """Re-hash every artifact of the current params against its card; stages are named as in DVC."""
     found = Verification()
-    dvc_names = {slot.path: slot.dvc_stage for slot in slots(layout, params.grid)}
+    dvc_names = {
+        path: node.name for path, node in graph_of(params, layout.root).by_artifact.items()
+    }
     for planned in planned_stages(params, layout):
         stage = replace(planned, name=dvc_names.get(planned.artifact, planned.name))
         if not os.path.lexists(stage.artifact):
