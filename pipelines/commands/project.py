@@ -36,9 +36,12 @@ def check(
     """Validate params, data and teacher; run nothing."""
     params, layout = project(context)
     from pipelines.checking.checks import find_problems, summary
+    from pipelines.graph.current import current_graph
 
     problems = find_problems(params, layout)
     exit_code = tell(problems) if problems else 0
+    if not problems:
+        current_graph(layout.root, params)
     for line in () if problems else summary(params, layout):
         typer.echo(line)
     if estimate:  # whoever has no data yet wants to know what they will need, too
@@ -91,6 +94,7 @@ def preset(
     force: Annotated[bool, typer.Option("--force", help="Replace an edited params.yaml.")] = False,
 ) -> None:
     """Write a preset's params.yaml."""
+    from pipelines.graph.current import current_graph
     from pipelines.params.preset_edits import write_edited
     from pipelines.params.presets import write_preset
 
@@ -107,6 +111,7 @@ def preset(
             budget=budget,
             force=force,
         )
+    current_graph(file.parent)
     typer.echo(f"{file} is preset {name} now; `kdci check` looks it over, `dvc repro` runs it")
 
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
-from kdci.errors import UserError
-from kdci.graph.build import Graph, graph_of
+from kdci.errors import KdciError, UserError
+from kdci.graph.build import Graph
 from kdci.store.layout import Layout
+from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, Verdict, read_dag
 from pipelines.params.edit import prepare
 from pipelines.running import journal
@@ -109,10 +110,12 @@ def open_run(
         put_back = prepare(root, preset=preset, seeds=seeds)
         try:
             params = load_params(root / "params.yaml")
-            graph = graph_of(params, root)
+            graph = current_graph(root, params)
             dag = _checked_dag(params, graph.layout, targets)
         except BaseException:
             put_back()  # nothing is run: nothing has changed
+            with suppress(KdciError):
+                current_graph(root)
             raise
 
         def settled(outcome: Outcome) -> None:
