@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from kdci.config.recipes import scaled_calls, scaled_count, scaled_epochs
+from pipelines.explaining.tasks import Task
 
 _POOL_STEPS = {
     "dafl": ("num_steps",),
@@ -21,12 +22,11 @@ Of two keys the first is that of the calls, which a budget shrinks before the st
 """
 
 
-def num_steps(module: str, method: str, params: Mapping[str, Any]) -> int | None:
+def num_steps(task: Task, params: Mapping[str, Any]) -> int | None:
     """Return the number of steps of a stage's loop.
 
     Args:
-        module: Its module: `stages.distill`.
-        method: Of its pool; "" for a teacher.
+        task: What it works on.
         params: The params blocks it depends on, by dotted key.
 
     Returns:
@@ -34,15 +34,15 @@ def num_steps(module: str, method: str, params: Mapping[str, Any]) -> int | None
         params.yaml leaves a part of it to its default.
     """
     budget = params.get("budget", 1.0)
-    if module == "stages.teacher":
+    if task.stage == "teacher":
         return _product(params.get("teacher"), ("num_epochs",))
-    if module == "stages.distill":
+    if task.stage == "distill":
         recipes = [block for key, block in params.items() if key.startswith("recipes.")]
         keys = ("num_epochs", "steps_per_epoch")
         return _product(recipes[0] if recipes else None, keys, budget, scaled=scaled_epochs)
-    if module == "stages.substitute":
-        block = params.get(f"methods.{method}")
-        return _product(block, _POOL_STEPS.get(method, ()), budget)
+    if task.stage == "substitute":
+        block = params.get(f"methods.{task.method}")
+        return _product(block, _POOL_STEPS.get(task.method, ()), budget)
     return None
 
 
