@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -113,6 +114,19 @@ def preset(
         )
     current_graph(file.parent)
     typer.echo(f"{file} is preset {name} now; `kdci check` looks it over, `dvc repro` runs it")
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where the experiment is to live.")],
+    preset: Annotated[str, typer.Option(help="One of `kdci list presets`.")] = "digits",
+    data: Annotated[str | None, typer.Option(help="Folder that holds the preset's data.")] = None,
+) -> None:
+    """Make an experiment in a folder of its own: params, stages, Git and DVC."""
+    from pipelines.params.new_project import new_project
+
+    for made in new_project(folder, preset=preset, data=data):
+        typer.echo(made)
+    typer.echo(f"{folder} is an experiment now: `cd {folder}`, then `kdci check` and `kdci run`")
 
 
 def show(context: typer.Context) -> None:
