@@ -33,10 +33,10 @@ from benchmarks.interleaved import time_in_turn
 from benchmarks.kept_memory import kept_of, saved_by, storages
 from kdci.config.catalog import BACKBONE_NAMES, DATASETS
 from kdci.deconfounding.compensation import Compensation
-from kdci.methods.base import SoftLabelCriterion, StudentCriterion, SubstitutionSource
 from kdci.models import PixelModel
 from kdci.models.pretrained import build_network
 from kdci.store.revision import code_revision
+from kdci.substitution.base import SoftLabelCriterion, StudentCriterion, SubstitutionSource
 from kdci.training.distillation import Distiller
 from kdci.training.optimizers import SGD
 from kdci.training.runtime import Runtime, generator, processor, start

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from kdci.deconfounding.compensation import Compensation
     from kdci.deconfounding.logit_adjustment import LogitAdjustment
     from kdci.deconfounding.rebuilding import DictionaryRebuilder
-    from kdci.methods.base import SubstitutionSource
     from kdci.models import PixelModel
+    from kdci.substitution.base import SubstitutionSource
 
 
 def correction(session: Session, arm: Arm, seed: int) -> Compensation | LogitAdjustment | None:

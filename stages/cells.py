@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the params file")
     arguments = parser.parse_args(argv)
     try:
-        params = load_params(arguments.params)
+        params = load_params(arguments.params, methods=False)
         if renew_cells(graph_of(params, arguments.params.resolve().parent)):
             raise RENEWED
     except KdciError as error:

@@ -17,8 +17,8 @@ from stages._step_networks import predicting, trained
 if TYPE_CHECKING:
     from kdci.deconfounding.compensation import Compensation
     from kdci.deconfounding.confounder import ConfounderDictionary
-    from kdci.methods.base import SubstitutionSource
     from kdci.models import PixelModel
+    from kdci.substitution.base import SubstitutionSource
     from kdci.training.distillation import Distiller
 
 

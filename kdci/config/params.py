@@ -1,4 +1,4 @@
-"""The params tree: every value a run depends on, typed, validated once, without torch.
+"""The params tree: every value a run depends on, typed, validated once.
 
 Each block is what some stages depend on in ``dvc.yaml``, so a value sits in the block of the
 stages that read it. Config stops at the builders: library functions take flat arguments.
@@ -21,7 +21,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from kdci.config.block import Block, Count, Name, Seed
-from kdci.config.catalog import BACKBONE_NAMES, CONTROL_NAMES, is_backbone
+from kdci.config.by_method import MethodBlocks, StudentRecipes
+from kdci.config.catalog import BACKBONE_NAMES, is_backbone
 from kdci.config.data import Data as Data
 from kdci.config.deconfounding import (
     CompensationBlock,
@@ -31,10 +32,11 @@ from kdci.config.deconfounding import (
     ShiftedPools,
     ShiftName,
 )
-from kdci.config.methods import Cmi, Dafl, DeepInv, Dfnd, Fast, MethodBlock, Mosaick, Noise
 from kdci.config.recipes import StudentRecipe as StudentRecipe
 from kdci.config.recipes import TeacherRecipe as TeacherRecipe
 from kdci.deconfounding.arms import ARMS, BASE_ARMS, FURTHER_ARMS, OTHER_ARM
+from kdci.substitution.block import MethodBlock
+from kdci.substitution.registry import control_names, method_names, names
 
 
 def _one_of(names: Callable[[], Iterable[str]], what: str) -> AfterValidator:
@@ -74,8 +76,8 @@ def _known_backbone(value: str) -> str:
 
 _FOREIGN = ("torchvision-NAME", "timm-NAME")
 BackboneName = Annotated[str, AfterValidator(_known_backbone)]
-MethodName = Annotated[str, _one_of(lambda: METHOD_NAMES, "method")]
-ControlName = Annotated[str, _one_of(lambda: CONTROL_NAMES, "control")]
+MethodName = Annotated[str, _one_of(method_names, "method")]
+ControlName = Annotated[str, _one_of(control_names, "control")]
 ArmName = Annotated[str, _one_of(lambda: FURTHER_ARMS, "arm")]
 ShiftArmName = Annotated[str, _one_of(lambda: [a for a in ARMS if a != OTHER_ARM], "arm")]
 
@@ -219,38 +221,6 @@ class Grid(Block):
         return (*BASE_ARMS, *self.arms, *([OTHER_ARM] if self.others else []))
 
 
-class Methods(Block):
-    """What makes or chooses substitution images, a block a method.
-
-    A method that the grid does not use may be left out, here and in recipes.
-    """
-
-    dafl: Dafl | None = None
-    fast: Fast | None = None
-    cmi: Cmi | None = None
-    deepinv: DeepInv | None = None
-    mosaick: Mosaick | None = None
-    dfnd: Dfnd | None = None
-    noise: Noise | None = None
-
-
-class Recipes(Block):
-    """How each method's student is trained: apart from Methods, so that pools outlive it."""
-
-    dafl: StudentRecipe | None = None
-    fast: StudentRecipe | None = None
-    cmi: StudentRecipe | None = None
-    deepinv: StudentRecipe | None = None
-    mosaick: StudentRecipe | None = None
-    dfnd: StudentRecipe | None = None
-    noise: StudentRecipe | None = None
-
-
-METHOD_NAMES: tuple[str, ...] = tuple(
-    name for name in Methods.model_fields if name not in CONTROL_NAMES
-)
-
-
 class Pool(Block):
     """What holds for every substitution pool."""
 
@@ -294,8 +264,11 @@ class Params(Block):
     data: Data
     teacher: TeacherRecipe
     pool: Pool = Pool()
-    methods: Methods
-    recipes: Recipes
+    methods: MethodBlocks
+    """What makes or chooses substitution images, a block a method. One that the grid does not use
+    may be left out, here and in recipes."""
+    recipes: StudentRecipes
+    """How each method's student is trained: apart from `methods`, so that pools outlive it."""
     dictionary: Dictionary = Dictionary()
     compensation: CompensationBlock = CompensationBlock()
     intervention: Intervention = Intervention()
@@ -310,7 +283,7 @@ class Params(Block):
     def _methods_have_their_blocks(self) -> Self:
         for method in (*self.grid.methods, *self.grid.controls):
             for block in ("methods", "recipes"):
-                if getattr(getattr(self, block), method) is None:
+                if method not in getattr(self, block):
                     raise PydanticCustomError(
                         "cross_field",
                         "the grid asks for this method, but its block is missing",
@@ -375,7 +348,7 @@ class Params(Block):
         for name in grid.shifts:
             if name not in self.shifts:
                 problems[f"shifts.{name}"] = "the grid asks for this shift, but it is missing"
-            if name in {*METHOD_NAMES, *CONTROL_NAMES}:
+            if name in names():
                 problems["grid.shifts"] = f"{name} is the name of a method: call it otherwise"
         _raise_first(problems)
         return self
@@ -408,14 +381,19 @@ class Params(Block):
             name: A method, a control, or a known shift, which has the block of its base.
             teacher: Whose `by_teacher` values hold; None: the block's own.
             student: Whose `by_student` values hold.
+
+        Raises:
+            TypeError: The params were read without their methods; see ``load_params``.
         """
-        block: MethodBlock = getattr(self.methods, self.base_of(name))
+        block = self.methods[self.base_of(name)]
+        if not isinstance(block, MethodBlock):
+            raise TypeError(f"methods.{name} was not loaded: read the params with their methods")
         block = block.of_pair(teacher, student)
         return block if self.budget == 1 else block.scaled(self.budget)
 
     def recipe(self, name: str) -> StudentRecipe:
         """Return the student recipe of method ``name``, with its steps scaled by the budget."""
-        recipe: StudentRecipe = getattr(self.recipes, self.base_of(name))
+        recipe = self.recipes[self.base_of(name)]
         return recipe if self.budget == 1 else recipe.scaled(self.budget)
 
     def base_of(self, name: str) -> str:

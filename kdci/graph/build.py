@@ -14,12 +14,14 @@ from kdci.errors import UserError
 from kdci.graph.code import Code
 from kdci.graph.node import Node, Parent
 from kdci.store.layout import Cell, Layout, all_cells, cells, control_cells, shift_cells
+from kdci.substitution.block import MethodBlock
+from kdci.substitution.registry import module_of
 
 _DATA = ("data.name", "data.facts")
 """What every stage but those that open the data knows of it."""
 _OPEN_WORLD = frozenset({"kdci.data.open_world.candidates", "kdci.data.open_world.pool"})
 """Only a `substitute` stage opens the unlabelled images, through the method's context."""
-_RESAMPLED = "kdci.methods.resampled"
+_RESAMPLED = "kdci.substitution.resampled"
 """The source of a pool with a known shift."""
 
 
@@ -67,11 +69,17 @@ class Graph:
         return {node.artifact: node for node in self.nodes.values()}
 
     def values(self, node: Node) -> dict[str, Any]:
-        """Return the values that a node depends on, by their key on its card, as JSON types."""
+        """Return the values that a node depends on, by their key on its card, as JSON types.
+
+        Raises:
+            TypeError: The params were read without their methods; see ``load_params``.
+        """
         return {key: _at(self._tree, place) for key, place in node.blocks.items()}
 
     @cached_property
     def _tree(self) -> dict[str, Any]:
+        if not all(isinstance(block, MethodBlock) for block in self.params.methods.values()):
+            raise TypeError("read the params with their methods: without, defaults are missing")
         return self.params.model_dump(mode="json", by_alias=True)
 
 
@@ -284,8 +292,3 @@ def _modules_of(arm: Arm) -> Iterator[str]:
         yield _STRATA
     if arm.adjusted:
         yield _ADJUSTMENT
-
-
-def module_of(method: str) -> str:
-    """Return the dotted module of a method's file."""
-    return f"kdci.methods.{method}"

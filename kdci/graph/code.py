@@ -28,14 +28,13 @@ GLUE = (
     "kdci.config.data",
     "kdci.config.deconfounding",
     "kdci.config.grid",
-    "kdci.config.methods",
     "kdci.config.open_world",
     "kdci.config.params",
     "kdci.config.params_file",
     "kdci.deconfounding.arms",  # an arm's own values are part of the hash
     "kdci.errors",  # wording
     "kdci.graph",  # places and names
-    "kdci.methods.registry",  # picks the method's own file, which counts
+    "kdci.substitution.registry",  # picks the method's own file, which counts
     "kdci.store",  # writes, verifies and restores what others computed
     "stages._main",  # arguments and exit codes
     "stages._progress",  # output on a terminal

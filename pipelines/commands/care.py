@@ -25,7 +25,7 @@ def explain_stages(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Tell why stages would run again, what follows, and what it will take; run nothing."""
-    params, layout = project(context)
+    params, layout = project(context, methods=False)
     from pipelines.explaining.explain import explain
     from pipelines.explaining.tasks import tasks_of
     from pipelines.explaining.text import explanation_lines
@@ -97,7 +97,7 @@ def _show_pass(outcome: SyncSummary) -> None:
 
 def verify(context: typer.Context) -> None:
     """Re-hash every artifact of the current params."""
-    params, layout = project(context)
+    params, layout = project(context, methods=False)
     from pipelines.checking import housekeeping
 
     found = housekeeping.verify(params, layout)

@@ -62,12 +62,12 @@ def _estimate(params: Params, layout: Layout, probe_seconds: float) -> None:
 def list_names(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
     """List names that params.yaml and `kdci preset` take, one a line."""
     from kdci.config.catalog import BACKBONE_NAMES, CUSTOM, DATASETS
-    from kdci.config.params import METHOD_NAMES
     from kdci.deconfounding.arms import ARMS
+    from kdci.substitution.registry import method_names
     from pipelines.params.presets import preset_names
 
     names = {
-        Listing.methods: METHOD_NAMES,
+        Listing.methods: method_names(),
         Listing.backbones: BACKBONE_NAMES,
         Listing.arms: ARMS,
         Listing.datasets: [*DATASETS, CUSTOM],

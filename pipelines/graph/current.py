@@ -21,7 +21,7 @@ def current_graph(root: Path, params: Params | None = None) -> Graph:
         UserError: The params are not valid.
         StorageError: cells.yaml can not be written.
     """
-    graph = graph_of(params or load_params(root / "params.yaml"), root)
+    graph = graph_of(params or load_params(root / "params.yaml", methods=False), root)
     if (root / "dvc.yaml").is_file():
         renew_cells(graph)
     return graph

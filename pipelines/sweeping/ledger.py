@@ -139,5 +139,6 @@ class Ledger:
     def _node(self, stage: str) -> Node | None:
         root = self._layout.root
         with suppress(KdciError):  # params.yaml is being edited
-            return graph_of(load_params(root / "params.yaml"), root).nodes.get(stage)
+            params = load_params(root / "params.yaml", methods=False)
+            return graph_of(params, root).nodes.get(stage)
         return None

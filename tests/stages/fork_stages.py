@@ -36,7 +36,7 @@ PRELOADED = (
     "kdci.deconfounding.rebuilding",
     "kdci.deconfounding.strata",
     "kdci.models.students",
-    "kdci.methods.registry",
+    "kdci.substitution.registry",
     "kdci.training.supervised",
     "safetensors.torch",
     "sklearn.cluster",

@@ -8,16 +8,16 @@ import signal
 import numpy as np
 import pytest
 
-from kdci.config.params import METHOD_NAMES
 from kdci.data.datasets import loading as datasets
 from kdci.reporting.results import load_rows
 from kdci.reporting.text.table import terminal_table
 from kdci.store.artifacts import open_artifact
 from kdci.store.layout import all_cells
+from kdci.substitution.registry import method_names
 from tests.conftest import Call, Project
 from tests.stages.test_session import IN_LOOP
 
-OTHERS = tuple(name for name in METHOD_NAMES if name not in ("fast", "dfnd"))
+OTHERS = tuple(name for name in method_names() if name not in ("fast", "dfnd"))
 """What the shared experiment leaves out."""
 MADE = {"dafl": 48, "cmi": 32, "deepinv": 32, "mosaick": 64 + 32, "noise": 64}
 CONTROL = [Call.of(stage, "noise") for stage in ("substitute", "vanilla", "evaluate")]

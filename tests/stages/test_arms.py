@@ -11,21 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdci.config.methods import OVERRIDES
 from kdci.data.bank.image_bank import ImageBank
 from kdci.data.datasets import loading as datasets
 from kdci.deconfounding.arms import ARMS, FURTHER_ARMS
 from kdci.deconfounding.compensation import Compensation
 from kdci.deconfounding.known_shift import degrade, long_tail_counts
 from kdci.deconfounding.logit_adjustment import LogitAdjustment
-from kdci.methods.base import SourceContext
-from kdci.methods.fast import FastSource
 from kdci.models.folding import fold_batch_norms
 from kdci.models.pretrained import build_network, load_teacher
 from kdci.reporting.results import load_rows
 from kdci.store.artifacts import open_artifact
 from kdci.store.checkpoints import load_state
 from kdci.store.layout import all_cells
+from kdci.substitution.base import SourceContext
 from kdci.training.distillation import Distiller
 from kdci.training.runtime import derive_seed
 from tests.conftest import Call, Project
@@ -127,9 +125,7 @@ def by_hand(project, tmp_path, *, module=None, stratum_of=None, max_repeats=math
     teacher = load_teacher(artifact, spec)
     bank = ImageBank(tmp_path / "bank.bin", shape=(1, 16, 16), base=pool.file("images.npy"))
     context = SourceContext(teacher, spec, bank, derive_seed(seed, "source"), 0.5, lambda: None)
-    block = params.methods.fast
-    names = [name for name in type(block).model_fields if name not in OVERRIDES]
-    source = FastSource(context, **{name: getattr(block, name) for name in names})
+    source = params.methods["fast"].source(context)
     source.load_state_dict(load_state(pool.path / "source"))
     source.reseed(context.seed)
     if stratum_of is not None:

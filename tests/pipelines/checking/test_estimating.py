@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from kdci.config.catalog import DATASETS
-from kdci.config.methods import Cmi, DeepInv, Fast
 from kdci.config.params import Params
 from kdci.config.params_file import load_params, read_yaml
 from kdci.data.open_world.candidates import PoolPart
+from kdci.methods.cmi import Cmi
+from kdci.methods.deepinv import DeepInv
+from kdci.methods.fast import Fast
 from kdci.models import PixelModel
 from kdci.models.generators.generator import DaflGenerator, Generator
 from kdci.models.generators.patch_discriminator import PatchDiscriminator
