@@ -285,7 +285,7 @@ class Session:
             yield draft
         timing = {
             "stage": self.node.stage,
-            "point": dict(self.node.point),
+            "point": self.node.fields,
             "started": self._started,
             "finished": time.time(),
             "seconds": self.seconds,

@@ -5,7 +5,7 @@ Params, the parents' contents and the code: what made an artifact must be what i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from kdci.graph.cells import sources_of
 from kdci.graph.node import Node
 from kdci.store.artifacts import open_artifact, read_card
 
+ReadCard = Callable[[Path, str], "dict[str, Any] | None"]
+"""Returns the card of an artifact by its folder and kind; None: there is none."""
+
 
 def card_at(path: Path, kind: str) -> dict[str, Any] | None:
     """Return the card of an artifact; None: there is none that can be read."""
@@ -25,16 +28,21 @@ def card_at(path: Path, kind: str) -> dict[str, Any] | None:
         return None
 
 
-def is_in_place(graph: Graph, node: Node) -> bool:
+def is_in_place(graph: Graph, node: Node, read: ReadCard = card_at) -> bool:
     """Tell whether a node's artifact is there, made with these params, of these parents.
 
     Parents are compared by their cards, as far as they are in place themselves.
+
+    Args:
+        graph: The graph.
+        node: Which node.
+        read: Reads cards.
     """
-    card = card_at(node.artifact, node.kind)
+    card = read(node.artifact, node.kind)
     if card is None or _has_other_params(graph, node, card):
         return False
     contents = card.get("parents", {})
-    return contents.keys() == node.parents.keys() and not has_other_parents(node, contents)
+    return contents.keys() == node.parents.keys() and not has_other_parents(node, contents, read)
 
 
 def _has_other_params(graph: Graph, node: Node, card: Mapping[str, Any]) -> bool:
@@ -43,10 +51,10 @@ def _has_other_params(graph: Graph, node: Node, card: Mapping[str, Any]) -> bool
     return any(key not in stated or stated[key] != v for key, v in graph.values(node).items())
 
 
-def has_other_parents(node: Node, contents: Mapping[str, str]) -> bool:
+def has_other_parents(node: Node, contents: Mapping[str, str], read: ReadCard = card_at) -> bool:
     """Tell whether a parent in place is another than ``contents`` has, a hash by role."""
     for role in node.parents.keys() & contents.keys():
-        card = card_at(node.parents[role].path, node.parents[role].kind)
+        card = read(node.parents[role].path, node.parents[role].kind)
         if card is not None and card["content"] != contents[role]:
             return True
     return False

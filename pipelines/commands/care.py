@@ -27,11 +27,12 @@ def explain_stages(
     """Tell why stages would run again, what follows, and what it will take; run nothing."""
     params, layout = project(context, methods=False)
     from pipelines.explaining.explain import explain
+    from pipelines.explaining.tasks import tasks_of
     from pipelines.explaining.text import explanation_lines
     from pipelines.graph.current import current_graph
 
-    current_graph(layout.root, params)
-    explanation = explain(layout, stages or (), limit=limit)
+    tasks = tasks_of(current_graph(layout.root, params))
+    explanation = explain(layout, tasks, stages or (), limit=limit)
     if as_json:
         import json
 

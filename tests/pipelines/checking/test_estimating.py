@@ -46,6 +46,7 @@ from pipelines.checking.estimating.probe import Probes
 from pipelines.checking.estimating.stage_steps import Side, stage_work
 from pipelines.checking.estimating.text import amount, duration, estimate_lines
 from pipelines.cli import run as kdci
+from pipelines.explaining.tasks import Task
 from pipelines.explaining.work_size import num_steps
 from pipelines.params.presets import FOLDER, write_preset
 from tests.conftest import Call, Project
@@ -494,7 +495,7 @@ def test_work_size_is_scaled_as_the_params_are(budget: float) -> None:
     for method in params.grid.methods:
         blocks = params.blocks("budget", f"methods.{method}", f"recipes.{method}")
         scaled = params.method(method)
-        steps = num_steps("stages.substitute", method, blocks)
+        steps = num_steps(Task("substitute", {"method": method}), blocks)
         wanted = {
             "dafl": getattr(scaled, "num_steps", None),
             "mosaick": getattr(scaled, "warmup_steps", None),
@@ -503,14 +504,18 @@ def test_work_size_is_scaled_as_the_params_are(budget: float) -> None:
         if isinstance(scaled, Fast | Cmi | DeepInv):
             wanted[method] = scaled.warmup_calls * scaled.num_steps
         assert steps == wanted[method]
-        assert num_steps("stages.distill", method, blocks) == params.recipe(method).num_steps
+        assert (
+            num_steps(Task("distill", {"method": method}), blocks)
+            == params.recipe(method).num_steps
+        )
 
 
 def test_work_size_of_a_pool_that_depends_on_the_teacher_is_not_known() -> None:
+    task = Task("substitute", {"method": "fast"})
     block = {"warmup_calls": 2, "num_steps": 3, "by_teacher": {"vgg-11": {"num_steps": 4}}}
-    assert num_steps("stages.substitute", "fast", {"methods.fast": block}) is None
+    assert num_steps(task, {"methods.fast": block}) is None
     block["by_teacher"] = {"vgg-11": {"one_hot_weight": 0.5}}
-    assert num_steps("stages.substitute", "fast", {"methods.fast": block}) == 6
+    assert num_steps(task, {"methods.fast": block}) == 6
 
 
 @pytest.mark.parametrize(
