@@ -126,10 +126,6 @@ class Session:
         self._parents[role] = artifacts.open_artifact(parent.path, kind=parent.kind)
         return self._parents[role]
 
-    def artifact(self, role: str) -> artifacts.Artifact:
-        """Return a parent that was opened before."""
-        return self._parents[role]
-
     @property
     def parents(self) -> dict[str, str]:
         """Content hashes of the parents, by role."""
