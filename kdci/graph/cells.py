@@ -20,6 +20,9 @@ from kdci.store.artifacts import replace_file
 CELLS_FILE = "cells.yaml"
 CELLS_STAGE = "cells"
 """The entry of dvc.yaml that looks whether the file is current, before anything runs."""
+LOOKED_FILE = "artifacts/cells.txt"
+"""What that entry makes and every teacher depends on; its text never changes. Whatever DVC is asked
+for, the look comes first."""
 RENEWED = UserError(
     CELLS_FILE,
     "did not say what params.yaml and the code ask for; it is renewed",
@@ -38,11 +41,14 @@ def renew_cells(graph: Graph, sources: Sources | None = None) -> bool:
         UserError: A name can not be part of a command.
         StorageError: It can not be written.
     """
-    file = graph.layout.root / CELLS_FILE
+    root = graph.layout.root
     text = cells_text(graph, sources or sources_of(graph))
-    if _text_of(file) == text:
+    looked = f"Whether {CELLS_FILE} is current was looked at.\n"
+    if _text_of(root / LOOKED_FILE) != looked:
+        replace_file(root / LOOKED_FILE, looked.encode())
+    if _text_of(root / CELLS_FILE) == text:
         return False
-    replace_file(file, text.encode())
+    replace_file(root / CELLS_FILE, text.encode())
     return True
 
 

@@ -192,16 +192,19 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 def _meaningful(text: str, tree: ast.AST) -> str:
     """Return a module's text without comments, docstrings, and blank lines."""
-    lines = text.splitlines()
+    lines: list[str | None] = [*text.splitlines()]
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for text_of_its_own in _docstrings(tree):
-        first, last = text_of_its_own.lineno, text_of_its_own.end_lineno or text_of_its_own.lineno
-        if not lines[first - 1][: text_of_its_own.col_offset].strip():
-            lines[first - 1 : last] = [""] * (last - first + 1)
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+        row, column = token.start
+        line = lines[row - 1] if row <= len(lines) else None
+        if token.type == tokenize.COMMENT and line is not None:
+            lines[row - 1] = line[:column].rstrip()
+        elif token.type == tokenize.NL and line is not None and not line.strip():
+            lines[row - 1] = None  # blank, and within no string
+    for alone in _docstrings(tree):
+        first, last = alone.lineno, alone.end_lineno or alone.lineno
+        if not (lines[first - 1] or "")[: alone.col_offset].strip():
+            lines[first - 1 : last] = [None] * (last - first + 1)
+    return "\n".join(line for line in lines if line is not None)
 
 
 def _docstrings(tree: ast.AST) -> Iterator[ast.Expr]:

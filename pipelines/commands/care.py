@@ -25,10 +25,12 @@ def explain_stages(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Tell why stages would run again, what follows, and what it will take; run nothing."""
-    _, layout = project(context)
+    params, layout = project(context)
     from pipelines.explaining.explain import explain
     from pipelines.explaining.text import explanation_lines
+    from pipelines.graph.current import current_graph
 
+    current_graph(layout.root, params)
     explanation = explain(layout, stages or (), limit=limit)
     if as_json:
         import json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,9 +37,12 @@ def check(
     """Validate params, data and teacher; run nothing."""
     params, layout = project(context)
     from pipelines.checking.checks import find_problems, summary
+    from pipelines.graph.current import current_graph
 
     problems = find_problems(params, layout)
     exit_code = tell(problems) if problems else 0
+    if not problems:
+        current_graph(layout.root, params)
     for line in () if problems else summary(params, layout):
         typer.echo(line)
     if estimate:  # whoever has no data yet wants to know what they will need, too
@@ -91,6 +95,7 @@ def preset(
     force: Annotated[bool, typer.Option("--force", help="Replace an edited params.yaml.")] = False,
 ) -> None:
     """Write a preset's params.yaml."""
+    from pipelines.graph.current import current_graph
     from pipelines.params.preset_edits import write_edited
     from pipelines.params.presets import write_preset
 
@@ -107,7 +112,21 @@ def preset(
             budget=budget,
             force=force,
         )
+    current_graph(file.parent)
     typer.echo(f"{file} is preset {name} now; `kdci check` looks it over, `dvc repro` runs it")
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where the experiment is to live.")],
+    preset: Annotated[str, typer.Option(help="One of `kdci list presets`.")] = "digits",
+    data: Annotated[str | None, typer.Option(help="Folder that holds the preset's data.")] = None,
+) -> None:
+    """Make an experiment in a folder of its own: params, stages, Git and DVC."""
+    from pipelines.params.new_project import new_project
+
+    for made in new_project(folder, preset=preset, data=data):
+        typer.echo(made)
+    typer.echo(f"{folder} is an experiment now: `cd {folder}`, then `kdci check` and `kdci run`")
 
 
 def show(context: typer.Context) -> None:
