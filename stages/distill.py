@@ -104,8 +104,13 @@ def run(session: Session) -> None:
     require_finite(student, session.node.name)
     if compensation is not None:
         require_finite(compensation, session.node.name)
-    facts = {**cell.asdict(), **facts_of_spec(spec), "stem": stem}
-    _write(session, distiller, marks, facts, deployed=arm.compensated)
+    _write(
+        session,
+        distiller,
+        marks,
+        {**cell.asdict(), **facts_of_spec(spec), "stem": stem},
+        deployed=arm.compensated,
+    )
 
 
 def _source(params: Params, cell: Cell, context: SourceContext) -> SubstitutionSource:

@@ -23,6 +23,7 @@ from kdci.config.params_file import load_params
 from kdci.errors import KdciError, UserError
 from kdci.store.artifacts import Artifact, open_artifact, read_card, replace_file, storage_errors
 from kdci.store.layout import Layout
+from kdci.training.snapshots import snapshot_name, snapshot_steps
 from pipelines.searching.criteria import Criterion, Scorer, load_snapshot
 from pipelines.searching.plan import contents, kind_of
 from pipelines.searching.results import (
@@ -214,17 +215,13 @@ class Trial:
             yield step, self._scorer.score(_student_at(artifact, step), call.student)
 
     def _marks(self) -> list[int]:
-        from stages.distill import snapshot_steps
-
         recipe = self.params.recipe(self._search.method)
         count = self.params.distill.num_snapshots
         return snapshot_steps(recipe.num_epochs, recipe.steps_per_epoch, count)
 
     def _snapshot(self, call: StageCall, step: int) -> Student | None:
-        from stages.distill import _snapshot_name
-
         work = self.layout.work / "work" / call.name
-        found = sorted(work.glob(f"*/{_snapshot_name(step)}"), key=_age)
+        found = sorted(work.glob(f"*/{snapshot_name(step)}"), key=_age)
         return load_snapshot(found[0], self.params, call.student) if found else None
 
     @cached_property

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from stages.distill import snapshot_steps
+from kdci.training.snapshots import snapshot_steps
 
 
 @pytest.fixture(params=["fast", "dfnd"])

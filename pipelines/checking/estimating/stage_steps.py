@@ -13,6 +13,7 @@ from kdci.config.params import Params
 from kdci.deconfounding.arms import ARMS, Arm
 from kdci.store.layout import all_cells
 from kdci.training.evaluation import PREDICTION_BATCH
+from kdci.training.snapshots import snapshot_steps
 from pipelines.checking.estimating.counting import Counted
 from pipelines.checking.estimating.formulas import (
     STRATUM_BATCH,
@@ -29,7 +30,6 @@ from pipelines.checking.estimating.formulas import (
     times,
 )
 from pipelines.graph.plan import PlannedStage
-from stages.distill import snapshot_steps
 from stages.evaluate import NUM_FRECHET_IMAGES
 
 MANY_ROWS = 200_000

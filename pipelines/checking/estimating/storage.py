@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kdci.probing.subjects import Subject
+from kdci.training.snapshots import snapshot_steps
 from pipelines.checking.estimating.counting import image_bytes
 from pipelines.checking.estimating.formulas import images_of_refresh, num_refreshes
 from pipelines.checking.estimating.probe import Probes
 from pipelines.checking.estimating.stage_steps import Side
 from pipelines.graph.plan import PlannedStage
-from stages.distill import snapshot_steps
 
 FLOAT_BYTES = 4
 
