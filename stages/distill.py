@@ -12,8 +12,8 @@ from kdci.config.params import Params
 from kdci.deconfounding.arms import Arm
 from kdci.store.layout import Cell
 from kdci.training.snapshots import snapshot_name, snapshot_steps
-from stages._main import main
-from stages._session import Session
+from stages.main import main
+from stages.session import Session
 
 if TYPE_CHECKING:
     from kdci.deconfounding.compensation import Compensation

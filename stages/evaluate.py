@@ -16,8 +16,8 @@ from kdci.config.data import Data
 from kdci.config.params import Params
 from kdci.deconfounding.arms import ARMS
 from kdci.store.layout import Cell
-from stages._main import main
-from stages._session import Session
+from stages.main import main
+from stages.session import Session
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from stages._main import main
-from stages._session import Session
+from stages.main import main
+from stages.session import Session
 
 
 def run(session: Session) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from kdci.config.catalog import DatasetSpec
 from kdci.config.open_world import OpenWorld
-from stages._main import main
-from stages._session import Session
+from stages.main import main
+from stages.session import Session
 
 if TYPE_CHECKING:
     from kdci.data.open_world.pool import OpenWorldPool

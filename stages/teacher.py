@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from kdci.config.catalog import facts_of_spec, stem_for
 from kdci.config.data import Data
-from stages._main import main
-from stages._session import Session
+from stages.main import main
+from stages.session import Session
 
 if TYPE_CHECKING:
     from kdci.data.datasets.labelled import LabelledImages, Split

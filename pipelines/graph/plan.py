@@ -89,7 +89,7 @@ def planned_stages(params: Params, layout: Layout) -> list[PlannedStage]:
 def _planned(params: Params, layout: Layout, *, of_other: bool) -> Iterator[PlannedStage]:
     # Imported here: the stages' modules load torch.
     from stages import dictionary, distill, evaluate, shift, substitute, teacher
-    from stages._session import StageIdentity
+    from stages.session import StageIdentity
 
     for module in (teacher, substitute, shift, dictionary, distill, evaluate):
         for stage in module.STAGES:

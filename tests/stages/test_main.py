@@ -137,7 +137,7 @@ def test_params_are_refused_before_torch_is_loaded(built):
     program = f"""
 import importlib, sys
 sys.modules["torch"] = None
-from stages._main import main
+from stages.main import main
 codes = []
 for name in {MODULES!r}:
     importlib.import_module("stages." + name)
