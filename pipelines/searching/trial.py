@@ -26,6 +26,7 @@ from kdci.graph.node import KINDS
 from kdci.graph.standing import card_at
 from kdci.store.artifacts import Artifact, open_artifact, replace_file, storage_errors
 from kdci.store.layout import Cell, Layout
+from kdci.training.snapshots import snapshot_name, snapshot_steps
 from pipelines.searching.criteria import Criterion, Scorer, load_snapshot
 from pipelines.searching.plan import contents
 from pipelines.searching.results import (
@@ -223,17 +224,13 @@ class Trial:
             yield step, self._scorer.score(_student_at(artifact, step), cell)
 
     def _marks(self) -> list[int]:
-        from stages.distill import snapshot_steps
-
         recipe = self.params.recipe(self._search.method)
         count = self.params.distill.num_snapshots
         return snapshot_steps(recipe.num_epochs, recipe.steps_per_epoch, count)
 
     def _snapshot(self, name: str, cell: Cell, step: int) -> Student | None:
-        from stages.distill import _snapshot_name
-
         work = self.layout.work / "work" / name
-        found = sorted(work.glob(f"*/{_snapshot_name(step)}"), key=_age)
+        found = sorted(work.glob(f"*/{snapshot_name(step)}"), key=_age)
         return load_snapshot(found[0], self.params, cell) if found else None
 
     @cached_property

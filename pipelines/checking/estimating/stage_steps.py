@@ -16,6 +16,7 @@ from kdci.methods.noise import Noise
 from kdci.store.layout import all_cells
 from kdci.substitution.block import MethodBlock
 from kdci.training.evaluation import PREDICTION_BATCH
+from kdci.training.snapshots import snapshot_steps
 from pipelines.checking.estimating.counting import Counted
 from pipelines.checking.estimating.formulas import (
     STRATUM_BATCH,
@@ -29,7 +30,6 @@ from pipelines.checking.estimating.formulas import (
     step_steps,
     times,
 )
-from stages.distill import snapshot_steps
 from stages.evaluate import NUM_FRECHET_IMAGES
 
 MANY_ROWS = 200_000

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from kdci.graph.node import Node
 from kdci.probing.subjects import Subject
+from kdci.training.snapshots import snapshot_steps
 from pipelines.checking.estimating.counting import image_bytes
 from pipelines.checking.estimating.probe import Probes
 from pipelines.checking.estimating.stage_steps import Side
-from stages.distill import snapshot_steps
 
 FLOAT_BYTES = 4
 

@@ -253,7 +253,7 @@ def test_seconds_are_about_those_of_real_loops(
     """
     clock = {name: getattr(time, name) for name in ("time", "strftime", "localtime")}
     clock["monotonic"] = time.process_time
-    monkeypatch.setattr("stages._session.time", SimpleNamespace(**clock))
+    monkeypatch.setattr("stages.session.time", SimpleNamespace(**clock))
     root = tmp_path / "project"
     root.mkdir()
     shutil.copy(FOLDER / "digits.yaml", root / "params.yaml")
