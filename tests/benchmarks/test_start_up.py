@@ -10,8 +10,8 @@ KINDS = {
     "teacher",
     "substitute",
     "dictionary",
-    "distill_vanilla",
-    "distill_kdci",
+    "distill, vanilla",
+    "distill, kdci",
     "evaluate",
     "report",
 }
