@@ -136,8 +136,8 @@ def _commands(*, teacher: str, student: str) -> dict[str, list[str]]:
         "teacher": ["stages.teacher", teacher],
         "substitute": ["stages.substitute", pool],
         "dictionary": ["stages.dictionary", pool],
-        "distill, vanilla": ["stages.distill", f"{pair}-vanilla-0-0"],
-        "distill, kdci": ["stages.distill", f"{pair}-kdci-0-0"],
+        "distill_vanilla": ["stages.distill", f"{pair}-vanilla-0-0"],
+        "distill_kdci": ["stages.distill", f"{pair}-kdci-0-0"],
         "evaluate": ["stages.evaluate", pair],
         "report": ["stages.report"],
     }

@@ -10,8 +10,8 @@ KINDS = {
     "teacher",
     "substitute",
     "dictionary",
-    "distill, vanilla",
-    "distill, kdci",
+    "distill_vanilla",
+    "distill_kdci",
     "evaluate",
     "report",
 }
