@@ -111,13 +111,16 @@ class Pair(Block):
     """A teacher and a student."""
 
     teacher: BackboneName
+    """Backbone of the teacher."""
     student: BackboneName
+    """Backbone of the student that it teaches."""
 
 
 class OtherPair(Pair):
     """A pair, and whose dictionary it borrows."""
 
     other: BackboneName
+    """Backbone of the model whose dictionary it borrows."""
 
 
 class Grid(Block):
@@ -228,24 +231,38 @@ class Methods(Block):
     """
 
     dafl: Dafl | None = None
+    """The images of DAFL."""
     fast: Fast | None = None
+    """The images of FastDFKD."""
     cmi: Cmi | None = None
+    """The images of CMI."""
     deepinv: DeepInv | None = None
+    """The images of DeepInversion."""
     mosaick: Mosaick | None = None
+    """The images of MosaicKD."""
     dfnd: Dfnd | None = None
+    """The images of DFND."""
     noise: Noise | None = None
+    """The images of the control of uniform noise."""
 
 
 class Recipes(Block):
     """How each method's student is trained: apart from Methods, so that pools outlive it."""
 
     dafl: StudentRecipe | None = None
+    """The student of DAFL."""
     fast: StudentRecipe | None = None
+    """The student of FastDFKD."""
     cmi: StudentRecipe | None = None
+    """The student of CMI."""
     deepinv: StudentRecipe | None = None
+    """The student of DeepInversion."""
     mosaick: StudentRecipe | None = None
+    """The student of MosaicKD."""
     dfnd: StudentRecipe | None = None
+    """The student of DFND."""
     noise: StudentRecipe | None = None
+    """The student of the control of uniform noise."""
 
 
 METHOD_NAMES: tuple[str, ...] = tuple(
@@ -280,6 +297,7 @@ class Evaluate(Block):
     deploy: Literal["backbone", "compensated"] = "backbone"
     """Which accuracy is *the* accuracy of a KDCI student."""
     batch_size: Count = 512
+    """Test images of one forward pass; no accuracy depends on it."""
 
 
 class Params(Block):
@@ -288,25 +306,40 @@ class Params(Block):
     preset: Name
     """Name of this experiment; artifacts lie below artifacts/<preset>."""
     grid: Grid
+    """The axes of the experiment: which students there are."""
     budget: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Factor on the steps of pools and students, on every number's record: epochs and calls
     shrink first, the steps in them once there is one left. Teachers are not scaled."""
     runtime: Runtime = Runtime()
+    """Where and how precisely the numbers are computed."""
     backbone: BackboneBlock = BackboneBlock()
+    """How the backbones are built that the project builds itself."""
     data: Data
+    """The original dataset, of the catalog or of your own."""
     teacher: TeacherRecipe
+    """How the teacher is trained, or which finished one is adopted."""
     pool: Pool = Pool()
+    """What holds for every substitution pool."""
     methods: Methods
+    """What makes or chooses each method's substitution images."""
     recipes: Recipes
+    """How each method's student is trained."""
     dictionary: Dictionary = Dictionary()
+    """The confounder dictionary: its space and its number of prototypes."""
     compensation: CompensationBlock = CompensationBlock()
+    """The bias compensation of the student's logits by the dictionary."""
     intervention: Intervention = Intervention()
+    """What the arms beside vanilla and KDCI do."""
     shift: ShiftedPools | None = None
+    """What the pools of `shifts` have in common; null: there are none."""
     shifts: dict[ShiftName, Shift] = Field(default_factory=dict)
     """Pools with a known shift, by name."""
     other: Other | None = None
+    """The other pre-trained model, of `grid.others`; null: there is none."""
     distill: Distill = Distill()
+    """What holds for every student's distillation."""
     evaluate: Evaluate = Evaluate()
+    """How students are scored."""
 
     @model_validator(mode="after")
     def _methods_have_their_blocks(self) -> Self:

@@ -1,0 +1,42 @@
+"""Every value of params.yaml says what it is: in editors, and in the published schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from kdci.config.methods import MethodBlock
+from kdci.config.params import Params
+
+
+def blocks_below(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from blocks_below(field.annotation)
+    for argument in get_args(annotation):
+        yield from blocks_below(argument)
+
+
+def all_blocks(*, with_methods: bool) -> list[type[BaseModel]]:
+    blocks = {block.__name__: block for block in blocks_below(Params)}
+    return [
+        block
+        for _, block in sorted(blocks.items())
+        if with_methods or not issubclass(block, MethodBlock)
+    ]
+
+
+def test_the_walk_meets_the_blocks_at_every_depth() -> None:
+    names = {block.__name__ for block in all_blocks(with_methods=True)}
+    assert {"Params", "Pair", "DataFacts", "StudentRecipe", "OpenWorldPart", "Fast"} <= names
+
+
+@pytest.mark.parametrize("block", all_blocks(with_methods=False), ids=lambda block: block.__name__)
+def test_every_field_has_a_description(block: type[BaseModel]) -> None:
+    assert (block.__doc__ or "").strip()
+    silent = [name for name, field in block.model_fields.items() if not field.description]
+    assert silent == []
