@@ -5,8 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from kdci.config.params import hash_json
-from kdci.store.artifacts import hash_file
+from kdci.store.hashing import hash_file, hash_json
 
 
 def git_revision(root: Path) -> str:

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from kdci.config.params import Params, hash_json
+from kdci.config.params import Params
 from kdci.errors import BusyError, StoppedError, StorageError, UserError
 from kdci.store import artifacts
+from kdci.store.hashing import hash_json
 from kdci.store.layout import Layout
 from kdci.store.metrics import MetricFile
 from stages._progress import Progress

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -27,3 +28,10 @@ class Block(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+
+def raise_first(problems: dict[str, str | None]) -> None:
+    """Refuse a block by the first of ``problems`` that is one, by the dotted key it is about."""
+    for key, problem in problems.items():
+        if problem is not None:
+            raise PydanticCustomError("cross_field", "{problem}", {"key": key, "problem": problem})

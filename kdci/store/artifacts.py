@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdci.config.params import hash_json
 from kdci.errors import IntegrityError, StorageError, UserError
+from kdci.store.hashing import hash_file as hash_file
+from kdci.store.hashing import hash_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -306,9 +307,3 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kdci.config.params import hash_json
 from kdci.store.artifacts import replace_file, storage_errors
+from kdci.store.hashing import hash_json
 
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["contiguous", "channels_last"]

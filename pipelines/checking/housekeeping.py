@@ -14,9 +14,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdci.config.params import Params, hash_json
+from kdci.config.params import Params
 from kdci.errors import IntegrityError, KdciError, StorageError
 from kdci.store.artifacts import REBUILD, open_artifact, storage_errors
+from kdci.store.hashing import hash_json
 from kdci.store.layout import Layout
 from pipelines.graph.plan import PlannedStage, card_at, planned_stages
 from pipelines.tracking.reading.files import slots

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdci.config.catalog import DatasetSpec
-from kdci.config.params import hash_json
 from kdci.store.artifacts import new_artifact, read_card, remove_leftovers
+from kdci.store.hashing import hash_json
 from pipelines.importing.options import Options, folder_of, require_names, spec_of
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from kdci.config.params import hash_json
 from kdci.errors import IntegrityError, UserError
 from kdci.store.artifacts import replace_file
+from kdci.store.hashing import hash_json
 from kdci.store.layout import Cell, Layout
 
 FOLDER = "searches"

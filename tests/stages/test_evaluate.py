@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdci.config.params import hash_json
 from kdci.data.datasets.loading import load_split
 from kdci.models.students import load_student
+from kdci.store.hashing import hash_json
 
 _OPENED: list[str] | None = None
 

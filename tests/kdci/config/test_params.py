@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from kdci.config.catalog import BACKBONE_NAMES, DATASETS
-from kdci.config.params import Params, hash_json
+from kdci.config.params import Params
 from kdci.config.params_file import read_yaml
+from kdci.store.hashing import hash_json
 from tests.project_code import ROOT
 
 PRESET = ROOT / "pipelines" / "presets" / "digits-smoke.yaml"

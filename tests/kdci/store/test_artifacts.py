@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from kdci.config.params import hash_json
 from kdci.errors import IntegrityError, StorageError, UserError
 from kdci.store.artifacts import (
     CARD,
@@ -26,6 +25,7 @@ from kdci.store.artifacts import (
     replace_file,
     save_tensors,
 )
+from kdci.store.hashing import hash_json
 
 TENSORS = {"weight": torch.arange(60.0).view(6, 10), "steps": torch.tensor(3)}
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from kdci.config.params import Params, hash_json
+from kdci.config.params import Params
 from kdci.config.params_file import load_params, read_yaml
 from kdci.store import artifacts
+from kdci.store.hashing import hash_json
 from kdci.store.layout import Layout
 from pipelines.checking.housekeeping import clean, verify
 from pipelines.graph.plan import PlannedStage, planned_stages
