@@ -86,6 +86,7 @@ def _options(
 app.command("check")(project.check)
 app.command("list")(project.list_names)
 app.command("preset")(project.preset)
+app.command("schema")(project.schema)
 app.command("show")(project.show)
 app.command("download")(data.download_data)
 app.command("import-teacher")(teachers.import_teacher)
