@@ -8,7 +8,7 @@ from kdci.config.catalog import stem_for
 from stages._session import Session
 
 if TYPE_CHECKING:
-    from kdci.training.arithmetic import Format, Step
+    from kdci.training.arithmetic import ComputeFormat, Step
 
 FOLDER = "formats"
 """Below the workspace's own folder: what was decided for which network."""
@@ -16,7 +16,7 @@ FOLDER = "formats"
 
 def format_of(
     session: Session, backbone: str, *, training: bool, stem: str | None = None
-) -> Format:
+) -> ComputeFormat:
     """Return what a network of this stage computes in, and put it on the stage's card.
 
     Call before the stage's saved state is read: it must have been computed in the same.
@@ -45,7 +45,7 @@ def format_of(
             **runtime.card(),
         }
 
-        def build(one: Format) -> Step:
+        def build(one: ComputeFormat) -> Step:
             model = build_network(
                 backbone,
                 spec,

@@ -16,7 +16,7 @@ _KIND = ("variant", "other")
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ExpectedTime:
     """What a stage will take.
 
     Attributes:
@@ -34,7 +34,9 @@ class Estimate:
     steps_before: tuple[int, ...] = ()
 
 
-def estimate(stage: DagStage, steps: int | None, runs: Sequence[PastRun]) -> Estimate | None:
+def expected_time(
+    stage: DagStage, steps: int | None, runs: Sequence[PastRun]
+) -> ExpectedTime | None:
     """Return what a stage will take, from the closest kin that ran; None: none did.
 
     Args:
@@ -50,10 +52,10 @@ def estimate(stage: DagStage, steps: int | None, runs: Sequence[PastRun]) -> Est
         sized = [run for run in found if run.steps] if steps and same_unit else []
         alike = [run for run in sized if run.steps == steps] or (found if not sized else [])
         if alike or not steps:
-            return Estimate(median(run.seconds for run in alike), len(alike), kin)
+            return ExpectedTime(median(run.seconds for run in alike), len(alike), kin)
         before = sorted({run.steps for run in sized if run.steps})
         seconds = median(_scaled(run, steps) for run in sized)
-        return Estimate(seconds, len(sized), kin, steps, tuple(before))
+        return ExpectedTime(seconds, len(sized), kin, steps, tuple(before))
     return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kdci.store.layout import Layout
-from pipelines.explaining.costs import Estimate, estimate, steps_of, wall_seconds
+from pipelines.explaining.costs import ExpectedTime, expected_time, steps_of, wall_seconds
 from pipelines.explaining.differences import Comparison, Difference, compare, values_of
 from pipelines.explaining.forecast import Fate
 from pipelines.explaining.past_runs import PastRun, read_past_runs
@@ -25,7 +25,7 @@ class Explained:
         follows_from: Why, where nothing else does: stages with a difference, earlier on.
         made_from: The stages that its inputs come from.
         inputs: Its params blocks, and the number of its code files.
-        estimate: What it will take; None: not known.
+        expected_time: What it will take; None: not known.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Explained:
     follows_from: tuple[str, ...] = ()
     made_from: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
-    estimate: Estimate | None = None
+    expected_time: ExpectedTime | None = None
 
     @property
     def group(self) -> str:
@@ -131,7 +131,7 @@ class _Explainer:
             follows_from=() if own else self._roots(name),
             made_from=stage.upstream,
             inputs=_inputs(stage, self._dag),
-            estimate=None if fate is Fate.restored else self._estimate(stage),
+            expected_time=None if fate is Fate.restored else self._expected_time(stage),
         )
 
     def _own_differences(self, name: str) -> tuple[Difference, ...]:
@@ -148,9 +148,9 @@ class _Explainer:
         earlier = self._dag.ancestors([name])
         return tuple(other for other in self.changed if other in earlier)
 
-    def _estimate(self, stage: DagStage) -> Estimate | None:
+    def _expected_time(self, stage: DagStage) -> ExpectedTime | None:
         params = values_of(stage.params, self._comparison.params)
-        return estimate(stage, steps_of(stage, params), self._runs)
+        return expected_time(stage, steps_of(stage, params), self._runs)
 
 
 def _inputs(stage: DagStage, dag: Dag) -> tuple[str, ...]:
@@ -163,7 +163,9 @@ def _inputs(stage: DagStage, dag: Dag) -> tuple[str, ...]:
 def _cost(dag: Dag, stages: Iterable[Explained], limit: int) -> Cost:
     running = {one.name: one for one in stages if one.takes_time}
     seconds = {
-        name: one.estimate.seconds for name, one in running.items() if one.estimate is not None
+        name: one.expected_time.seconds
+        for name, one in running.items()
+        if one.expected_time is not None
     }
     unknown = tuple(name for name in running if name not in seconds)
     at_limit = wall_seconds(dag, seconds, limit)

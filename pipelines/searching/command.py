@@ -9,7 +9,8 @@ from pathlib import Path
 import typer
 
 from pipelines.flow.telemetry import switch_off
-from pipelines.searching.driver import Listener, SearchOptions, SearchOutcome, search
+from pipelines.searching.driver import Listener, SearchOutcome, search
+from pipelines.searching.options import SearchOptions
 from pipelines.searching.results import Search, TrialRecord, best_of, table
 from pipelines.serving.promote import promote
 from pipelines.sweeping.ray_session import ray_session

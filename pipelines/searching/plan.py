@@ -154,7 +154,7 @@ def _misfits(subject: Subject, grid: Grid) -> Iterator[UserError]:
 
 
 @dataclass(frozen=True)
-class TrialPlan:
+class SearchPlan:
     """What every trial of a search has in common.
 
     Attributes:
@@ -172,7 +172,7 @@ class TrialPlan:
 
 def plan_trials(
     params: Params, layout: Layout, subject: Subject, keys: Iterable[str], dag: Dag
-) -> TrialPlan:
+) -> SearchPlan:
     """Work out what trials run.
 
     Args:
@@ -210,7 +210,7 @@ def plan_trials(
         if key not in set(keys)
     }
     links = _adopted(params, stages)
-    return TrialPlan(tuple(stages), tuple(upstream), links, given)
+    return SearchPlan(tuple(stages), tuple(upstream), links, given)
 
 
 def leaves(params: Params, blocks: Iterable[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipelines.graph.dag import read_dag
-from pipelines.sweeping.dvc_record import DvcRecorder, record
+from pipelines.sweeping.dvc_record import DvcCommitter, record
 from pipelines.sweeping.run_cache import restorable
 
 TEACHER, POOL = "teacher@wrn-10-1", "substitute@wrn-10-1-fast-0"
@@ -70,7 +70,7 @@ def test_results_are_recorded_as_they_come_and_all_before_the_end(project):
     stages = read_dag(project.root, status=False).stages
     names = [name for name in stages if name.startswith("dictionary@")]
     heard = {}
-    with DvcRecorder(project.root, stages, heard.__setitem__) as recorder:
+    with DvcCommitter(project.root, stages, heard.__setitem__) as recorder:
         for name in [TEACHER, POOL, *names]:
             recorder.add(name)
     assert heard == dict.fromkeys([TEACHER, POOL, *names])

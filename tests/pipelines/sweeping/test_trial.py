@@ -18,7 +18,7 @@ from pipelines.sweeping.guarded import command
 from pipelines.sweeping.places import attempts_of, log_of, prepare_folder, stop_file
 from pipelines.sweeping.trial import (
     AttemptFailedError,
-    TrialPlan,
+    StageTrial,
     execute,
     last_words,
     module_call,
@@ -47,9 +47,9 @@ def plan(fresh):
     expected = read_expected(fresh.root)[1][TEACHER]
     path = os.pathsep.join([str(ROOT), *sys.path])
 
-    def of(*call: str) -> TrialPlan:
+    def of(*call: str) -> StageTrial:
         settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        return TrialPlan("teacher@wrn-10-1", call, fresh.root, folder, expected, settings)
+        return StageTrial("teacher@wrn-10-1", call, fresh.root, folder, expected, settings)
 
     return of
 
