@@ -30,9 +30,9 @@ from kdci.config.catalog import DATASETS
 from kdci.data.bank import mapped_images
 from kdci.data.bank.image_bank import ImageBank
 from kdci.data.bank.mapped_images import save_npy_chunks
-from kdci.methods.bank_source import BankSource
-from kdci.methods.base import SourceContext
 from kdci.models import PixelModel
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SourceContext
 from kdci.training.runtime import available_cores, generator
 
 ROOT = Path(__file__).resolve().parents[1]

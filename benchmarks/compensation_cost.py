@@ -33,13 +33,13 @@ from benchmarks.interleaved import time_in_turn
 from benchmarks.kept_memory import kept_of, saved_by, storages
 from kdci.config.catalog import BACKBONE_NAMES, DATASETS
 from kdci.deconfounding.compensation import Compensation
-from kdci.methods.base import SoftLabelCriterion, StudentCriterion, SubstitutionSource
 from kdci.models import PixelModel
 from kdci.models.pretrained import build_network
+from kdci.store.revision import code_revision
+from kdci.substitution.base import SoftLabelCriterion, StudentCriterion, SubstitutionSource
 from kdci.training.distillation import Distiller
 from kdci.training.optimizers import SGD
 from kdci.training.runtime import Runtime, generator, processor, start
-from stages._provenance import git_revision
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "compensation_cost"
@@ -260,7 +260,7 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         "precision": runtime.precision,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "revision": git_revision(ROOT),
+        "revision": code_revision(),
     }
 
 

@@ -38,9 +38,10 @@ def main(arguments: Sequence[str]) -> int:
         os._exit(0)  # nothing of the stage goes on: neither its result nor its record of a failure
 
     stage = importlib.import_module(module)
+    name_of_stage = module.removeprefix("stages.")
     for place, name in WHERE[module]:
         _replace(importlib.import_module(place), name, tell)
-    code: int = importlib.import_module("stages._main").main(stage.STAGES, rest)
+    code: int = importlib.import_module("stages._main").main(name_of_stage, stage.run, rest)
     sys.stderr.write(f"{module} ended before its first step\n")
     return code or 1
 

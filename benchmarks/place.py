@@ -22,11 +22,11 @@ from kdci.config.params import BackboneBlock
 from kdci.config.params import Runtime as Settings
 from kdci.data.bank.image_bank import ImageBank, to_bytes
 from kdci.data.bank.mapped_images import save_npy
-from kdci.methods.base import SourceContext, SubstitutionSource
-from kdci.methods.registry import METHODS
 from kdci.models import PixelModel
 from kdci.models.pretrained import MODEL_FILE, build_network, load_teacher
 from kdci.store.artifacts import new_artifact, open_artifact
+from kdci.substitution.base import SourceContext, SubstitutionSource
+from kdci.substitution.registry import block_of
 from kdci.training.runtime import Runtime, generator
 from stages._formats import format_of
 from stages._session import Session
@@ -155,7 +155,7 @@ class Place:
             teacher_accuracy=0.9,
             open_world=_no_open_world,
         )
-        source = METHODS[method](context, **values)
+        source = block_of(method)(**values).source(context)
         source.bank.append(self.images().float() / 255)
         state = source.state_dict()
         if "num_open_world" in state:

@@ -85,6 +85,7 @@ def _options(
 
 app.command("check")(project.check)
 app.command("list")(project.list_names)
+app.command("init")(project.init)
 app.command("preset")(project.preset)
 app.command("schema")(project.schema)
 app.command("show")(project.show)

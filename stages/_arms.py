@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from kdci.deconfounding.compensation import Compensation
     from kdci.deconfounding.logit_adjustment import LogitAdjustment
     from kdci.deconfounding.rebuilding import DictionaryRebuilder
-    from kdci.methods.base import SubstitutionSource
     from kdci.models import PixelModel
+    from kdci.substitution.base import SubstitutionSource
 
 
 def correction(session: Session, arm: Arm, seed: int) -> Compensation | LogitAdjustment | None:
@@ -126,5 +126,5 @@ def rebuilder_of(
         num_prototypes=dictionary.facts["requested"],
         growth=growth,
         prototypes_ND=dictionary.tensors("dictionary.safetensors")["prototypes"],
-        seed=derive_seed(int(session.identity.cell["pool_seed"]), "dictionary"),
+        seed=derive_seed(int(session.node.point["pool_seed"]), "dictionary"),
     )

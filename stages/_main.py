@@ -1,4 +1,4 @@
-"""The command line of a stage: arguments, params, exit codes. No stage's result depends on it."""
+"""The command line of a stage: its cell, params, exit codes. No stage's result depends on it."""
 
 from __future__ import annotations
 
@@ -7,70 +7,30 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kdci.config.params import Grid, Params
 from kdci.config.params_file import load_params
 from kdci.errors import KdciError, StoppedError, StorageError
-from kdci.store.layout import Layout
-from stages._session import Session, StageIdentity, require_choice, require_writable
+from kdci.graph.build import graph_of
+from kdci.graph.cells import require_current, sources_of
+from kdci.graph.node import require_cell_name
+from stages._session import Session, require_writable
 from stages._signals import StopFlag, die_with_parent
 
-Cell = Mapping[str, str | int]
-
-_GRID = {
-    "teacher": "teachers",
-    "pool_seed": "pool_seeds",
-    "seed": "seeds",
-}
+UNDER_DVC = "DVC_STAGE"
+"""Variable that DVC, and whoever stands in for it, sets for the commands that it records."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """How a stage is called and what it depends on.
+def main(stage: str, run: Callable[[Session], None], argv: Sequence[str] | None = None) -> int:
+    """Run a stage for one of its cells as a process and return its exit code.
 
-    Attributes:
-        name: Its name in dvc.yaml; `distill` adds the variant.
-        axes: Names of its axes, in the order of dvc.yaml.
-        blocks: The params blocks it depends on, as dotted keys; `{method}` stands for the
-            cell's method.
-        artifact: Where its result lies.
+    Args:
+        stage: Its name; see ``kdci.graph.node.KINDS``.
         run: The stage itself.
-        arm: The arm that `--variant` chooses it by, where several stages share a file.
-        for_other: Whether it also runs for the other model of Table 5, with `--other`.
+        argv: The command line; None: that of the process.
     """
-
-    name: str
-    axes: tuple[str, ...]
-    blocks: tuple[str, ...]
-    artifact: Callable[[Layout, Cell], Path]
-    run: Callable[[Session], None]
-    arm: str | None = None
-    for_other: bool = False
-
-    def keys(self, cell: Cell, params: Params) -> list[str]:
-        """Return the dotted params keys of one cell."""
-        method = str(cell.get("method", ""))
-        if method not in params.grid.shifts:
-            return [block.format(**cell) for block in self.blocks]
-        return [key for block in self.blocks for key in _keys_of_shift(block, method, params)]
-
-
-def _keys_of_shift(block: str, shift: str, params: Params) -> list[str]:
-    """Return what a block of a method is on a pool with a known shift."""
-    return {
-        "methods.{method}": ["shift", f"shifts.{shift}"],
-        "recipes.{method}": [f"recipes.{params.base_of(shift)}"],
-        "grid.arms": ["grid.shift_arms"],
-        "grid.others": [],
-    }.get(block, [block])
-
-
-def main(stages: Sequence[Stage], argv: Sequence[str] | None = None) -> int:
-    """Run one of ``stages`` (they share a file) as a process and return its exit code."""
-    arguments = _parser(stages).parse_args(argv)
+    arguments = _parser(stage).parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # Whatever in this process calls torch.load reads tensors and nothing else.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
@@ -78,72 +38,38 @@ def main(stages: Sequence[Stage], argv: Sequence[str] | None = None) -> int:
     stop = StopFlag()
     stop.install()
     die_with_parent(stop)
-    stage = next(s for s in stages if s.arm == getattr(arguments, "variant", None))
     session: Session | None = None
     try:
         session = _session(stage, arguments, stop)
         with session.exclusive():
-            stage.run(session)
+            run(session)
         return 0
     except (KdciError, MemoryError, OSError) as error:
         return _leave(_worded(error), session, debug=arguments.debug)
 
 
-def _parser(stages: Sequence[Stage]) -> argparse.ArgumentParser:
-    name = stages[0].name.split("_")[0]
-    parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", allow_abbrev=False)
+def _parser(stage: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{stage}", allow_abbrev=False)
+    if stage != "report":
+        parser.add_argument("cell", help="one of the stage's cells in cells.yaml")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the params file")
     parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
-    if len(stages) > 1:
-        parser.add_argument("--variant", choices=[stage.arm for stage in stages], required=True)
-    if stages[0].for_other:
-        parser.add_argument(
-            "--other", action="store_true", help="of the other model, whose dictionary is borrowed"
-        )
-    for axis in stages[0].axes:
-        kind = int if axis.endswith("seed") else str
-        parser.add_argument(f"--{axis.replace('_', '-')}", type=kind, required=True)
     return parser
 
 
-def _session(stage: Stage, arguments: argparse.Namespace, stop: StopFlag) -> Session:
-    params: Params = load_params(arguments.params)
-    layout = Layout(arguments.params.resolve().parent, params.preset)
-    name = stage.name
-    if getattr(arguments, "other", False):
-        require_choice("grid.others", arguments.teacher, params.grid.others)
-        params, layout, name = params.of_other(), layout.other, f"{stage.name}_other"
-    cell = {axis: getattr(arguments, axis) for axis in stage.axes}
-    for axis, value in cell.items():
-        key, values = _choices(params.grid, axis, cell)
-        require_choice(key, value, values)
-    if stage.arm is not None:
-        key, arms = _arms_of(params.grid, str(cell["method"]))
-        require_choice(key, stage.arm, arms)
-    artifact = stage.artifact(layout, cell)
-    require_writable(artifact.parent)
-    require_writable(layout.work)
-    identity = StageIdentity(name, cell, params.blocks(*stage.keys(cell, params)), artifact)
-    return Session(params, layout, identity, stop=stop)
-
-
-def _choices(
-    grid: Grid, axis: str, cell: Mapping[str, str | int]
-) -> tuple[str, Sequence[str | int]]:
-    """Return the key of an axis in the grid and the values it has for a cell."""
-    if axis == "method":  # controls and known shifts have pools as methods have
-        return "grid.methods", grid.sources
-    if axis == "student":
-        students = [student for teacher, student in grid.all_pairs if teacher == cell["teacher"]]
-        return "grid.pairs" if grid.pairs else "grid.students", students
-    return f"grid.{_GRID[axis]}", getattr(grid, _GRID[axis])
-
-
-def _arms_of(grid: Grid, method: str) -> tuple[str, Sequence[str]]:
-    """Return the arms that the grid asks for on a pool, and the key that says so."""
-    if method in grid.shifts:
-        return "grid.shift_arms", grid.shift_arms
-    return "grid.arms", grid.method_arms if method in grid.methods else ("vanilla",)
+def _session(stage: str, arguments: argparse.Namespace, stop: StopFlag) -> Session:
+    cell = require_cell_name(arguments.cell) if stage != "report" else ""
+    load_params(arguments.params, methods=False)  # what is wrong elsewhere is told without torch
+    graph = graph_of(load_params(arguments.params), arguments.params.resolve().parent)
+    node = graph.node(stage, cell)
+    sources = sources_of(graph)
+    code = sources.fingerprint(node.code)
+    if UNDER_DVC in os.environ:
+        require_current(graph, node, code)
+    require_writable(node.artifact.parent)
+    require_writable(graph.layout.work)
+    sources.remember()
+    return Session(graph, node, code, stop=stop)
 
 
 def _worded(error: Exception) -> KdciError:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from kdci.data.bank.image_bank import ImageBank
     from kdci.data.datasets.labelled import ImageSet
     from kdci.data.open_world.pool import OpenWorldPool
-    from kdci.methods.base import SourceContext, SubstitutionSource
     from kdci.models import PixelModel
     from kdci.store.artifacts import Artifact
+    from kdci.substitution.base import SourceContext, SubstitutionSource
     from kdci.training.runtime import Runtime
 
 LEAST_ACCURACY, MOST_ACCURACY = 0.01, 0.999
@@ -67,10 +67,10 @@ def source_context(
         seed: Seed of the method's random streams.
         skipped: Receives how many open-world files could not be read, by reason.
     """
-    from kdci.methods.base import SourceContext
+    from kdci.substitution.base import SourceContext
 
     spec = session.params.data.spec
-    method = str(session.identity.cell["method"])
+    method = str(session.node.point["method"])
     open_world = getattr(session.params.method(method), "open_world", None)
 
     def load() -> OpenWorldPool:
@@ -115,17 +115,16 @@ def _bounded(percent: float) -> float:
 
 def build_pool_source(session: Session, context: SourceContext) -> SubstitutionSource:
     """Build what makes the cell's images: its method's source, or that of a known shift."""
-    from kdci.methods.registry import build_source
-    from kdci.methods.resampled import ResampledSource
+    from kdci.substitution.resampled import ResampledSource
 
-    params, method = session.params, str(session.identity.cell["method"])
+    params, method = session.params, str(session.node.point["method"])
     if method in params.grid.shifts:
         assert params.shift is not None
         return ResampledSource(context, temperature=params.shift.temperature)
-    cell = session.identity.cell
+    cell = session.node.point
     student = str(cell["student"]) if "student" in cell else None
     block = params.method(method, teacher=str(cell["teacher"]), student=student)
-    return build_source(method, block, context)
+    return block.source(context)
 
 
 def teacher_logits(teacher: PixelModel, images: ImageSet) -> Tensor:
@@ -166,7 +165,7 @@ def write_pool(
     from kdci.data.bank.mapped_images import MappedImages, save_npy_chunks
     from kdci.store.checkpoints import save_state
 
-    seeds = {"pool_seed": int(session.identity.cell["pool_seed"])}
+    seeds = {"pool_seed": int(session.node.point["pool_seed"])}
     with session.new_artifact("pool", seeds=seeds) as draft:
         file = draft.folder / "images.npy"
         save_npy_chunks(images, file, num_images=len(kept))

@@ -63,7 +63,7 @@ def score(session: Session, student: Student, on: ScoredSet) -> Scores:
 
     device, size = session.runtime.device, session.params.evaluate.batch_size
     student = student.to(device)
-    chosen = format_of(session, str(session.identity.cell["student"]), training=False)
+    chosen = format_of(session, str(session.node.point["student"]), training=False)
     student.backbone.autocast_dtype = chosen.autocast_dtype
     student.backbone.to(memory_format=chosen.layout)
     student.deploy = "backbone"

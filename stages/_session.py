@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from kdci.config.params import Params
-from kdci.errors import BusyError, StoppedError, StorageError, UserError
+from kdci.errors import BusyError, StoppedError, StorageError
+from kdci.graph.build import Graph
+from kdci.graph.node import Node
 from kdci.store import artifacts
 from kdci.store.hashing import hash_json
 from kdci.store.layout import Layout
 from kdci.store.metrics import MetricFile
+from kdci.store.revision import code_revision
 from stages._progress import Progress
-from stages._provenance import code_hash, git_revision
 from stages._signals import StopFlag
 from stages._system import SystemMonitor
 
@@ -46,49 +48,29 @@ State = dict[str, Any]
 _log = logging.getLogger("kdci")
 
 
-@dataclass(frozen=True)
-class StageIdentity:
-    """Which stage of which experiment runs, and what its result depends on.
-
-    Attributes:
-        stage: Name in dvc.yaml without the cell: `distill_kdci`.
-        cell: Values of the stage's axes, in the order of dvc.yaml.
-        params: The blocks the stage depends on, by dotted key.
-        artifact: Where the result will lie.
-    """
-
-    stage: str
-    cell: Mapping[str, str | int]
-    params: Mapping[str, Any]
-    artifact: Path
-
-    @property
-    def name(self) -> str:
-        """The stage's name in DVC."""
-        values = "-".join(str(value) for value in self.cell.values())
-        return f"{self.stage}@{values}" if values else self.stage
-
-
 @dataclass
 class Session:
     """A running stage; see the module's docstring.
 
     Attributes:
-        params: The whole, validated tree.
-        layout: Where everything lies.
-        identity: Which stage this is.
+        graph: All nodes, with the whole, validated params.
+        node: Which of them runs: what it is made from, and where its result will lie.
+        code: Fingerprint of the code that the result depends on.
         stop: Tells that a signal came.
     """
 
-    params: Params
-    layout: Layout
-    identity: StageIdentity
+    graph: Graph
+    node: Node
+    code: str
     stop: StopFlag = field(default_factory=StopFlag)
 
     def __post_init__(self) -> None:
+        params = self.graph.params
+        self.params: Params = params.of_other() if self.node.of_other else params
+        self.values = self.graph.values(self.node)
+        self.layout: Layout = self.graph.layout
         self._parents: dict[str, artifacts.Artifact] = {}
-        self._timing = self.layout.timing(self.identity.artifact)
-        self._lock = FileLock(self.layout.work / "locks" / f"{self.identity.name}.lock")
+        self._lock = FileLock(self.layout.work / "locks" / f"{self.node.name}.lock")
         self._started = time.time()
         self._clock = time.monotonic()
         self._elapsed_before = 0.0
@@ -117,11 +99,11 @@ class Session:
         except Timeout:
             who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "unknown"
             fix = "wait for it, or stop that process"
-            raise BusyError(self.identity.name, f"is running in process {who}", fix) from None
+            raise BusyError(self.node.name, f"is running in process {who}", fix) from None
         try:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._started))
             artifacts.replace_file(holder, f"{os.getpid()} since {since}\n".encode())
-            for place in (holder, self.identity.artifact, self._timing):
+            for place in (holder, self.node.artifact, self.node.timing):
                 artifacts.remove_leftovers(place)
             yield
         finally:
@@ -130,24 +112,23 @@ class Session:
 
     # -- what it reads --------------------------------------------------------------------
 
-    def parent(self, name: str, path: Path, *, kind: str | None = None) -> artifacts.Artifact:
-        """Open an artifact of an earlier stage, verified; the result is recorded to come from it.
+    def parent(self, role: str) -> artifacts.Artifact:
+        """Open what the result is made from, verified; it is recorded to come from it.
 
         Args:
-            name: Its role.
-            path: Its folder.
-            kind: What it must be; None: named as its role.
+            role: One of the node's parents.
 
         Raises:
             UserError: It is not there.
             IntegrityError: It is damaged.
         """
-        self._parents[name] = artifacts.open_artifact(path, kind=kind or name)
-        return self._parents[name]
+        parent = self.node.parents[role]
+        self._parents[role] = artifacts.open_artifact(parent.path, kind=parent.kind)
+        return self._parents[role]
 
-    def artifact(self, name: str) -> artifacts.Artifact:
+    def artifact(self, role: str) -> artifacts.Artifact:
         """Return a parent that was opened before."""
-        return self._parents[name]
+        return self._parents[role]
 
     @property
     def parents(self) -> dict[str, str]:
@@ -168,7 +149,7 @@ class Session:
             precision=block.precision,
             memory_format=block.memory_format,
         )
-        self._open_work(runtime=self.runtime.card(), code=code_hash())
+        self._open_work(self.runtime.card())
         return self.runtime
 
     def note_format(self, network: str, chosen: str) -> None:
@@ -177,29 +158,24 @@ class Session:
 
     # -- the work folder ----------------------------------------------------------------
 
-    def _open_work(self, *, runtime: Mapping[str, Any], code: str) -> None:
+    def _open_work(self, runtime: Mapping[str, Any]) -> None:
         from kdci.store.checkpoints import (
             Checkpoints,  # loads torch, after the params were validated
         )
 
         self._runtime_card = dict(runtime)
-        self._code = code
-        self.key = hash_json(
-            {"params": self.identity.params, "parents": self.parents, "code": code}
-        )
-        self.folder = self.layout.work / "work" / self.identity.name / self.key[:16]
+        self.key = hash_json({"params": self.values, "parents": self.parents, "code": self.code})
+        self.folder = self.layout.work / "work" / self.node.name / self.key[:16]
         with artifacts.storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics = MetricFile(self.folder / "metrics.jsonl")
         self.checkpoints = Checkpoints(self.folder)
         (self.folder / "failure.json").unlink(missing_ok=True)
         identity = {
-            "stage": self.identity.stage,
-            "cell": dict(self.identity.cell),
-            "artifact": str(self.identity.artifact.relative_to(self.layout.root)),
-            "params": dict(self.identity.params),
+            "artifact": str(self.node.artifact.relative_to(self.layout.root)),
+            "params": self.values,
             "parents": self.parents,
-            "code": code,
+            "code": self.code,
             "key": self.key,
             "started": self._started,
             "pid": os.getpid(),
@@ -219,7 +195,7 @@ class Session:
             _log.warning(
                 "kdci: warning: %s goes on under another runtime than it began with; "
                 "its result is not reproducible bit for bit",
-                self.identity.name,
+                self.node.name,
             )
             self.reproducible = False
         self.reproducible = self.reproducible and saved["reproducible"]
@@ -245,9 +221,7 @@ class Session:
         """
         began = time.monotonic()
         before = self._loop_seconds
-        with Progress(
-            total, label=f"{self.identity.name} {label}", metrics=self.metrics
-        ) as progress:
+        with Progress(total, label=f"{self.node.name} {label}", metrics=self.metrics) as progress:
             for step in steps:
                 self._loop_seconds = before + time.monotonic() - began
                 progress.update(step)
@@ -295,28 +269,30 @@ class Session:
         from kdci.training.runtime import versions
 
         card = {
-            "stage": self.identity.name,
-            "params": dict(self.identity.params),
-            "params_hash": hash_json(self.identity.params),
-            "code": {"revision": git_revision(self.layout.root), "hash": self._code},
+            "stage": self.node.name,
+            "params": self.values,
+            "params_hash": hash_json(self.values),
+            "code": {"revision": code_revision(), "hash": self.code},
             "seeds": dict(seeds),
             "parents": self.parents,
             "versions": versions(),
             "runtime": self._runtime_card,
             "reproducible": self.reproducible,
         }
-        with artifacts.new_artifact(self.identity.artifact, kind=kind, card=card) as draft:
+        with artifacts.new_artifact(self.node.artifact, kind=kind, card=card) as draft:
             if len(self.metrics):
                 shutil.copyfile(self.metrics.path, draft.folder / "metrics.jsonl")
             yield draft
         timing = {
+            "stage": self.node.stage,
+            "point": dict(self.node.point),
             "started": self._started,
             "finished": time.time(),
             "seconds": self.seconds,
             "loop_seconds": self._loop_seconds,
             **self._stop_system(),
         }
-        artifacts.replace_file(self._timing, json.dumps(timing, indent=1).encode())
+        artifacts.replace_file(self.node.timing, json.dumps(timing, indent=1).encode())
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _stop_system(self) -> dict[str, Any]:
@@ -337,15 +313,3 @@ def require_writable(folder: Path) -> None:
         probe = folder / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()
-
-
-def require_choice(key: str, value: object, allowed: Iterable[object]) -> None:
-    """Check an axis value given on the command line against the grid.
-
-    Raises:
-        UserError: It is not one of the grid's.
-    """
-    listed = list(allowed)
-    if value not in listed:
-        names = ", ".join(str(item) for item in listed)
-        raise UserError(key, f"{value} is not in the grid of params.yaml", f"one of {names}")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages._main import Stage, main
+from stages._main import main
 from stages._pool import open_teacher
 from stages._session import Session
 
@@ -17,25 +16,14 @@ if TYPE_CHECKING:
     from kdci.store.artifacts import Artifact
 
 
-def build(session: Session) -> None:
+def run(session: Session) -> None:
     """Build the cell's own dictionary, or adopt another teacher's (`dictionary.artifact`)."""
-    block = session.params.dictionary
-    session.parent("teacher", _teacher_path(session))
-    session.parent("pool", _pool_path(session))
-    # The other model's own dictionary is what is asked for there, whatever the teacher adopts.
-    if block.artifact is not None and not session.layout.branch:
-        adopt(session, session.parent("dictionary", session.layout.root / block.artifact))
-        return
-    _build_own(session)
-
-
-def _teacher_path(session: Session) -> Path:
-    return session.layout.teacher(str(session.identity.cell["teacher"]))
-
-
-def _pool_path(session: Session) -> Path:
-    cell = session.identity.cell
-    return session.layout.pool(str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"]))
+    session.parent("teacher")
+    session.parent("pool")
+    if "dictionary" in session.node.parents:
+        adopt(session, session.parent("dictionary"))
+    else:
+        _build_own(session)
 
 
 def _build_own(session: Session) -> None:
@@ -45,7 +33,7 @@ def _build_own(session: Session) -> None:
     from kdci.training.evaluation import PREDICTION_BATCH, image_batches
     from kdci.training.runtime import derive_seed
 
-    cell, block = session.identity.cell, session.params.dictionary
+    cell, block = session.node.point, session.params.dictionary
     runtime = session.start_runtime()
     teacher = open_teacher(session, session.artifact("teacher"), runtime)
     images = MappedImages(session.artifact("pool").file("images.npy"))
@@ -87,25 +75,12 @@ def adopt(session: Session, other: Artifact) -> None:
 def _write(session: Session, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     from kdci.deconfounding.confounder import dictionary_hash
 
-    seeds = {"pool_seed": int(session.identity.cell["pool_seed"])}
+    seeds = {"pool_seed": int(session.node.point["pool_seed"])}
     stated = dictionary_hash(tensors["prototypes"], tensors["proportions"])
     with session.new_artifact("dictionary", seeds=seeds) as draft:
         draft.save_tensors("dictionary.safetensors", tensors)
         draft.card["facts"] = {**facts, "dictionary_hash": stated}
 
 
-STAGES = (
-    Stage(
-        name="dictionary",
-        axes=("teacher", "method", "pool_seed"),
-        blocks=("runtime", "data.name", "data.facts", "dictionary"),
-        artifact=lambda layout, cell: layout.dictionary(
-            str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"])
-        ),
-        run=build,
-        for_other=True,
-    ),
-)
-
 if __name__ == "__main__":
-    sys.exit(main(STAGES))
+    sys.exit(main("dictionary", run))

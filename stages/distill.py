@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kdci.config.catalog import stem_for
-from kdci.deconfounding.arms import ARMS, Arm
+from kdci.deconfounding.arms import Arm
 from stages._arms import correction, rebuilder_of, stratify
 from stages._formats import format_of
-from stages._main import Cell, Stage, main
+from stages._main import main
 from stages._pool import build_pool_source, open_teacher, pool_bank, source_context
 from stages._session import Session
 from stages._step_networks import predicting, trained
@@ -19,26 +17,22 @@ from stages._step_networks import predicting, trained
 if TYPE_CHECKING:
     from kdci.deconfounding.compensation import Compensation
     from kdci.deconfounding.confounder import ConfounderDictionary
-    from kdci.methods.base import SubstitutionSource
     from kdci.models import PixelModel
-    from kdci.store.layout import Layout
+    from kdci.substitution.base import SubstitutionSource
     from kdci.training.distillation import Distiller
 
 
-def distill(session: Session, arm_name: str) -> None:
+def run(session: Session) -> None:
     """Distil the student of one arm: the plain method's, or one that is de-confounded."""
-    _distill(session, ARMS[arm_name])
-
-
-def _distill(session: Session, arm: Arm) -> None:
     from kdci.models.pretrained import build_network
     from kdci.store.artifacts import save_tensors
     from kdci.training.distillation import Distiller
     from kdci.training.runtime import derive_seed, require_finite
 
-    cell, params = session.identity.cell, session.params
+    cell, params, arm = session.node.point, session.params, session.node.arm
     method = str(cell["method"])
-    _open_parents(session, arm)
+    for role in session.node.parents:
+        session.parent(role)
     runtime = session.start_runtime()
     # One seed for all arms; the pool's seed is in it, so that replicates are independent.
     seed = derive_seed(int(cell["seed"]), int(cell["pool_seed"]), "distill")
@@ -91,9 +85,9 @@ def _distill(session: Session, arm: Arm) -> None:
     session.run_loop(
         steps(), total=distiller.num_steps, state=distiller.state_dict, label="distilling"
     )
-    require_finite(student, session.identity.name)
+    require_finite(student, session.node.name)
     if compensation is not None:
-        require_finite(compensation, session.identity.name)
+        require_finite(compensation, session.node.name)
     _write(session, arm, distiller, marks)
 
 
@@ -123,18 +117,6 @@ def _weights(distiller: Distiller) -> dict[str, Any]:
     return weights
 
 
-def _open_parents(session: Session, arm: Arm) -> None:
-    cell, layout, grid = session.identity.cell, session.layout, session.params.grid
-    teacher, method, pool_seed = str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"])
-    session.parent("teacher", layout.teacher(teacher))
-    session.parent("pool", layout.pool(teacher, method, pool_seed))
-    if arm.dictionary == "own":
-        session.parent("dictionary", layout.dictionary(teacher, method, pool_seed))
-    elif arm.dictionary == "other":
-        other = grid.other_of(teacher, str(cell["student"]))
-        session.parent("dictionary", layout.other.dictionary(other, method, pool_seed))
-
-
 def _source(
     session: Session, teacher: PixelModel, seed: int, *, resumed: bool
 ) -> SubstitutionSource:
@@ -158,12 +140,11 @@ def _source(
 def _write(session: Session, arm: Arm, distiller: Distiller, marks: list[int]) -> None:
     from kdci.models.pretrained import MODEL_FILE
 
-    cell, spec = session.identity.cell, session.params.data.spec
+    cell, spec = session.node.point, session.params.data.spec
     # Logits are adjusted while training alone: nothing of it is deployed.
     compensation = cast("Compensation", distiller.compensation) if arm.compensated else None
     facts: dict[str, Any] = {
         **cell,
-        "variant": session.identity.stage.removeprefix("distill_"),
         "dataset": spec.name,
         "num_classes": spec.num_classes,
         "channels": spec.channels,
@@ -201,47 +182,5 @@ def _rebuilt(distiller: Distiller) -> list[tuple[int, ConfounderDictionary]]:
     return distiller.rebuilder.built if distiller.rebuilder is not None else []
 
 
-def _artifact(variant: str) -> Any:
-    def place(layout: Layout, cell: Cell) -> Path:
-        from kdci.store.layout import Cell as LayoutCell
-
-        return layout.student(LayoutCell(variant=variant, **cell))  # type: ignore[arg-type]
-
-    return place
-
-
-_AXES = ("teacher", "student", "method", "pool_seed", "seed")
-_BLOCKS = (
-    "runtime",
-    "budget",
-    "backbone",
-    "data.name",
-    "data.facts",
-    "methods.{method}",
-    "recipes.{method}",
-    "distill",
-)
-
-
-def _blocks(arm: Arm) -> tuple[str, ...]:
-    """Return what an arm depends on: vanilla on nothing of KDCI."""
-    blocks: tuple[str, ...] = _BLOCKS
-    if arm.compensated:
-        blocks = (*blocks, "compensation")
-    return (*blocks, "intervention") if arm.strata or arm.adjusted else blocks
-
-
-STAGES = tuple(
-    Stage(
-        f"distill_{name}",
-        _AXES,
-        _blocks(arm),
-        _artifact(name),
-        partial(distill, arm_name=name),
-        arm=name,
-    )
-    for name, arm in ARMS.items()
-)
-
 if __name__ == "__main__":
-    sys.exit(main(STAGES))
+    sys.exit(main("distill", run))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdci.deconfounding.arms import ARMS
-from kdci.store.layout import Cell, all_cells
-from stages._main import Stage, main
+from kdci.store.layout import Cell
+from stages._main import main
 from stages._pool import open_teacher
 from stages._scoring import (
     PARTS,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from kdci.data.datasets.labelled import ImageSet
     from kdci.store.artifacts import Artifact
-    from kdci.training.runtime import Runtime
 
 NUM_EXAMPLES = 24
 NUM_OF_A_KIND = 10
@@ -39,19 +38,14 @@ NUM_FRECHET_IMAGES = 10_000
 """Of a larger pool as many random images are compared with real ones."""
 
 
-def evaluate(session: Session) -> None:
+def run(session: Session) -> None:
     """Write a row and a learning curve a cell, predictions, pools' shifts, and examples."""
     from kdci.models.students import student_of
 
-    layout, params = session.layout, session.params
-    axes = session.identity.cell
-    teacher_artifact = session.parent("teacher", layout.teacher(str(axes["teacher"])))
-    own = [
-        cell
-        for cell in all_cells(params.grid)
-        if (cell.teacher, cell.student, cell.method) == tuple(axes.values())
-    ]
-    runtime = _open_students(session, own)
+    params = session.params
+    teacher_artifact = session.parent("teacher")
+    own = _open_students(session)
+    runtime = session.start_runtime()
     teacher = open_teacher(session, teacher_artifact, runtime)
     test = _test_set(session, teacher)
     holdouts = {
@@ -89,13 +83,15 @@ def _deploy(session: Session) -> str:
     return str(session.params.evaluate.deploy)
 
 
-def _open_students(session: Session, own: list[Cell]) -> Runtime:
-    for cell in own:
-        session.parent(cell.name, session.layout.student(cell), kind="student")
-    for pool_seed in sorted({cell.pool_seed for cell in own}):
-        path = session.layout.pool(own[0].teacher, own[0].method, pool_seed)
-        session.parent(f"pool{pool_seed}", path, kind="pool")
-    return session.start_runtime()
+def _open_students(session: Session) -> list[Cell]:
+    """Open the students, and the pools they were distilled on; return the students' cells."""
+    own = []
+    for role, parent in session.node.parents.items():
+        if parent.kind != "teacher":
+            session.parent(role)
+        cell = session.graph.by_artifact[parent.path].student
+        own += [] if cell is None else [cell]
+    return own
 
 
 def _test_set(session: Session, teacher: Any) -> ScoredSet | None:
@@ -312,31 +308,11 @@ def _write(
         save_npy(images, draft.folder / "examples.npy")
         draft.save_json("examples.json", examples)
         draft.card["facts"] = {
-            **session.identity.cell,
+            **session.node.point,
             "num_cells": len(rows),
             "evaluated_on": "test" if predictions else "holdout",
         }
 
 
-STAGES = (
-    Stage(
-        name="evaluate",
-        axes=("teacher", "student", "method"),
-        blocks=(
-            "runtime",
-            "data",
-            "evaluate",
-            "grid.pool_seeds",
-            "grid.seeds",
-            "grid.arms",
-            "grid.others",
-        ),
-        artifact=lambda layout, cell: layout.evaluation(
-            str(cell["teacher"]), str(cell["student"]), str(cell["method"])
-        ),
-        run=evaluate,
-    ),
-)
-
 if __name__ == "__main__":
-    sys.exit(main(STAGES))
+    sys.exit(main("evaluate", run))

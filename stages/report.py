@@ -26,7 +26,8 @@ from kdci.reporting.results import measure_of, rows_as_json
 from kdci.reporting.text.markdown import report_text
 from kdci.store.artifacts import replace_file, storage_errors
 from kdci.store.layout import Layout, all_cells
-from stages._main import Stage, main
+from stages._main import main
+from stages._session import Session
 
 
 def report(params: Params, layout: Layout) -> None:
@@ -97,15 +98,10 @@ def _write_figures(folder: Path, figures: Sequence[DrawnFigure]) -> None:
                 file.unlink()
 
 
-STAGES = (
-    Stage(
-        name="report",
-        axes=(),
-        blocks=("preset", "grid", "data"),
-        artifact=lambda layout, cell: layout.report,
-        run=lambda session: report(session.params, session.layout),
-    ),
-)
+def run(session: Session) -> None:
+    """Write the report of the running stage's params."""
+    report(session.params, session.layout)
+
 
 if __name__ == "__main__":
-    sys.exit(main(STAGES))
+    sys.exit(main("report", run))

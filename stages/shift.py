@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from stages._main import Stage, main
+from stages._main import main
 from stages._pool import (
     build_pool_source,
     open_teacher,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kdci.store.artifacts import Artifact
 
 
-def shift(session: Session) -> None:
+def run(session: Session) -> None:
     """Resample and degrade the base's pool; save it as the pool of this shift."""
     import torch
 
@@ -34,14 +34,13 @@ def shift(session: Session) -> None:
     from kdci.deconfounding.known_shift import degrade_chunks
     from kdci.training.runtime import derive_seed
 
-    cell, params = session.identity.cell, session.params
+    cell, params = session.node.point, session.params
     teacher_name, name = str(cell["teacher"]), str(cell["method"])
     pool_seed = int(cell["pool_seed"])
     assert params.shift is not None
     known = params.shifts[name]
-    teacher_artifact = session.parent("teacher", session.layout.teacher(teacher_name))
-    base_path = session.layout.pool(teacher_name, params.shift.base, pool_seed)
-    base = session.parent("base", base_path, kind="pool")
+    teacher_artifact = session.parent("teacher")
+    base = session.parent("base")
     runtime = session.start_runtime()
     teacher = open_teacher(session, teacher_artifact, runtime)
     # One seed for all shifts of a pool: they share rare classes, and images as far as counts allow.
@@ -87,7 +86,7 @@ def _rows(session: Session, base: Artifact, *, num_images: int, seed: int) -> Te
     from kdci.errors import UserError
 
     classes = base.tensors("predictions.safetensors")["logits"].argmax(dim=1)
-    name = str(session.identity.cell["method"])
+    name = str(session.node.point["method"])
     try:
         return resample_rows(
             classes,
@@ -101,17 +100,5 @@ def _rows(session: Session, base: Artifact, *, num_images: int, seed: int) -> Te
         raise UserError(f"shifts.{name}", str(error), fix) from None
 
 
-STAGES = (
-    Stage(
-        name="shift",
-        axes=("teacher", "method", "pool_seed"),
-        blocks=("runtime", "data.name", "data.facts", "methods.{method}"),
-        artifact=lambda layout, cell: layout.pool(
-            str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"])
-        ),
-        run=shift,
-    ),
-)
-
 if __name__ == "__main__":
-    sys.exit(main(STAGES))
+    sys.exit(main("shift", run))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from stages._main import Stage, main
+from stages._main import main
 from stages._pool import (
     build_pool_source,
     open_teacher,
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def substitute(session: Session) -> None:
+def run(session: Session) -> None:
     """Run the method's preparation; save pool, hold-out, teacher's logits and method state."""
     from kdci.training.runtime import derive_seed, generator
 
-    cell = session.identity.cell
+    cell = session.node.point
     method, pool_seed = str(cell["method"]), int(cell["pool_seed"])
-    teacher_artifact = session.parent("teacher", session.layout.teacher(str(cell["teacher"])))
+    teacher_artifact = session.parent("teacher")
     runtime = session.start_runtime()
     teacher = open_teacher(session, teacher_artifact, runtime)
     bank = pool_bank(session, base=None)
@@ -78,18 +78,5 @@ def _split(size: int, share: float, random: Any) -> tuple[Tensor, Tensor]:
     return kept.nonzero().flatten(), held
 
 
-STAGES = (
-    Stage(
-        name="substitute",
-        axes=("teacher", "method", "pool_seed"),
-        blocks=("runtime", "budget", "data.name", "data.facts", "pool", "methods.{method}"),
-        artifact=lambda layout, cell: layout.pool(
-            str(cell["teacher"]), str(cell["method"]), int(cell["pool_seed"])
-        ),
-        run=substitute,
-        for_other=True,
-    ),
-)
-
 if __name__ == "__main__":
-    sys.exit(main(STAGES))
+    sys.exit(main("substitute", run))

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from kdci.config.catalog import stem_for
 from stages._formats import format_of
-from stages._main import Stage, main
+from stages._main import main
 from stages._session import Session
 
 if TYPE_CHECKING:
     from kdci.models import PixelModel
 
 
-def make_teacher(session: Session) -> None:
+def run(session: Session) -> None:
     """Train a teacher, or adopt the finished one that `teacher.artifact` names."""
-    params, backbone = session.params, str(session.identity.cell["teacher"])
+    params, backbone = session.params, str(session.node.point["teacher"])
     place = params.teacher.artifact_of(backbone, params.data.name)
     if place is None:
         train_teacher(session)
@@ -34,7 +34,7 @@ def train_teacher(session: Session) -> None:
     from kdci.training.supervised import SupervisedTrainer
 
     params, recipe, spec = session.params, session.params.teacher, session.params.data.spec
-    backbone = str(session.identity.cell["teacher"])
+    backbone = str(session.node.point["teacher"])
     runtime = session.start_runtime()
     stem = stem_for(params.backbone.stem, spec.image_size)
     chosen = format_of(session, backbone, training=True)
@@ -68,7 +68,7 @@ def train_teacher(session: Session) -> None:
         trainer.run(), total=trainer.num_steps, state=trainer.state_dict, label="training"
     )
     model.eval()  # else scoring would go on moving the BatchNorm statistics, by test images too
-    require_finite(model, session.identity.name)
+    require_finite(model, session.node.name)
     facts = {
         "backbone": backbone,
         "stem": stem,
@@ -106,9 +106,9 @@ def adopt_teacher(session: Session, place: str) -> None:
     from kdci.models.pretrained import MODEL_FILE, load_teacher, stem_of
 
     params, spec = session.params, session.params.data.spec
-    backbone = str(session.identity.cell["teacher"])
+    backbone = str(session.node.point["teacher"])
     with adopting(place):
-        finished = session.parent("adopted", session.layout.root / place, kind="teacher")
+        finished = session.parent("adopted")
     require_content(finished.content, place, wanted=params.teacher.content)
     require_adoptable(finished.facts, place, backbone=backbone, spec=spec)
     runtime = session.start_runtime()
@@ -150,16 +150,5 @@ def _test_accuracy(session: Session, model: PixelModel, path: Path | None) -> fl
     return match_percentage(predicted, data.labels)
 
 
-STAGES = (
-    Stage(
-        name="teacher",
-        axes=("teacher",),
-        blocks=("runtime", "backbone", "data", "teacher"),
-        artifact=lambda layout, cell: layout.teacher(str(cell["teacher"])),
-        run=make_teacher,
-        for_other=True,
-    ),
-)
-
 if __name__ == "__main__":
-    sys.exit(main(STAGES))
+    sys.exit(main("teacher", run))

@@ -30,10 +30,10 @@ from kdci.reporting.text.wording import (
     difference_text,
     is_shift,
     mean_text,
-    method_title,
     number,
     p_text,
 )
+from kdci.substitution.registry import title_of
 from studies.keep import RESULTS
 from studies.workbench import read_rows
 
@@ -82,7 +82,7 @@ def arms(preset: str) -> str:
         if (own := [r for r in rows if r.method == method and r.variant == "vanilla"])
     }
     head, *lines = arm_cells(compare_arms(rows, "accuracy"))
-    titles = {method_title(method): mean_text(known) for method, known in vanilla.items()}
+    titles = {title_of(method): mean_text(known) for method, known in vanilla.items()}
     body = [[line[0], titles.get(line[0], "-"), *line[1:]] for line in lines]
     return markdown([[head[0], "vanilla", *head[1:]], *body], num_names=1)
 
@@ -100,7 +100,7 @@ def students(preset: str) -> str:
         own = [row for row in rows if row.method == method]
         for arm in dict.fromkeys(row.variant for row in own):
             of_arm = [row for row in own if row.variant == arm]
-            cells = [method_title(method), arm_title(arm)]
+            cells = [title_of(method), arm_title(arm)]
             for _, quantity, scale in _MEASURES:
                 after = by_replicate(of_arm, quantity, of_arm[0].deployed)
                 plain = [row for row in own if row.variant == "vanilla"]
@@ -125,7 +125,7 @@ def pools(preset: str) -> str:
         means = {name: known.mean for name, known in values.items() if known}
         lines.append(
             [
-                method_title(method),
+                title_of(method),
                 number(means["total_variation"], 2),
                 number(means["entropy"], 2),
                 number(100 * means["confidence"]),
@@ -158,7 +158,7 @@ def by_shift(preset: str) -> str:
             own = [one for one in results if one.arm == arm and one.method in pools_in]
             paired = list(pooled_differences([one.paired for one in own if one.paired]).values())
             if paired:
-                names = ", ".join(method_title(str(one.method)) for one in own if one.paired)
+                names = ", ".join(title_of(str(one.method)) for one in own if one.paired)
                 shown = difference_text(estimate(paired))
                 p = p_text(paired_t_test(paired))
                 lines.append([f"{title}: {names}", arm_title(arm), shown, p, str(len(paired))])
@@ -182,7 +182,7 @@ def mcnemar(preset: str) -> str:
         shown = [test for test in own if test["p"] < 0.05]
         better = sum(test["gained"] > test["lost"] for test in shown)
         counts = ", ".join(f"{test['lost']}/{test['gained']}" for test in own)
-        names = [method_title(method), arm_title(arm)]
+        names = [title_of(method), arm_title(arm)]
         lines.append([*names, str(len(own)), str(better), str(len(shown) - better), counts])
     return markdown(lines, num_names=2)
 

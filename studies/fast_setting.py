@@ -25,11 +25,11 @@ from kdci.models.students import student_of
 from kdci.reporting.statistics import estimate
 from kdci.store.artifacts import CARD, open_artifact
 from kdci.store.layout import Cell, Layout, cells
+from kdci.store.revision import code_revision
 from kdci.training.evaluation import match_percentage, predict_logits
 from kdci.training.runtime import processor, start
 from pipelines.params.edit import with_values
 from pipelines.params.presets import preset_text
-from stages._provenance import git_revision
 
 RESULTS = Path(__file__).parent / "results" / "fast-setting"
 BATCH = 512
@@ -66,7 +66,7 @@ def main() -> None:
     record = {
         "preset": arguments.preset,
         "processor": processor(),
-        "revision": git_revision(Path(__file__).parent),
+        "revision": code_revision(),
         "rows": rows,
         "table": table,
     }

@@ -19,9 +19,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kdci.config.methods import MethodBlock
 from kdci.config.params import StudentRecipe
 from kdci.config.params_file import read_yaml
+from kdci.substitution.block import MethodBlock
 from studies.paper_values import PAPER_VALUES
 from studies.published import BLOCKS, Setting, published_settings
 from studies.published_rows import PAIRS

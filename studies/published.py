@@ -12,18 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kdci.config.methods import Cmi, Dafl, DeepInv, Dfnd, Fast, MethodBlock, Mosaick
 from kdci.config.params import StudentRecipe
+from kdci.substitution.block import MethodBlock
+from kdci.substitution.registry import block_of
 from studies.published_rows import PAIRS, TABLES
 
-BLOCKS: dict[str, type[MethodBlock]] = {
-    "dafl": Dafl,
-    "fast": Fast,
-    "cmi": Cmi,
-    "deepinv": DeepInv,
-    "mosaick": Mosaick,
-    "dfnd": Dfnd,
-}
+BLOCKS = {method: block_of(method) for method in TABLES}
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Pair = tuple[str, str]
-Values = Mapping[str, Any]
+from kdci.reporting.published.pairs import (
+    CIFAR_PAIRS,
+    R34_R18,
+    R50_MOBILE,
+    R50_R18,
+    VGG11_R18,
+    W402_W161,
+    Pair,
+)
 
-R34_R18: Pair = ("resnet-34", "resnet-18")
-VGG11_R18: Pair = ("vgg-11", "resnet-18")
-W402_W161: Pair = ("wrn-40-2", "wrn-16-1")
-CIFAR_PAIRS = (R34_R18, VGG11_R18, W402_W161, ("wrn-40-2", "wrn-40-1"), ("wrn-40-2", "wrn-16-2"))
-R50_R18: Pair = ("resnet-50", "resnet-18")
-R50_MOBILE: Pair = ("resnet-50", "mobilenetv2")
+Values = Mapping[str, Any]
 
 PAIRS: dict[str, tuple[Pair, ...]] = {
     "cifar10": CIFAR_PAIRS,

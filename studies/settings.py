@@ -26,8 +26,8 @@ from kdci.config.params_file import load_params
 from kdci.reporting.statistics import estimate
 from kdci.reporting.text.wording import difference_text
 from kdci.store.layout import Layout
+from kdci.store.revision import code_revision
 from kdci.training.runtime import start
-from stages._provenance import git_revision
 from studies.workbench import Setting, Shift, Workbench, plain, read_rows
 
 LONG_TAIL = Shift(num_images=900, imbalance=100.0)
@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
         precision=params.runtime.precision,
     )
-    revision = git_revision(Path(__file__).resolve().parents[1])
+    revision = code_revision()
     done = {_key(row) for row in read_rows(arguments.out)}
     for pool_seed in params.grid.pool_seeds:
         for pool in arguments.pools:

@@ -26,13 +26,12 @@ from kdci.deconfounding.known_shift import degrade, resample_rows
 from kdci.deconfounding.logit_adjustment import LogitAdjustment, log_prior
 from kdci.deconfounding.rebuilding import DictionaryRebuilder
 from kdci.deconfounding.strata import class_strata, drawn_proportions, prototype_strata
-from kdci.methods.base import SourceContext, SubstitutionSource
-from kdci.methods.registry import build_source
-from kdci.methods.resampled import ResampledSource
 from kdci.models.pretrained import build_network, load_teacher
 from kdci.store.artifacts import Artifact, open_artifact
 from kdci.store.checkpoints import load_state
 from kdci.store.layout import Layout
+from kdci.substitution.base import SourceContext, SubstitutionSource
+from kdci.substitution.resampled import ResampledSource
 from kdci.training.distillation import Distiller
 from kdci.training.evaluation import image_batches, predict_logits
 from kdci.training.runtime import Runtime, derive_seed
@@ -209,7 +208,7 @@ class Workbench:
         block = self.params.method(self.method)
         if self.shift is not None:
             return ResampledSource(context, temperature=getattr(block, "temperature", 4.0))
-        source = build_source(self.method, block, context)
+        source = block.source(context)
         source.load_state_dict(load_state(self.pool.path / "source"))
         source.reseed(context.seed)
         return source

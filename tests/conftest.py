@@ -21,7 +21,10 @@ from ruamel.yaml import YAML
 
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
-from kdci.store.layout import Cell, Layout, cells, shift_cells
+from kdci.deconfounding.arms import ARMS
+from kdci.graph.build import Graph, graph_of
+from kdci.graph.node import Node
+from kdci.store.layout import Cell, Layout, cells
 from tests.project_code import ROOT, copy_smoke
 
 WRN = "wrn-10-1"
@@ -32,43 +35,29 @@ class Call:
     """One stage of one cell, as dvc.yaml calls it."""
 
     stage: str
-    cell: tuple[tuple[str, str | int], ...] = ()
+    cell: str = ""
 
     @classmethod
     def of(cls, stage: str, method: str = "fast", seed: int = 0) -> Call:
-        """Return a stage's call for the smoke grid's one teacher and one student."""
-        cell: dict[str, str | int] = {
-            "teacher": WRN,
-            "student": WRN,
-            "method": method,
-            "pool_seed": 0,
-            "seed": seed,
-        }
-        axes = {
-            "teacher": ("teacher",),
-            "substitute": ("teacher", "method", "pool_seed"),
-            "dictionary": ("teacher", "method", "pool_seed"),
-            "shift": ("teacher", "method", "pool_seed"),
-            "evaluate": ("teacher", "student", "method"),
-            "report": (),
-        }.get(stage, tuple(cell))
-        return cls(stage, tuple((axis, cell[axis]) for axis in axes))
+        """Return a call for the smoke grid's one teacher and one student.
 
-    @property
-    def module(self) -> str:
-        return self.stage.split("_")[0]
+        Args:
+            stage: Its name; or an arm, for the student of that arm.
+            method: Of the pool.
+            seed: Of the student.
+        """
+        if stage in ARMS:
+            return cls("distill", f"{WRN}-{WRN}-{method}-{stage}-0-{seed}")
+        cells = {"teacher": WRN, "evaluate": f"{WRN}-{WRN}-{method}", "report": ""}
+        return cls(stage, cells.get(stage, f"{WRN}-{method}-0"))
 
     @property
     def name(self) -> str:
-        values = "-".join(str(value) for _, value in self.cell)
-        return f"{self.stage}@{values}" if values else self.stage
+        return f"{self.stage}@{self.cell}" if self.cell else self.stage
 
     @property
     def arguments(self) -> list[str]:
-        flags = ["--variant", self.stage.split("_", 1)[1]] if "_" in self.stage else []
-        for axis, value in self.cell:
-            flags += [f"--{axis.replace('_', '-')}", str(value)]
-        return flags
+        return [self.cell] if self.cell else []
 
 
 @dataclass(frozen=True)
@@ -99,38 +88,27 @@ class Project:
             YAML(typ="safe", pure=True).dump(tree, out)
         return self
 
+    @property
+    def graph(self) -> Graph:
+        return graph_of(self.params, self.root)
+
+    def node(self, call: Call) -> Node:
+        return self.graph.node(call.stage, call.cell)
+
     def calls(self) -> list[Call]:
-        """Return every stage of the grid, parents first; those of another model left out."""
-        grid = self.params.grid
-        calls = [Call("teacher", (("teacher", teacher),)) for teacher in grid.teachers]
-        found = [*cells(grid), *shift_cells(grid)]
-        axes = ("teacher", "method", "pool_seed")
-        for stage, of_stage in (
-            ("substitute", cells(grid)),
-            ("shift", shift_cells(grid)),
-            ("dictionary", found),
-        ):
-            pools = sorted({(cell.teacher, cell.method, cell.pool_seed) for cell in of_stage})
-            calls += [Call(stage, tuple(zip(axes, pool, strict=True))) for pool in pools]
-        for cell in found:
-            axes_of = {k: v for k, v in cell.asdict().items() if k != "variant"}
-            calls.append(Call(f"distill_{cell.variant}", tuple(axes_of.items())))
-        for pair in sorted({(c.teacher, c.student, c.method) for c in found}):
-            pair_axes = zip(("teacher", "student", "method"), pair, strict=True)
-            calls.append(Call("evaluate", tuple(pair_axes)))
-        return [*calls, Call("report")]
+        """Return every stage of the grid, parents first."""
+        return [Call(node.stage, node.cell) for node in self.graph.nodes.values()]
 
     def run(self, call: Call, *arguments: str) -> int:
         """Run a stage in this process and return its exit code."""
         from stages import _main
 
-        module = importlib.import_module(f"stages.{call.module}")
         argv = ["--params", str(self.root / "params.yaml"), *call.arguments, *arguments]
         numbers = (signal.SIGTERM, signal.SIGINT)
         handlers = [signal.getsignal(number) for number in numbers]
         try:
             with mock.patch.object(_main, "die_with_parent"):  # pytest may outlive its shell
-                return _main.main(module.STAGES, argv)
+                return _main.main(call.stage, stage_function(call.stage), argv)
         finally:
             for number, handler in zip(numbers, handlers, strict=True):
                 signal.signal(number, handler)
@@ -143,9 +121,7 @@ class Project:
 
     def artifact(self, call: Call) -> Path:
         """Return where a stage's result lies."""
-        module = importlib.import_module(f"stages.{call.module}")
-        stage = next(stage for stage in module.STAGES if stage.name == call.stage)
-        return stage.artifact(self.layout, dict(call.cell))
+        return self.node(call).artifact
 
     def card(self, call: Call) -> dict[str, Any]:
         return json.loads((self.artifact(call) / "card.json").read_text())
@@ -171,6 +147,11 @@ class Project:
         return next(
             c for c in cells(self.params.grid) if (c.variant, c.method) == (variant, method)
         )
+
+
+def stage_function(stage: str) -> Callable[[Any], None]:
+    """Return what a stage's module runs."""
+    return importlib.import_module(f"stages.{stage}").run  # type: ignore[no-any-return]
 
 
 def tree_hashes(root: Path) -> dict[str, str]:
@@ -264,7 +245,7 @@ class Forks:
         """
         params = str(project.root / "params.yaml")
         order = {
-            "module": call.module,
+            "stage": call.stage,
             "argv": ["--params", params, *call.arguments],
             "faults": list(faults),
             "stderr": str(project.root.parent / "stderr.txt"),

@@ -12,7 +12,6 @@ import pytest
 
 import kdci
 from kdci.config.catalog import BACKBONE_NAMES, CUSTOM, DATASETS
-from kdci.config.params import Methods, Recipes
 from tests.project_code import ROOT
 
 PACKAGES = ("kdci", "stages", "pipelines")
@@ -208,11 +207,6 @@ class TestNames:
         assert set(BACKBONE_NAMES) == set(BACKBONES)
         assert {*DATASETS, CUSTOM} == set(LOADERS)
         assert [spec.name for spec in DATASETS.values()] == list(DATASETS)
-
-    def test_methods_are_those_of_the_params(self) -> None:
-        from kdci.methods.registry import CONTROLS, METHODS
-
-        assert {*METHODS, *CONTROLS} == set(Methods.model_fields) == set(Recipes.model_fields)
 
     def test_specs_are_whole(self) -> None:
         for spec in DATASETS.values():

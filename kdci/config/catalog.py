@@ -191,7 +191,3 @@ def stem_for(stem: str, image_size: int) -> str:
     if stem != "auto":
         return stem
     return "cifar" if image_size <= LARGEST_FOR_CIFAR_STEM else "imagenet"
-
-
-CONTROL_NAMES: tuple[str, ...] = ("noise",)
-"""What methods are measured against; no methods themselves."""

@@ -10,9 +10,10 @@ from pydantic import AfterValidator, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 from kdci.config.block import Block, Seed, offered, raise_first
-from kdci.config.catalog import BACKBONE_NAMES, CONTROL_NAMES, is_backbone
+from kdci.config.catalog import BACKBONE_NAMES, is_backbone
 from kdci.config.deconfounding import ShiftName
 from kdci.deconfounding.arms import ARMS, BASE_ARMS, FURTHER_ARMS, OTHER_ARM
+from kdci.substitution.registry import control_names, method_names
 
 
 def _one_of(names: Callable[[], Iterable[str]], what: str) -> AfterValidator:
@@ -47,16 +48,6 @@ def _known_backbone(value: str) -> str:
 _FOREIGN = ("torchvision-NAME", "timm-NAME")
 
 
-def _method_names() -> Iterable[str]:
-    from kdci.config.params import METHOD_NAMES  # its tree has the grid in it
-
-    return METHOD_NAMES
-
-
-def _control_names() -> Iterable[str]:
-    return CONTROL_NAMES
-
-
 def _further_arms() -> Iterable[str]:
     return FURTHER_ARMS
 
@@ -70,8 +61,8 @@ BackboneName = Annotated[
     AfterValidator(_known_backbone),
     offered(lambda: BACKBONE_NAMES, else_pattern="^(torchvision|timm)-"),
 ]
-MethodName = Annotated[str, _one_of(_method_names, "method"), offered(_method_names)]
-ControlName = Annotated[str, _one_of(_control_names, "control"), offered(_control_names)]
+MethodName = Annotated[str, _one_of(method_names, "method"), offered(method_names)]
+ControlName = Annotated[str, _one_of(control_names, "control"), offered(control_names)]
 ArmName = Annotated[str, _one_of(_further_arms, "arm"), offered(_further_arms)]
 ShiftArmName = Annotated[str, _one_of(_shift_arms, "arm"), offered(_shift_arms)]
 

@@ -1,4 +1,4 @@
-"""The params tree: every value a run depends on, typed, validated once, without torch.
+"""The params tree: every value a run depends on, typed, validated once.
 
 Each block is what some stages depend on in ``dvc.yaml``, so a value sits in the block of the
 stages that read it. Config stops at the builders: library functions take flat arguments.
@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from kdci.config.block import Block, Count, Name, raise_first
-from kdci.config.catalog import CONTROL_NAMES
+from kdci.config.by_method import MethodBlocks, StudentRecipes
 from kdci.config.data import Data as Data
 from kdci.config.deconfounding import (
     CompensationBlock,
@@ -24,10 +24,10 @@ from kdci.config.deconfounding import (
     ShiftName,
 )
 from kdci.config.grid import Grid as Grid
-from kdci.config.methods import Cmi, Dafl, DeepInv, Dfnd, Fast, MethodBlock, Mosaick, Noise
 from kdci.config.recipes import StudentRecipe as StudentRecipe
 from kdci.config.recipes import TeacherRecipe as TeacherRecipe
-from kdci.store.hashing import hash_json as hash_json
+from kdci.substitution.block import MethodBlock
+from kdci.substitution.registry import names
 
 
 class Runtime(Block):
@@ -53,52 +53,6 @@ class BackboneBlock(Block):
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """First layers of ResNets and MobileNet: `cifar` keeps the resolution, `imagenet` divides it
     by four; `auto`: cifar up to 64 pixels. A teacher that is adopted keeps its own."""
-
-
-class Methods(Block):
-    """What makes or chooses substitution images, a block a method.
-
-    A method that the grid does not use may be left out, here and in recipes.
-    """
-
-    dafl: Dafl | None = None
-    """The images of DAFL."""
-    fast: Fast | None = None
-    """The images of FastDFKD."""
-    cmi: Cmi | None = None
-    """The images of CMI."""
-    deepinv: DeepInv | None = None
-    """The images of DeepInversion."""
-    mosaick: Mosaick | None = None
-    """The images of MosaicKD."""
-    dfnd: Dfnd | None = None
-    """The images of DFND."""
-    noise: Noise | None = None
-    """The images of the control of uniform noise."""
-
-
-class Recipes(Block):
-    """How each method's student is trained: apart from Methods, so that pools outlive it."""
-
-    dafl: StudentRecipe | None = None
-    """The student of DAFL."""
-    fast: StudentRecipe | None = None
-    """The student of FastDFKD."""
-    cmi: StudentRecipe | None = None
-    """The student of CMI."""
-    deepinv: StudentRecipe | None = None
-    """The student of DeepInversion."""
-    mosaick: StudentRecipe | None = None
-    """The student of MosaicKD."""
-    dfnd: StudentRecipe | None = None
-    """The student of DFND."""
-    noise: StudentRecipe | None = None
-    """The student of the control of uniform noise."""
-
-
-METHOD_NAMES: tuple[str, ...] = tuple(
-    name for name in Methods.model_fields if name not in CONTROL_NAMES
-)
 
 
 class Pool(Block):
@@ -151,10 +105,11 @@ class Params(Block):
     """How the teacher is trained, or which finished one is adopted."""
     pool: Pool = Pool()
     """What holds for every substitution pool."""
-    methods: Methods
-    """What makes or chooses each method's substitution images."""
-    recipes: Recipes
-    """How each method's student is trained."""
+    methods: MethodBlocks
+    """What makes or chooses substitution images, a block a method. One that the grid does not use
+    may be left out, here and in recipes."""
+    recipes: StudentRecipes
+    """How each method's student is trained: apart from `methods`, so that pools outlive it."""
     dictionary: Dictionary = Dictionary()
     """The confounder dictionary: its space and its number of prototypes."""
     compensation: CompensationBlock = CompensationBlock()
@@ -176,7 +131,7 @@ class Params(Block):
     def _methods_have_their_blocks(self) -> Self:
         for method in (*self.grid.methods, *self.grid.controls):
             for block in ("methods", "recipes"):
-                if getattr(getattr(self, block), method) is None:
+                if method not in getattr(self, block):
                     raise PydanticCustomError(
                         "cross_field",
                         "the grid asks for this method, but its block is missing",
@@ -241,7 +196,7 @@ class Params(Block):
         for name in grid.shifts:
             if name not in self.shifts:
                 problems[f"shifts.{name}"] = "the grid asks for this shift, but it is missing"
-            if name in {*METHOD_NAMES, *CONTROL_NAMES}:
+            if name in names():
                 problems["grid.shifts"] = f"{name} is the name of a method: call it otherwise"
         raise_first(problems)
         return self
@@ -274,14 +229,19 @@ class Params(Block):
             name: A method, a control, or a known shift, which has the block of its base.
             teacher: Whose `by_teacher` values hold; None: the block's own.
             student: Whose `by_student` values hold.
+
+        Raises:
+            TypeError: The params were read without their methods; see ``load_params``.
         """
-        block: MethodBlock = getattr(self.methods, self.base_of(name))
+        block = self.methods[self.base_of(name)]
+        if not isinstance(block, MethodBlock):
+            raise TypeError(f"methods.{name} was not loaded: read the params with their methods")
         block = block.of_pair(teacher, student)
         return block if self.budget == 1 else block.scaled(self.budget)
 
     def recipe(self, name: str) -> StudentRecipe:
         """Return the student recipe of method ``name``, with its steps scaled by the budget."""
-        recipe: StudentRecipe = getattr(self.recipes, self.base_of(name))
+        recipe = self.recipes[self.base_of(name)]
         return recipe if self.budget == 1 else recipe.scaled(self.budget)
 
     def base_of(self, name: str) -> str:

@@ -14,8 +14,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
-from kdci.config.params import Params
+from kdci.config.by_method import WITHOUT_BLOCKS
+from kdci.config.params import Params, StudentRecipe
 from kdci.errors import CombinedUserError, StorageError, UserError
+from kdci.substitution.registry import block_of, names
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
@@ -26,11 +28,13 @@ _PLAINLY = {
 }
 
 
-def load_params(path: Path) -> Params:
+def load_params(path: Path, *, methods: bool = True) -> Params:
     """Read and validate a params file.
 
     Args:
         path: A YAML 1.2 file (``1e-4`` is a number, a repeated key is an error).
+        methods: Whether the methods' blocks are read, for which their files are imported, and torch
+            with them. Without, `methods` holds plain mappings, and only the names are checked.
 
     Raises:
         CombinedUserError: Anything is wrong with its content; carries all problems found.
@@ -38,7 +42,7 @@ def load_params(path: Path) -> Params:
     """
     tree = read_yaml(path)
     try:
-        return Params.model_validate(tree)
+        return Params.model_validate(tree, context=None if methods else WITHOUT_BLOCKS)
     except ValidationError as error:
         raise CombinedUserError(_problems(path, tree, error.errors())) from None
 
@@ -157,6 +161,11 @@ def _is_union_tag(part: str | int, tree: dict[str, Any], location: Sequence[str 
 
 def _sibling_keys(location: Sequence[str]) -> list[str]:
     model: type[BaseModel] = Params
+    if location[0] in ("methods", "recipes"):
+        if len(location) == 2:
+            return [*names()]
+        model = block_of(location[1]) if location[0] == "methods" else StudentRecipe
+        location = location[2:]
     for part in location[:-1]:
         field = model.model_fields.get(part)
         inner = _model_of(field.annotation) if field else None

@@ -10,7 +10,8 @@ from kdci.config.catalog import numbered
 from kdci.deconfounding.arms import ARMS
 from kdci.exporting.release import Release
 from kdci.reporting.statistics import estimate
-from kdci.reporting.text.wording import mean_text, method_title
+from kdci.reporting.text.wording import mean_text
+from kdci.substitution.registry import title_of
 
 NOT_AT_HAND = "not at hand when this was exported"
 MOST_CLASSES = 20
@@ -98,7 +99,7 @@ def pool_lines(release: Release) -> list[str]:
 def _source(pool: Mapping[str, Any]) -> str:
     facts = pool["facts"]
     if "base" in facts:
-        base, distinct = method_title(facts["base"]), facts["num_distinct"]
+        base, distinct = title_of(facts["base"]), facts["num_distinct"]
         return f"Source: {distinct:,} images of the {base} pool, resampled and degraded on purpose."
     if not facts.get("num_open_world"):
         return "Source: made from the teacher alone, no photograph."

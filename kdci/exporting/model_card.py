@@ -18,7 +18,7 @@ from kdci.exporting.front_matter import front_matter
 from kdci.exporting.release import Release
 from kdci.exporting.snippets import loading_lines
 from kdci.reporting.text.text_table import markdown
-from kdci.reporting.text.wording import method_title
+from kdci.substitution.registry import title_of
 
 
 def model_card(release: Release) -> str:
@@ -52,7 +52,7 @@ def _summary_lines(release: Release) -> list[str]:
     arm = ARMS[cell.variant].summary if cell.variant in ARMS else cell.variant
     return [
         f"An image classifier, {facts['num_classes']} classes: a `{cell.student}` distilled from a "
-        f"`{cell.teacher}` without its training data. Method {method_title(cell.method)}, arm "
+        f"`{cell.teacher}` without its training data. Method {title_of(cell.method)}, arm "
         f"{arm_title(cell.variant)} ({arm}); it answers as `{release.deploy}`.",
         "",
         f"Input: float32 images (N, {channels}, {side}, {side}) in [0, 1], any N. Normalisation is "

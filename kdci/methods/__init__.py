@@ -1,1 +1,1 @@
-"""Data-free distillation methods: one a file, all behind ``base``."""
+"""Data-free distillation methods, one a file; `kdci.substitution.registry` finds them here."""

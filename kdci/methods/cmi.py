@@ -24,18 +24,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
+from kdci.config.block import Count, NonNegative, Positive
 from kdci.data.bank.resized_crop import random_resized_crop
-from kdci.methods.bank_source import BankSource
-from kdci.methods.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
 from kdci.models import PixelModel
 from kdci.models.generators.generating import build_beside
 from kdci.models.generators.generator import ADAM_BETAS, Generator, reset_parameters_
 from kdci.models.generators.projection_head import ProjectionHead
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.substitution.block import CallsBlock
 from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.feature_memory import FeatureMemory
 from kdci.synthesis.instance_discrimination import InstanceDiscrimination
@@ -48,107 +53,112 @@ LOCAL_SCALE = (0.25, 1.0)
 """Share of the image's area that a local view shows."""
 
 
+class Cmi(CallsBlock):
+    """CMI (IJCAI 2021); the defaults are the authors' for CIFAR-10, WRN-40-2 teacher."""
+
+    needs_batch_norm: ClassVar[bool] = True
+
+    latent_dim: Count = 256
+    """Length of a latent."""
+    generator_width: Count = 64
+    """Channels of the generator's last block (ngf)."""
+    num_steps: Count = 200
+    """Steps a call (K)."""
+    learning_rate: Positive = 1e-3
+    """Adam's rate of generator, latents and projection head."""
+    bn_weight: NonNegative = 1.0
+    """Weight of R_bn; 0: it is not computed."""
+    one_hot_weight: NonNegative = 1.0
+    """Weight of the cross-entropy to the targets."""
+    adversarial_weight: NonNegative = 0.5
+    """Weight of the disagreement with the student; 0: the student is not run."""
+    contrastive_weight: NonNegative = 0.8
+    """Weight of the contrastive loss; 0: there is no second view."""
+    contrastive_temperature: Positive = 0.2
+    """Temperature of the contrastive loss."""
+    projection_dim: Count = 256
+    """Length of the vectors that the contrastive loss compares."""
+    memory_size: Count = 40_960
+    """Earlier images whose features are remembered; at least a batch."""
+    num_negatives: Count = 4096
+    """Of these, drawn for each step."""
+    warmup_calls: Count = 200
+    """Calls without a student: the pool of the substitute stage."""
+    temperature: Positive = 20.0
+    """T of the student's soft-label loss."""
+
+    @model_validator(mode="after")
+    def _memory_holds_a_batch(self) -> Self:
+        if self.memory_size < self.batch_size:
+            raise PydanticCustomError(
+                "cross_field",
+                "has to hold a batch of {batch_size}",
+                {"key": "memory_size", "batch_size": self.batch_size},
+            )
+        return self
+
+    def source(self, context: SourceContext) -> CmiSource:
+        """Build the source; see the base class."""
+        return CmiSource(context, self)
+
+
 class CmiSource(BankSource):
     """Substitution images by CMI; see the module's docstring and ``SubstitutionSource``.
 
-    The defaults are the authors' for CIFAR-10, WRN-40-2 teacher.
-
     Args:
         context: Teacher, dataset, bank and seed.
-        latent_dim: Length of a latent.
-        generator_width: Channels of the generator's last hidden layer.
-        batch_size: Images per call, at least 2.
-        num_steps: Steps K per call, at least 1.
-        learning_rate: Adam rate of generator, latents and projection head.
-        bn_weight: Weight of R_bn; 0: it is not computed.
-        one_hot_weight: Weight of the cross-entropy to the targets.
-        adversarial_weight: Weight of the disagreement with the student.
-        contrastive_weight: Weight of the contrastive loss.
-        contrastive_temperature: Its temperature, above 0.
-        projection_dim: Length of the vectors that it compares.
-        memory_size: Images remembered, at least ``batch_size``.
-        num_negatives: Images of the memory that each step compares with, 0 or more.
-        warmup_calls: Calls that ``prepare`` makes, without a student.
-        temperature: T of the student's soft-label loss.
+        params: The method's values.
 
     Raises:
         UserError: The teacher has no BatchNorm statistics to invert.
-        ValueError: A number is not what is stated above.
     """
 
-    def __init__(
-        self,
-        context: SourceContext,
-        *,
-        latent_dim: int = 256,
-        generator_width: int = 64,
-        batch_size: int = 256,
-        num_steps: int = 200,
-        learning_rate: float = 1e-3,
-        bn_weight: float = 1.0,
-        one_hot_weight: float = 1.0,
-        adversarial_weight: float = 0.5,
-        contrastive_weight: float = 0.8,
-        contrastive_temperature: float = 0.2,
-        projection_dim: int = 256,
-        memory_size: int = 40960,
-        num_negatives: int = 4096,
-        warmup_calls: int = 200,
-        temperature: float = 20.0,
-    ) -> None:
-        if num_steps < 1 or batch_size < 2 or memory_size < batch_size:
-            raise ValueError(
-                "need num_steps >= 1, batch_size >= 2 and memory_size >= batch_size, "
-                f"got {num_steps}, {batch_size} and {memory_size}"
-            )
+    def __init__(self, context: SourceContext, params: Cmi) -> None:
         require_batch_norm(context.teacher, "cmi", type(context.teacher.backbone).__name__)
         super().__init__(context)
-        self.latent_dim = latent_dim
-        self.batch_size = batch_size
-        self.num_steps = num_steps
-        self.learning_rate = learning_rate
+        self.params = params
         self.weights = {
-            "bn": bn_weight,
-            "one_hot": one_hot_weight,
-            "adversarial": adversarial_weight,
-            "contrastive": contrastive_weight,
+            "bn": params.bn_weight,
+            "one_hot": params.one_hot_weight,
+            "adversarial": params.adversarial_weight,
+            "contrastive": params.contrastive_weight,
         }
-        self.warmup_calls = warmup_calls
-        self.temperature = temperature
         self.calls = 0
-        self._statistics = BatchNormStatistics(context.teacher) if bn_weight > 0 else None
+        self._statistics = BatchNormStatistics(context.teacher) if params.bn_weight > 0 else None
         self._layers = LayerFeatures(feature_layers(context.teacher))
         spec = context.spec
         self._generator = build_beside(
             context.teacher,
             lambda: Generator(
-                latent_dim=latent_dim,
+                latent_dim=params.latent_dim,
                 image_size=spec.image_size,
                 channels=spec.channels,
-                width=generator_width,
+                width=params.generator_width,
             ),
             self.random,
         )
         num_features = self._num_features()
         head = build_beside(
-            context.teacher, lambda: ProjectionHead(num_features, projection_dim), self.random
+            context.teacher,
+            lambda: ProjectionHead(num_features, params.projection_dim),
+            self.random,
         )
         self.discrimination = InstanceDiscrimination(
             head,
-            FeatureMemory(memory_size, num_features),
-            learning_rate=learning_rate,
-            temperature=contrastive_temperature,
-            num_negatives=num_negatives,
+            FeatureMemory(params.memory_size, num_features),
+            learning_rate=params.learning_rate,
+            temperature=params.contrastive_temperature,
+            num_negatives=params.num_negatives,
         )
 
     @property
     def num_preparations(self) -> int:
         """The calls of the warm-up."""
-        return self.warmup_calls
+        return self.params.warmup_calls
 
     def prepare(self) -> Iterator[dict[str, float]]:
         """Make the calls of the warm-up, which need no student; see the protocol."""
-        while self.calls < self.warmup_calls:
+        while self.calls < self.params.warmup_calls:
             yield self._synthesise(None)
 
     def refresh(self, student: PixelModel) -> dict[str, float]:
@@ -157,7 +167,7 @@ class CmiSource(BankSource):
 
     def criterion(self) -> StudentCriterion:
         """Return the soft-label loss at the method's temperature."""
-        return SoftLabelCriterion(self.temperature)
+        return SoftLabelCriterion(self.params.temperature)
 
     def state_dict(self) -> State:
         """Return head, memory and random streams; the generator starts anew at each call."""
@@ -200,18 +210,18 @@ class CmiSource(BankSource):
 
     def _invert(self, student: PixelModel | None) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Fit a new generator for K steps; return the best batch with its readings."""
-        device, size = self.context.device, (self.batch_size,)
+        device, size = self.context.device, (self.params.batch_size,)
         reset_parameters_(self._generator, self.random)
-        latents = torch.randn(*size, self.latent_dim, generator=self.random).to(device)
+        latents = torch.randn(*size, self.params.latent_dim, generator=self.random).to(device)
         latents.requires_grad_()
         num_classes = self.context.spec.num_classes
         targets = torch.randint(num_classes, size, generator=self.random).sort().values.to(device)
         fitted = [*self._generator.parameters(), latents]
-        optimizer = Adam(fitted, lr=self.learning_rate, betas=ADAM_BETAS)
+        optimizer = Adam(fitted, lr=self.params.learning_rate, betas=ADAM_BETAS)
         head = self.discrimination.head.parameters() if self.weights["contrastive"] else ()
         leaves = [*fitted, *head]
         best = BestBatch("cmi")
-        for _ in range(self.num_steps):
+        for _ in range(self.params.num_steps):
             images = self._generator(latents)
             readings, features = self._readings(images, targets, student)
             best.offer(readings, images=images, **features)

@@ -23,109 +23,133 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
+from kdci.config.block import Count, NonNegative, Positive
+from kdci.config.recipes import scaled_count
 from kdci.errors import NumericError
-from kdci.methods.bank_source import BankSource
-from kdci.methods.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
 from kdci.models import PixelModel
 from kdci.models.generators.generating import build_beside
 from kdci.models.generators.generator import ADAM_BETAS, DaflGenerator, Generator
 from kdci.store.metrics import RunningMeans
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.substitution.block import BatchSize, MethodBlock
 from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.inversion import frozen
 from kdci.training.losses import activation_loss, class_balance, one_hot_costs
 from kdci.training.optimizers import Adam, load_moments, moments_of
 
-GeneratorKind = Literal["small", "original"]
+
+class Dafl(MethodBlock):
+    """DAFL (ICCV 2019); the defaults are those behind the published CIFAR rows.
+
+    These are the small generator's, of the published comparisons (Fast-Datafree).
+    """
+
+    pool_steps: ClassVar[tuple[str, ...]] = ("num_steps",)
+
+    generator: Literal["small", "original"] = "small"
+    """`small`: that of the published comparisons; `original`: the authors' own (latent 1000)."""
+    latent_dim: Count = 512
+    """Length of a latent."""
+    generator_width: Count = 64
+    """Channels of the generator's last hidden layer."""
+    batch_size: BatchSize = 256
+    """Images of a generator step."""
+    num_steps: Count = 16_000
+    """Generator steps."""
+    sample_every: Count = 80
+    """A batch of fresh images joins the pool each time so many steps were taken."""
+    skip_steps: Annotated[int, Field(ge=0)] = 0
+    """First steps that leave no images, while the generator is unformed."""
+    learning_rate: Positive = 1e-3
+    """Adam's rate, constant."""
+    one_hot_weight: NonNegative = 1.0
+    """Weight of the one-hot loss."""
+    activation_weight: NonNegative = 1e-3
+    """Weight of the activation loss."""
+    entropy_weight: NonNegative = 20.0
+    """Of the information entropy in nats; a weight meant for log10 is 2.303 times smaller here."""
+    augment_pool: bool = False
+    """Whether the student meets crops and flips; the paper's does not, but it sees every image
+    once."""
+    temperature: Positive = 1.0
+    """T of the student's soft-label loss: 1 is what the published rows ran."""
+
+    @model_validator(mode="after")
+    def _some_steps_are_kept(self) -> Self:
+        if self.skip_steps >= self.num_steps:
+            raise PydanticCustomError(
+                "cross_field",
+                "skips all {steps} steps: no image would be left",
+                {"key": "skip_steps", "steps": self.num_steps},
+            )
+        return self
+
+    def source(self, context: SourceContext) -> DaflSource:
+        """Build the source; see the base class."""
+        return DaflSource(context, self)
+
+    def scaled(self, budget: float) -> Self:
+        """Scale the generator's steps; the pool keeps its size as long as steps allow."""
+        steps = scaled_count(self.num_steps, budget)
+        every = scaled_count(self.sample_every, budget)
+        skipped = min(round(self.skip_steps * budget), steps - 1)
+        return self.model_copy(
+            update={"num_steps": steps, "sample_every": every, "skip_steps": skipped}
+        )
+
+    @property
+    def num_pool_images(self) -> int:
+        """A batch for every part of the training that is not skipped."""
+        ends = [*range(self.sample_every, self.num_steps, self.sample_every), self.num_steps]
+        num_batches = len([end for end in ends if end > self.skip_steps])
+        return int(self.batch_size) * num_batches
 
 
 class DaflSource(BankSource):
     """Substitution images by DAFL; see the module's docstring and ``SubstitutionSource``.
 
-    The defaults are those behind the published CIFAR rows (Fast-Datafree's variant).
-
     Args:
         context: Teacher, dataset, bank and seed.
-        generator: ``small`` (G-small, [0, 1]) or ``original`` (the DAFL authors', normalised).
-        latent_dim: Length of a latent.
-        generator_width: Channels of the generator's last hidden layer.
-        batch_size: Images per generator step, at least 2.
-        num_steps: Generator steps.
-        sample_every: After this many steps one batch of fresh images joins the pool.
-        skip_steps: No images join during these first steps, while the generator is unformed.
-        learning_rate: Adam's rate, constant.
-        one_hot_weight: Weight of the one-hot loss.
-        activation_weight: Weight of the activation loss.
-        entropy_weight: Weight of the information-entropy loss, in nats.
-        augment_pool: Whether the student meets crops and flips of the pool; the paper's does
-            not, but it sees every image once.
-        temperature: T of the student's soft-label loss.
-
-    Raises:
-        ValueError: A count is too small, all steps are skipped, or ``generator`` is unknown.
+        params: The method's values.
     """
 
-    def __init__(
-        self,
-        context: SourceContext,
-        *,
-        generator: GeneratorKind = "small",
-        latent_dim: int = 512,
-        generator_width: int = 64,
-        batch_size: int = 256,
-        num_steps: int = 16_000,
-        sample_every: int = 80,
-        skip_steps: int = 0,
-        learning_rate: float = 1e-3,
-        one_hot_weight: float = 1.0,
-        activation_weight: float = 1e-3,
-        entropy_weight: float = 20.0,
-        augment_pool: bool = False,
-        temperature: float = 1.0,
-    ) -> None:
-        if batch_size < 2 or sample_every < 1 or not 0 <= skip_steps < num_steps:
-            raise ValueError(
-                "need batch_size >= 2, sample_every >= 1 and 0 <= skip_steps < num_steps, got "
-                f"{batch_size}, {sample_every}, {skip_steps} and {num_steps}"
-            )
-        if generator not in get_args(GeneratorKind):
-            raise ValueError(f"generator must be one of {get_args(GeneratorKind)}")
+    def __init__(self, context: SourceContext, params: Dafl) -> None:
         super().__init__(context)
-        self.latent_dim = latent_dim
-        self.batch_size = batch_size
-        self.num_steps = num_steps
-        self.sample_every = sample_every
-        self.skip_steps = skip_steps
+        self.params = params
         self.weights = {
-            "one_hot": one_hot_weight,
-            "activation": activation_weight,
-            "entropy": entropy_weight,
+            "one_hot": params.one_hot_weight,
+            "activation": params.activation_weight,
+            "entropy": params.entropy_weight,
         }
-        self.augment_pool = augment_pool
-        self.temperature = temperature
         self.steps = 0
-        kind = Generator if generator == "small" else DaflGenerator
-        self.emits_pixels = generator == "small"
+        self.emits_pixels = params.generator == "small"
+        kind = Generator if self.emits_pixels else DaflGenerator
         self.generator = build_beside(
             context.teacher,
             lambda: kind(
-                latent_dim=latent_dim,
+                latent_dim=params.latent_dim,
                 image_size=context.spec.image_size,
                 channels=context.spec.channels,
-                width=generator_width,
+                width=params.generator_width,
             ),
             self.random,
         )
-        self._optimizer = Adam(self.generator.parameters(), lr=learning_rate, betas=ADAM_BETAS)
+        self._optimizer = Adam(
+            self.generator.parameters(), lr=params.learning_rate, betas=ADAM_BETAS
+        )
 
     @property
     def num_preparations(self) -> int:
         """The parts of the training, each ``sample_every`` steps long."""
-        return -(-self.num_steps // self.sample_every)
+        return -(-self.params.num_steps // self.params.sample_every)
 
     def prepare(self) -> Iterator[dict[str, float]]:
         """Train the generator, leaving images of its trajectory in the bank; see the protocol.
@@ -134,7 +158,7 @@ class DaflSource(BankSource):
             Means of the unweighted terms and of their weighted sum ``generator_loss`` over a
             part, and the bank's new length.
         """
-        while self.steps < self.num_steps:
+        while self.steps < self.params.num_steps:
             yield self._train_part()
 
     def refresh(self, student: PixelModel) -> dict[str, float]:
@@ -143,13 +167,13 @@ class DaflSource(BankSource):
 
     def batch(self, size: int) -> Tensor:
         """Return images of the bank, augmented where asked for; see the protocol."""
-        if self.augment_pool:
+        if self.params.augment_pool:
             return super().batch(size)
         return self.draw(size).float() / 255
 
     def criterion(self) -> StudentCriterion:
         """Return the soft-label loss at the method's temperature."""
-        return SoftLabelCriterion(self.temperature)
+        return SoftLabelCriterion(self.params.temperature)
 
     def state_dict(self) -> State:
         """Return the generator, Adam's moments, the steps taken and the random streams."""
@@ -172,9 +196,9 @@ class DaflSource(BankSource):
     def _train_part(self) -> dict[str, float]:
         means = RunningMeans()
         with frozen(self.context.teacher):
-            for _ in range(min(self.sample_every, self.num_steps - self.steps)):
+            for _ in range(min(self.params.sample_every, self.params.num_steps - self.steps)):
                 means.add(self._step())
-        if self.steps > self.skip_steps:
+        if self.steps > self.params.skip_steps:
             with torch.no_grad():
                 self.bank.append(self._images().clamp(0, 1))
         return {**means.take(), "bank": float(len(self.bank))}
@@ -202,7 +226,7 @@ class DaflSource(BankSource):
 
     def _images(self) -> Tensor:
         """Return fresh images on the [0, 1] scale; the original generator's may leave it."""
-        latents = torch.randn(self.batch_size, self.latent_dim, generator=self.random)
+        latents = torch.randn(self.params.batch_size, self.params.latent_dim, generator=self.random)
         images: Tensor = self.generator(latents.to(self.context.device))
         if self.emits_pixels:
             return images

@@ -21,15 +21,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from kdci.methods.bank_source import BankSource
-from kdci.methods.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.config.block import Count, NonNegative, Positive
 from kdci.models import PixelModel
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.substitution.block import CallsBlock
 from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.image_priors import jitter, mean_norm, total_variation
 from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
@@ -41,126 +45,115 @@ from kdci.training.schedules import learning_rate_factor, scale_learning_rates
 _POOLING = 2
 
 
+class DeepInv(CallsBlock):
+    """DeepInversion, adaptive (CVPR 2020); the defaults are those of CMI's and Fast's comparisons.
+
+    Those took 200 batches without a student, one an epoch. On ImageNet the authors take 2000
+    steps at low resolution and then 1000, and a `first_bn_factor` of 10.
+    """
+
+    needs_batch_norm: ClassVar[bool] = True
+
+    num_steps: Count = 1000
+    """Steps a call at full resolution (K)."""
+    low_resolution_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps before these through a 2 x 2 average pool, with an Adam and a schedule of their own."""
+    learning_rate: Positive = 0.1
+    """Adam's rate, in normalised space."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Adam's first beta."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Adam's second beta."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """`constant`, or `cosine` to 0 over each stage."""
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up of the learning rate at the start of each stage."""
+    bn_weight: NonNegative = 10.0
+    """Weight of R_bn; 0: it is not computed."""
+    first_bn_factor: Positive = 1.0
+    """On the first BatchNorm layer's share of R_bn."""
+    one_hot_weight: NonNegative = 1.0
+    """Weight of the cross-entropy to the targets."""
+    adversarial_weight: NonNegative = 1.0
+    """Of the competition with the student; 0: plain DeepInversion, and the student is not run."""
+    js_temperature: Positive = 3.0
+    """T of the competition."""
+    js_floor: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Clamp of the competition's probabilities; 0.01 in the public code."""
+    tv_l1_weight: NonNegative = 0.0
+    """Weight of the mean absolute differences of neighbouring pixels."""
+    tv_l2_weight: NonNegative = 0.0
+    """Weight of the L2 norms of those differences."""
+    l2_weight: NonNegative = 0.0
+    """Weight of the images' mean L2 norm."""
+    jitter_fraction: Annotated[float, Field(ge=0, lt=0.5)] = 0.125
+    """Largest roll of a step, as a share of the side the teacher sees; mirrored too, where the
+    dataset allows."""
+    warmup_calls: Count = 200
+    """Calls without a student: the pool of the substitute stage."""
+    temperature: Positive = 20.0
+    """T of the student's soft-label loss."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Self:
+        if self.lr_warmup_steps >= self.num_steps:
+            raise PydanticCustomError(
+                "cross_field",
+                "has to be shorter than the {num_steps} steps",
+                {"key": "lr_warmup_steps", "num_steps": self.num_steps},
+            )
+        return self
+
+    def source(self, context: SourceContext) -> DeepInvSource:
+        """Build the source; see the base class."""
+        return DeepInvSource(context, self)
+
+    def scaled(self, budget: float) -> Self:
+        """Scale a call's phases with its steps, of which they keep their shares."""
+        scaled = super().scaled(budget)
+        share = scaled.num_steps / self.num_steps
+        update = {
+            "low_resolution_steps": round(self.low_resolution_steps * share),
+            "lr_warmup_steps": min(round(self.lr_warmup_steps * share), scaled.num_steps - 1),
+        }
+        return scaled.model_copy(update=update)
+
+
 class DeepInvSource(BankSource):
     """Substitution images by DeepInv; see the module's docstring and ``SubstitutionSource``.
 
-    The defaults are those of the CIFAR comparisons of CMI and Fast.
-
     Args:
         context: Teacher, dataset, bank and seed.
-        batch_size: Images per call, at least 2.
-        num_steps: Steps per call at full resolution.
-        low_resolution_steps: Steps before those through a 2x2 average pool, with an Adam and
-            a schedule of their own; 0 for none. ImageNet: 2000, then 1000.
-        learning_rate: Adam's rate, in normalised space.
-        beta1: Adam's first beta.
-        beta2: Adam's second beta.
-        learning_rate_schedule: `constant`, or `cosine` to 0 over each stage.
-        lr_warmup_steps: Steps of linear warm-up at the start of each stage.
-        bn_weight: Weight of R_bn; 0: it is not computed.
-        first_bn_factor: Factor on R_bn of the first BatchNorm layer; ImageNet: 10.
-        one_hot_weight: Weight of the cross-entropy to the targets.
-        adversarial_weight: Weight of the competition with the student; 0: plain
-            DeepInversion, and the student is not run.
-        js_temperature: T of the competition.
-        js_floor: See ``competition``; 0.01 is the public code's.
-        tv_l1_weight: Weight of the mean absolute differences of neighbouring pixels.
-        tv_l2_weight: Weight of the L2 norms of those differences.
-        l2_weight: Weight of the images' mean L2 norm.
-        jitter_fraction: The batch is shifted at each step by up to this share of the side the
-            teacher sees, wrapping around; below 0.5. Mirrored too, where the dataset allows.
-        warmup_calls: Calls that ``prepare`` makes, without a student; 200 batches are the pool
-            of the comparisons, one an epoch there.
-        temperature: T of the student's soft-label loss.
+        params: The method's values.
 
     Raises:
         UserError: The teacher has no BatchNorm statistics to invert.
-        ValueError: A number is out of its range, the schedule is unknown, or images of an odd
-            size can not be halved.
+        ValueError: Images of an odd size can not be halved.
     """
 
-    def __init__(
-        self,
-        context: SourceContext,
-        *,
-        batch_size: int = 256,
-        num_steps: int = 1000,
-        low_resolution_steps: int = 0,
-        learning_rate: float = 0.1,
-        beta1: float = 0.5,
-        beta2: float = 0.99,
-        learning_rate_schedule: Literal["constant", "cosine"] = "constant",
-        lr_warmup_steps: int = 0,
-        bn_weight: float = 10.0,
-        first_bn_factor: float = 1.0,
-        one_hot_weight: float = 1.0,
-        adversarial_weight: float = 1.0,
-        js_temperature: float = 3.0,
-        js_floor: float = 0.0,
-        tv_l1_weight: float = 0.0,
-        tv_l2_weight: float = 0.0,
-        l2_weight: float = 0.0,
-        jitter_fraction: float = 0.125,
-        warmup_calls: int = 200,
-        temperature: float = 20.0,
-    ) -> None:
-        weights = [bn_weight, first_bn_factor, one_hot_weight, adversarial_weight]
-        weights += [tv_l1_weight, tv_l2_weight, l2_weight]
-        rules = {
-            "batch_size >= 2": batch_size >= 2,
-            "num_steps >= 1": num_steps >= 1,
-            "low_resolution_steps >= 0": low_resolution_steps >= 0,
-            "an even image size to halve": not low_resolution_steps
-            or context.spec.image_size % _POOLING == 0,
-            "learning_rate > 0": learning_rate > 0,
-            "beta1 and beta2 in [0, 1)": 0 <= beta1 < 1 and 0 <= beta2 < 1,
-            "learning_rate_schedule constant or cosine": learning_rate_schedule
-            in ("constant", "cosine"),
-            "lr_warmup_steps in [0, num_steps)": 0 <= lr_warmup_steps < max(num_steps, 1),
-            "weights and first_bn_factor >= 0": all(weight >= 0 for weight in weights),
-            "js_temperature > 0": js_temperature > 0,
-            "js_floor in [0, 0.5)": 0 <= js_floor < 0.5,
-            "jitter_fraction in [0, 0.5)": 0 <= jitter_fraction < 0.5,
-            "warmup_calls >= 0": warmup_calls >= 0,
-            "temperature > 0": temperature > 0,
-        }
-        broken = [rule for rule, holds in rules.items() if not holds]
-        if broken:
-            raise ValueError(f"deepinv needs {'; '.join(broken)}")
+    def __init__(self, context: SourceContext, params: DeepInv) -> None:
+        if params.low_resolution_steps and context.spec.image_size % _POOLING:
+            raise ValueError("deepinv needs an even image size to halve")
         require_batch_norm(context.teacher, "deepinv", type(context.teacher.backbone).__name__)
         super().__init__(context)
-        self.batch_size = batch_size
-        self.num_steps = num_steps
-        self.low_resolution_steps = low_resolution_steps
-        self.learning_rate = learning_rate
-        self.betas = (beta1, beta2)
-        self.learning_rate_schedule: Literal["constant", "cosine"] = learning_rate_schedule
-        self.lr_warmup_steps = lr_warmup_steps
+        self.params = params
         self.weights = {
-            "bn": bn_weight,
-            "one_hot": one_hot_weight,
-            "adversarial": adversarial_weight,
+            "bn": params.bn_weight,
+            "one_hot": params.one_hot_weight,
+            "adversarial": params.adversarial_weight,
             "tv": 1.0,
-            "l2": l2_weight,
+            "l2": params.l2_weight,
         }
-        self.tv_l1_weight = tv_l1_weight
-        self.tv_l2_weight = tv_l2_weight
-        self.first_bn_factor = first_bn_factor
-        self.js_temperature = js_temperature
-        self.js_floor = js_floor
-        self.jitter_fraction = jitter_fraction
-        self.warmup_calls = warmup_calls
-        self.temperature = temperature
         self.calls = 0
 
     @property
     def num_preparations(self) -> int:
         """The calls of the warm-up."""
-        return self.warmup_calls
+        return self.params.warmup_calls
 
     def prepare(self) -> Iterator[dict[str, float]]:
         """Make the calls of the warm-up, which need no student; see the protocol."""
-        while self.calls < self.warmup_calls:
+        while self.calls < self.params.warmup_calls:
             yield self._synthesise(None)
 
     def refresh(self, student: PixelModel) -> dict[str, float]:
@@ -169,7 +162,7 @@ class DeepInvSource(BankSource):
 
     def criterion(self) -> StudentCriterion:
         """Return the soft-label loss at the method's temperature."""
-        return SoftLabelCriterion(self.temperature)
+        return SoftLabelCriterion(self.params.temperature)
 
     def state_dict(self) -> State:
         """Return the number of calls and the random streams; pixels start anew each call."""
@@ -206,15 +199,19 @@ class DeepInvSource(BankSource):
     ) -> tuple[Tensor, dict[str, float]]:
         """Optimise pixels from noise; return the best batch in [0, 1] with its readings."""
         context, spec = self.context, self.context.spec
-        shape = (self.batch_size, spec.channels, spec.image_size, spec.image_size)
+        shape = (self.params.batch_size, spec.channels, spec.image_size, spec.image_size)
         pixels = torch.randn(shape, generator=self.random).to(context.device).requires_grad_()
         targets = torch.randint(spec.num_classes, shape[:1], generator=self.random)
         targets = targets.sort().values.to(context.device)
         mean, std = context.teacher.mean, context.teacher.std
         black, white = -mean / std, (1 - mean) / std
+        betas = (self.params.beta1, self.params.beta2)
         best = BestBatch("deepinv")
-        for pooling, num_steps in ((_POOLING, self.low_resolution_steps), (1, self.num_steps)):
-            optimizer = Adam([pixels], lr=self.learning_rate, betas=self.betas)
+        for pooling, num_steps in (
+            (_POOLING, self.params.low_resolution_steps),
+            (1, self.params.num_steps),
+        ):
+            optimizer = Adam([pixels], lr=self.params.learning_rate, betas=betas)
             for step in range(num_steps):
                 readings = self._readings(self._view(pixels, pooling), targets, student, statistics)
                 if pooling == 1:
@@ -229,11 +226,11 @@ class DeepInvSource(BankSource):
 
     def _rate_factor(self, step: int, num_steps: int) -> float:
         """Return the factor on the learning rate at a step of a stage."""
-        warmup = self.lr_warmup_steps
+        warmup = self.params.lr_warmup_steps
         if step < warmup:
             return (step + 1) / warmup
         return learning_rate_factor(
-            self.learning_rate_schedule, step=step - warmup, num_steps=num_steps - warmup
+            self.params.learning_rate_schedule, step=step - warmup, num_steps=num_steps - warmup
         )
 
     def _view(self, pixels: Tensor, pooling: int) -> Tensor:
@@ -242,7 +239,7 @@ class DeepInvSource(BankSource):
         pooled = F.avg_pool2d(pixels, pooling) if pooling > 1 else pixels
         return jitter(
             pooled,
-            fraction=self.jitter_fraction,
+            fraction=self.params.jitter_fraction,
             flip=self.context.spec.flip,
             generator=self.random,
         )
@@ -264,8 +261,12 @@ class DeepInvSource(BankSource):
             "one_hot": F.cross_entropy(logits, targets),
             "adversarial": zero
             if student is None
-            else competition(student(images).logits, logits, self.js_temperature, self.js_floor),
-            "tv": total_variation(view, l1_weight=self.tv_l1_weight, l2_weight=self.tv_l2_weight),
+            else competition(
+                student(images).logits, logits, self.params.js_temperature, self.params.js_floor
+            ),
+            "tv": total_variation(
+                view, l1_weight=self.params.tv_l1_weight, l2_weight=self.params.tv_l2_weight
+            ),
             "l2": mean_norm(view) if self.weights["l2"] > 0 else zero,
         }
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
@@ -279,4 +280,4 @@ class DeepInvSource(BankSource):
             statistics.running_variances,
         )
         first = bn_statistics_loss(*(layers[:1] for layers in compared))
-        return bn_statistics_loss(*compared) + (self.first_bn_factor - 1) * first
+        return bn_statistics_loss(*compared) + (self.params.first_bn_factor - 1) * first

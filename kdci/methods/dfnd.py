@@ -19,11 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdci.config.block import Count, Fraction, Positive
+from kdci.config.open_world import OpenWorld
 from kdci.data.open_world.scores import OpenWorldScores
 from kdci.errors import UserError
-from kdci.methods.bank_source import BankSource
-from kdci.methods.base import SourceContext, State, StudentCriterion
 from kdci.models import PixelModel
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SourceContext, State, StudentCriterion
+from kdci.substitution.block import MethodBlock
 from kdci.training.losses import one_hot_costs, soft_label_kl
 
 
@@ -88,49 +91,59 @@ class NoisyStudentCriterion(StudentCriterion):
         }
 
 
+class Dfnd(MethodBlock):
+    """DFND (CVPR 2021)."""
+
+    num_selected: Count
+    """Images kept of the open-world pool, those the teacher is surest of."""
+    teacher_accuracy: Fraction | Literal["auto"] = "auto"
+    """Diagonal a of the noise matrix; `auto`: as the teacher's card says."""
+    temperature: Positive = 4.0
+    """T of the student's KL term."""
+    noise_learning_rate: Positive = 1e-3
+    """Adam's rate for the noise matrix."""
+    score_batch_size: Count = 512
+    """Images the teacher scores at once."""
+    open_world: OpenWorld = OpenWorld()
+    """The unlabelled images to choose from."""
+
+    def source(self, context: SourceContext) -> DfndSource:
+        """Build the source; see the base class."""
+        return DfndSource(context, self)
+
+    @property
+    def num_pool_images(self) -> int:
+        """The chosen images."""
+        return self.num_selected
+
+
 class DfndSource(BankSource):
     """Substitution images by DFND; see the module's docstring and ``SubstitutionSource``.
 
     Args:
         context: Teacher, dataset, bank, seed, and what opens the unlabelled pool.
-        num_selected: Images to keep of the pool.
-        teacher_accuracy: The teacher's accuracy, a fraction strictly between 0 and 1; `auto`:
-            as the context says.
-        temperature: T of the student's KL term.
-        noise_learning_rate: Adam rate of the student loss's noise matrix.
-        score_batch_size: Images the teacher scores at once.
+        params: The method's values.
 
     Raises:
         UserError: ``teacher_accuracy`` is `auto`, and the context does not know it.
-        ValueError: ``num_selected`` or ``score_batch_size`` is not positive, or
-            ``teacher_accuracy`` is out of range.
     """
 
-    def __init__(
-        self,
-        context: SourceContext,
-        *,
-        num_selected: int,
-        teacher_accuracy: float | Literal["auto"] = "auto",
-        temperature: float = 4.0,
-        noise_learning_rate: float = 1e-3,
-        score_batch_size: int = 512,
-    ) -> None:
+    def __init__(self, context: SourceContext, params: Dfnd) -> None:
         super().__init__(context)
+        self.params = params
         self._scores = OpenWorldScores(
             "dfnd",
             name="score",
             score=one_hot_costs,
             keep="lowest",
-            num_selected=num_selected,
-            batch_size=score_batch_size,
+            num_selected=params.num_selected,
+            batch_size=params.score_batch_size,
             skipped=context.skipped,
         )
+        stated = params.teacher_accuracy
         self.teacher_accuracy = _known(
-            context.teacher_accuracy if isinstance(teacher_accuracy, str) else teacher_accuracy
+            context.teacher_accuracy if isinstance(stated, str) else stated
         )
-        self.temperature = temperature
-        self.noise_learning_rate = noise_learning_rate
         self.criterion()  # refuses a bad accuracy now, not after hours of scoring
 
     @property
@@ -165,8 +178,8 @@ class DfndSource(BankSource):
         return NoisyStudentCriterion(
             self.context.spec.num_classes,
             teacher_accuracy=self.teacher_accuracy,
-            temperature=self.temperature,
-            learning_rate=self.noise_learning_rate,
+            temperature=self.params.temperature,
+            learning_rate=self.params.noise_learning_rate,
         ).to(self.context.device)
 
     def state_dict(self) -> State:

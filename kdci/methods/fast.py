@@ -17,131 +17,132 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
+from typing import Annotated, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from kdci.methods.bank_source import BankSource
-from kdci.methods.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.config.block import Count, NonNegative, Positive
+from kdci.config.recipes import scaled_count
 from kdci.models import PixelModel
 from kdci.models.generators.generating import build_beside
 from kdci.models.generators.generator import ADAM_BETAS, Generator
 from kdci.models.generators.meta_generator import MetaGenerator, MetaUpdate
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.substitution.block import CallsBlock
 from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
 from kdci.training.losses import blend, bn_statistics_loss, disagreement
 from kdci.training.optimizers import Adam
 
 
+class Fast(CallsBlock):
+    """FastDFKD (AAAI 2022); the defaults are the authors' for CIFAR, WRN-40-2 teacher, K = 10."""
+
+    needs_batch_norm: ClassVar[bool] = True
+
+    latent_dim: Count = 256
+    """Length of a latent."""
+    generator_width: Count = 64
+    """Channels of the generator's last block (ngf)."""
+    num_steps: Count = 10
+    """Inner steps a call (K)."""
+    generator_learning_rate: Positive = 2e-3
+    """Adam's rate of the adapted generator; the meta step's is K times that."""
+    latent_learning_rate: Positive = 0.01
+    """Adam's rate of the latents."""
+    bn_weight: NonNegative = 10.0
+    """Weight of R_bn; 0: it is not computed."""
+    one_hot_weight: NonNegative = 0.4
+    """Weight of the cross-entropy to the targets."""
+    adversarial_weight: NonNegative = 1.1
+    """Weight of the disagreement with the student; 0: the student is not run."""
+    bn_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Share of earlier calls in the compared BN statistics."""
+    warmup_calls: Count = 20
+    """Calls before the student starts: the pool of the substitute stage."""
+    meta_update: MetaUpdate = "fomaml"
+    """How a call moves the meta generator; `none`: each call starts where the last one ended."""
+    reptile_scale: Positive = 67.0
+    """Factor on the reptile meta-gradient; the authors' value for CIFAR is 67."""
+    reset_after_calls: Count | None = 120
+    """Re-initialise the generator's first layers once, this many calls after the warm-up, for
+    fresh diversity; null: never."""
+    temperature: Positive = 20.0
+    """T of the student's soft-label loss."""
+
+    def source(self, context: SourceContext) -> FastSource:
+        """Build the source; see the base class."""
+        return FastSource(context, self)
+
+    def scaled(self, budget: float) -> Self:
+        """Scale the reset with the calls; see the base class."""
+        reset = self.reset_after_calls and scaled_count(self.reset_after_calls, budget)
+        return super().scaled(budget).model_copy(update={"reset_after_calls": reset})
+
+
 class FastSource(BankSource):
     """Substitution images by Fast; see the module's docstring and ``SubstitutionSource``.
 
-    The defaults are the authors' for CIFAR, WRN-40-2 teacher and K = 10.
-
     Args:
         context: Teacher, dataset, bank and seed.
-        latent_dim: Length of a latent.
-        generator_width: Channels of the generator's last hidden layer.
-        batch_size: Images per call, at least 2.
-        num_steps: Inner steps K per call.
-        generator_learning_rate: Adam rate of the adapted generator; the meta step's is K
-            times that.
-        latent_learning_rate: Adam rate of the latents.
-        bn_weight: Weight of R_bn; 0: it is not computed.
-        one_hot_weight: Weight of the cross-entropy to the targets.
-        adversarial_weight: Weight of the disagreement with the student; 0: none is run.
-        bn_momentum: Share of earlier calls in the batch statistics that R_bn compares.
-        warmup_calls: Calls that ``prepare`` makes, without a student.
-        meta_update: See ``MetaGenerator``.
-        reptile_scale: See ``MetaGenerator``; the authors' value for CIFAR is 67.
-        reset_after_calls: After this many calls past the warm-up the generator's first
-            layer starts anew, once, for fresh diversity; None for never.
-        temperature: T of the student's soft-label loss.
+        params: The method's values.
 
     Raises:
         UserError: The teacher has no BatchNorm statistics to invert.
-        ValueError: ``num_steps`` or ``batch_size`` is too small, or ``meta_update`` unknown.
     """
 
-    def __init__(
-        self,
-        context: SourceContext,
-        *,
-        latent_dim: int = 256,
-        generator_width: int = 64,
-        batch_size: int = 256,
-        num_steps: int = 10,
-        generator_learning_rate: float = 2e-3,
-        latent_learning_rate: float = 1e-2,
-        bn_weight: float = 10.0,
-        one_hot_weight: float = 0.4,
-        adversarial_weight: float = 1.1,
-        bn_momentum: float = 0.9,
-        warmup_calls: int = 20,
-        meta_update: MetaUpdate = "fomaml",
-        reptile_scale: float = 67.0,
-        reset_after_calls: int | None = 120,
-        temperature: float = 20.0,
-    ) -> None:
-        if num_steps < 1 or batch_size < 2:
-            raise ValueError(
-                f"need num_steps >= 1 and batch_size >= 2, got {num_steps} and {batch_size}"
-            )
+    def __init__(self, context: SourceContext, params: Fast) -> None:
         require_batch_norm(context.teacher, "fast", type(context.teacher.backbone).__name__)
         super().__init__(context)
-        self.batch_size = batch_size
-        self.num_steps = num_steps
-        self.generator_learning_rate = generator_learning_rate
-        self.latent_learning_rate = latent_learning_rate
-        self.latent_dim = latent_dim
+        self.params = params
         self.weights = {
-            "bn": bn_weight,
-            "one_hot": one_hot_weight,
-            "adversarial": adversarial_weight,
+            "bn": params.bn_weight,
+            "one_hot": params.one_hot_weight,
+            "adversarial": params.adversarial_weight,
         }
-        self.bn_momentum = bn_momentum
-        self.warmup_calls = warmup_calls
-        self._reset_at = None if reset_after_calls is None else warmup_calls + reset_after_calls
-        self.temperature = temperature
+        reset_after = params.reset_after_calls
+        self._reset_at = None if reset_after is None else params.warmup_calls + reset_after
         self.calls = 0
         self._remembered: dict[str, list[Tensor]] = {}
         generator = build_beside(
             context.teacher,
             lambda: Generator(
-                latent_dim=latent_dim,
+                latent_dim=params.latent_dim,
                 image_size=context.spec.image_size,
                 channels=context.spec.channels,
-                width=generator_width,
+                width=params.generator_width,
             ),
             self.random,
         )
         self.meta = MetaGenerator(
             generator,
-            learning_rate=generator_learning_rate * num_steps,
-            update=meta_update,
-            reptile_scale=reptile_scale,
+            learning_rate=params.generator_learning_rate * params.num_steps,
+            update=params.meta_update,
+            reptile_scale=params.reptile_scale,
         )
 
     @property
     def num_preparations(self) -> int:
         """The calls of the warm-up."""
-        return self.warmup_calls
+        return self.params.warmup_calls
 
     def prepare(self) -> Iterator[dict[str, float]]:
         """Make the calls of the warm-up, which need no student; see the protocol."""
-        while self.calls < self.warmup_calls:
+        while self.calls < self.params.warmup_calls:
             yield self._synthesise(None)
 
     def refresh(self, student: PixelModel) -> dict[str, float]:
         """Make one call, adversarial to ``student`` except at the first; see the protocol."""
-        competes = self.weights["adversarial"] > 0 and self.calls > self.warmup_calls
+        competes = self.weights["adversarial"] > 0 and self.calls > self.params.warmup_calls
         return self._synthesise(student if competes else None)
 
     def criterion(self) -> StudentCriterion:
         """Return the soft-label loss at the method's temperature."""
-        return SoftLabelCriterion(self.temperature)
+        return SoftLabelCriterion(self.params.temperature)
 
     def state_dict(self) -> State:
         """Return generator, moments, remembered statistics and random streams."""
@@ -191,8 +192,8 @@ class FastSource(BankSource):
         self, student: PixelModel | None, statistics: BatchNormStatistics | None
     ) -> tuple[Tensor, dict[str, float]]:
         """Adapt generator and latents for K steps; return the best batch with its readings."""
-        device, size = self.context.device, (self.batch_size,)
-        latents = torch.randn(*size, self.latent_dim, generator=self.random).to(device)
+        device, size = self.context.device, (self.params.batch_size,)
+        latents = torch.randn(*size, self.params.latent_dim, generator=self.random).to(device)
         latents.requires_grad_()
         num_classes = self.context.spec.num_classes
         targets = torch.randint(num_classes, size, generator=self.random).to(device)
@@ -200,14 +201,14 @@ class FastSource(BankSource):
         weights = list(adapted.parameters())
         optimizer = Adam(
             [
-                {"params": weights, "lr": self.generator_learning_rate},
-                {"params": [latents], "lr": self.latent_learning_rate},
+                {"params": weights, "lr": self.params.generator_learning_rate},
+                {"params": [latents], "lr": self.params.latent_learning_rate},
             ],
             betas=ADAM_BETAS,
         )
         summed = [torch.zeros_like(weight) for weight in weights]
         best = BestBatch("fast")
-        for _ in range(self.num_steps):
+        for _ in range(self.params.num_steps):
             images = adapted(latents)
             readings = self._readings(images, targets, student, statistics)
             best.offer(readings, images=images)
@@ -240,7 +241,7 @@ class FastSource(BankSource):
         return {"inversion_loss": total, **terms}
 
     def _bn_loss(self, statistics: BatchNormStatistics) -> Tensor:
-        momentum, remembered = self.bn_momentum, self._remembered
+        momentum, remembered = self.params.bn_momentum, self._remembered
         return bn_statistics_loss(
             blend(statistics.means, remembered.get("means"), momentum),
             blend(statistics.variances, remembered.get("variances"), momentum),
@@ -252,4 +253,6 @@ class FastSource(BankSource):
         """Let the last step's batch statistics into the running blend, once per call."""
         for name, current in (("means", statistics.means), ("variances", statistics.variances)):
             values = [tensor.detach() for tensor in current]
-            self._remembered[name] = blend(values, self._remembered.get(name), self.bn_momentum)
+            self._remembered[name] = blend(
+                values, self._remembered.get(name), self.params.bn_momentum
+            )

@@ -1,4 +1,4 @@
-"""MosaicKD: a generator that pieces the teacher's classes together from foreign patches.
+"""Mosaick (MosaicKD): a generator that pieces the teacher's classes together from foreign patches.
 
 Fang et al., "Mosaicking to Distill: Knowledge Distillation from Out-of-Domain Data", NeurIPS
 2021. Small patches look alike in all domains. A discriminator of patches holds the generator to
@@ -27,21 +27,26 @@ Where this differs from the authors' public code, on purpose:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from kdci.config.block import Count, NonNegative, Positive
+from kdci.config.open_world import OpenWorld
+from kdci.config.recipes import StudentRecipe, scaled_count
 from kdci.data.bank.image_bank import ImageBank
 from kdci.data.bank.shuffled_rows import ShuffledRows
 from kdci.data.bank.stratified_rows import pick_evenly
 from kdci.data.open_world.scores import OpenWorldScores
-from kdci.methods.bank_source import BankSource
-from kdci.methods.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
 from kdci.models import PixelModel
 from kdci.models.generators.generating import build_beside
 from kdci.models.generators.generator import Generator
 from kdci.models.generators.patch_discriminator import PatchDiscriminator
 from kdci.store.metrics import RunningMeans
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.substitution.block import BatchSize, MethodBlock
 from kdci.synthesis.patch_game import PatchGame
 from kdci.training.losses import prediction_entropies
 from kdci.training.runtime import derive_seed
@@ -52,114 +57,120 @@ _CANDIDATES = 2
 """Made images for each that is picked, where batches are drawn evenly over strata."""
 
 
+class Mosaick(MethodBlock):
+    """MosaicKD (NeurIPS 2021); the defaults are the authors', as far as they have the value."""
+
+    pool_steps: ClassVar[tuple[str, ...]] = ("warmup_steps",)
+
+    num_selected: Count
+    """Open-world images kept, those the teacher is least sure of."""
+    latent_dim: Count = 100
+    """Length of a latent."""
+    generator_width: Count = 64
+    """Channels of the generator's last hidden layer."""
+    discriminator_width: Count = 128
+    """Channels of the discriminator's first layer."""
+    batch_size: BatchSize = 256
+    """Images of a step of generator and discriminator: as many made as real."""
+    learning_rate: Positive = 1e-3
+    """Adam's rate of generator and discriminator."""
+    adversarial_weight: NonNegative = 1.0
+    """Weight of the student's divergence from the teacher; 0: the student is not run."""
+    align_weight: NonNegative = 1.0
+    """Weight of the mean entropy of the teacher's predictions, in nats."""
+    local_weight: NonNegative = 1.0
+    """Weight of the discriminator's loss and of the generator's against it."""
+    balance_weight: NonNegative = 10.0
+    """Weight of the class balance, in bits."""
+    warmup_steps: Count = 2000
+    """Steps without a student, in the substitute stage."""
+    num_samples: Count = 25_000
+    """Images of the generator on its way through the warm-up that join the pool."""
+    distillation_steps_per_game_step: Count = 5
+    """The student's steps for each step of generator and discriminator."""
+    cosine_steps: Count | None = None
+    """Length of their cosine schedule in steps after the warm-up; null: constant rates."""
+    temperature: Positive = 1.0
+    """T of the student's soft-label loss; the authors' default."""
+    score_batch_size: Count = 512
+    """Images the teacher scores at once."""
+    open_world: OpenWorld = OpenWorld()
+    """The unlabelled images to choose from."""
+
+    def source(self, context: SourceContext) -> MosaickSource:
+        """Build the source; see the base class."""
+        return MosaickSource(context, self)
+
+    def scaled(self, budget: float) -> Self:
+        """Scale the steps of the game."""
+        steps = scaled_count(self.warmup_steps, budget)
+        cosine = self.cosine_steps and scaled_count(self.cosine_steps, budget)
+        return self.model_copy(update={"warmup_steps": steps, "cosine_steps": cosine})
+
+    @property
+    def num_pool_images(self) -> int:
+        """The chosen images and the generator's."""
+        return self.num_selected + self.num_samples
+
+    def num_refreshes(self, recipe: StudentRecipe) -> int:
+        """Return the steps of the game that the student's steps leave room for."""
+        return -(-recipe.num_steps // self.distillation_steps_per_game_step)
+
+
 class MosaickSource(BankSource):
     """Substitution images by MosaicKD; see the module's docstring and ``SubstitutionSource``.
 
     The bank holds the chosen images first, then those of the generator on its way: the warm-up
     is cut into at most 20 parts of as many steps, and at the end of each part that ends in the
-    second half of it an equal portion of ``num_samples`` fresh images joins. The defaults are
-    the authors', as far as they have the value at all.
+    second half of it an equal portion of ``num_samples`` fresh images joins.
 
     Args:
         context: Teacher, dataset, bank, seed, and what opens the unlabelled pool.
-        num_selected: Images to keep of the pool, those of the highest teacher entropy.
-        latent_dim: Length of a latent.
-        generator_width: Channels of the generator's last hidden layer.
-        discriminator_width: Channels of the discriminator's first layer.
-        batch_size: Made, and real, images of a game step; at least 2.
-        learning_rate: Adam's rate of generator and discriminator.
-        adversarial_weight: Weight of the student's divergence from the teacher; 0: the student
-            is not run.
-        align_weight: Weight of the mean entropy of the teacher's predictions, in nats.
-        local_weight: Weight of the discriminator's loss and of the generator's against it.
-        balance_weight: Weight of the class balance, in bits.
-        warmup_steps: Game steps that ``prepare`` takes, without a student.
-        num_samples: Images of the generator that join the pool.
-        distillation_steps_per_game_step: The student's steps between two game steps.
-        cosine_steps: Game steps after the warm-up in which the learning rates fall to 0 along
-            a cosine, to stay there; None: they are constant.
-        temperature: T of the student's soft-label loss.
-        score_batch_size: Images the teacher scores at once.
-
-    Raises:
-        ValueError: A count is too small.
+        params: The method's values.
     """
 
-    def __init__(
-        self,
-        context: SourceContext,
-        *,
-        num_selected: int,
-        latent_dim: int = 100,
-        generator_width: int = 64,
-        discriminator_width: int = 128,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        adversarial_weight: float = 1.0,
-        align_weight: float = 1.0,
-        local_weight: float = 1.0,
-        balance_weight: float = 10.0,
-        warmup_steps: int = 2000,
-        num_samples: int = 25_000,
-        distillation_steps_per_game_step: int = 5,
-        cosine_steps: int | None = None,
-        temperature: float = 1.0,
-        score_batch_size: int = 512,
-    ) -> None:
-        counts = {
-            "warmup_steps": warmup_steps,
-            "num_samples": num_samples,
-            "distillation_steps_per_game_step": distillation_steps_per_game_step,
-            "cosine_steps": 1 if cosine_steps is None else cosine_steps,
-        }
-        if batch_size < 2 or min(counts.values()) < 1:
-            raise ValueError(f"need batch_size >= 2 and counts >= 1, got {batch_size}, {counts}")
+    def __init__(self, context: SourceContext, params: Mosaick) -> None:
         super().__init__(context)
+        self.params = params
         self._scores = OpenWorldScores(
             "mosaick",
             name="entropy",
             score=prediction_entropies,
             keep="highest",
-            num_selected=num_selected,
-            batch_size=score_batch_size,
+            num_selected=params.num_selected,
+            batch_size=params.score_batch_size,
             skipped=context.skipped,
         )
-        self.latent_dim = latent_dim
-        self.batch_size = batch_size
-        self.warmup_steps = warmup_steps
-        self.num_samples = num_samples
-        self.refresh_period = distillation_steps_per_game_step
-        self.cosine_steps = cosine_steps
-        self.temperature = temperature
+        self.refresh_period = params.distillation_steps_per_game_step
         self._num_open_world = 0
         self._game_rows = _game_rows(context.seed)
         spec = context.spec
         generator = build_beside(
             context.teacher,
             lambda: Generator(
-                latent_dim=latent_dim,
+                latent_dim=params.latent_dim,
                 image_size=spec.image_size,
                 channels=spec.channels,
-                width=generator_width,
+                width=params.generator_width,
                 large=True,
             ),
             self.random,
         )
         discriminator = build_beside(
             context.teacher,
-            lambda: PatchDiscriminator(channels=spec.channels, width=discriminator_width),
+            lambda: PatchDiscriminator(channels=spec.channels, width=params.discriminator_width),
             self.random,
         )
         self.game = PatchGame(
             context.teacher,
             generator,
             discriminator,
-            learning_rate=learning_rate,
+            learning_rate=params.learning_rate,
             weights={
-                "local": local_weight,
-                "align": align_weight,
-                "balance": balance_weight,
-                "adversarial": adversarial_weight,
+                "local": params.local_weight,
+                "align": params.align_weight,
+                "balance": params.balance_weight,
+                "adversarial": params.adversarial_weight,
             },
         )
 
@@ -188,7 +199,7 @@ class MosaickSource(BankSource):
         for report in self._scores.choose(context.open_world, context.teacher, self.bank):
             self._num_open_world = len(self.bank)
             yield report
-        while self.game.steps < self.warmup_steps:
+        while self.game.steps < self.params.warmup_steps:
             yield self._warm_up()
 
     def refresh(self, student: PixelModel) -> dict[str, float]:
@@ -225,7 +236,7 @@ class MosaickSource(BankSource):
 
     def criterion(self) -> StudentCriterion:
         """Return the soft-label loss at the method's temperature."""
-        return SoftLabelCriterion(self.temperature)
+        return SoftLabelCriterion(self.params.temperature)
 
     def state_dict(self) -> State:
         """Return the game, the scores so far, the number chosen and the random streams."""
@@ -259,36 +270,38 @@ class MosaickSource(BankSource):
         return images
 
     def _latents(self, size: int) -> Tensor:
-        latents = torch.randn(size, self.latent_dim, generator=self.random)
+        latents = torch.randn(size, self.params.latent_dim, generator=self.random)
         return latents.to(self.context.device)
 
     def _warm_up(self) -> dict[str, float]:
         """Play a part of the warm-up, and let the samples that are due join the bank."""
-        part = -(-self.warmup_steps // _WARMUP_PARTS)
+        num_steps = self.params.warmup_steps
+        part = -(-num_steps // _WARMUP_PARTS)
         means = RunningMeans()
-        for _ in range(min(part, self.warmup_steps - self.game.steps)):
+        for _ in range(min(part, num_steps - self.game.steps)):
             means.add(self._play(None))
-        ends = [*range(part, self.warmup_steps, part), self.warmup_steps]
-        sampled = [end for end in ends if 2 * end > self.warmup_steps]
+        ends = [*range(part, num_steps, part), num_steps]
+        sampled = [end for end in ends if 2 * end > num_steps]
         portions = sum(end <= self.game.steps for end in sampled)
-        due = self._num_open_world + self.num_samples * portions // len(sampled)
+        due = self._num_open_world + self.params.num_samples * portions // len(sampled)
         while len(self.bank) < due:
             # Whole batches, as in the game: the statistics of a small rest would be others.
-            self.bank.append(self._make(self.batch_size)[: due - len(self.bank)])
+            self.bank.append(self._make(self.params.batch_size)[: due - len(self.bank)])
         return {**means.take(), "bank": float(len(self.bank))}
 
     def _play(self, student: PixelModel | None) -> dict[str, float]:
         """Take one step of the game, with the next chosen images as the real ones."""
-        rows = self._game_rows.next(self.batch_size, self._num_open_world)
+        rows = self._game_rows.next(self.params.batch_size, self._num_open_world)
         real = self.bank.rows(rows).to(self.context.device).float() / 255
-        latents = self._latents(self.batch_size)
+        latents = self._latents(self.params.batch_size)
         return self.game.step(latents, real, student, rate_factor=self._rate_factor())
 
     def _rate_factor(self) -> float:
-        if self.cosine_steps is None:
+        num_steps = self.params.cosine_steps
+        if num_steps is None:
             return 1.0
-        step = min(max(self.game.steps - self.warmup_steps, 0), self.cosine_steps)
-        return learning_rate_factor("cosine", step=step, num_steps=self.cosine_steps)
+        step = min(max(self.game.steps - self.params.warmup_steps, 0), num_steps)
+        return learning_rate_factor("cosine", step=step, num_steps=num_steps)
 
 
 def _game_rows(seed: int) -> ShuffledRows:

@@ -1,4 +1,4 @@
-"""Uniform noise: a control and no method, what any substitution has to beat.
+"""Noise: a control and no method, uniform pixels, what any substitution has to beat.
 
 Every pixel is drawn evenly from [0, 1]. The DAFL paper (Chen et al., ICCV 2019) reports the same
 control: 14.89 % on CIFAR-10.
@@ -7,14 +7,37 @@ control: 14.89 % on CIFAR-10.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 
-from kdci.methods.bank_source import BankSource
-from kdci.methods.base import SoftLabelCriterion, SourceContext, StudentCriterion
+from kdci.config.block import Positive
 from kdci.models import PixelModel
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SoftLabelCriterion, SourceContext, StudentCriterion
+from kdci.substitution.block import BatchSize, MethodBlock
 
 _BATCH = 256
+
+
+class Noise(MethodBlock):
+    """Uniform noise, a control."""
+
+    is_control: ClassVar[bool] = True
+
+    num_images: BatchSize = 5000
+    """Images in the pool."""
+    temperature: Positive = 4.0
+    """T of the student's soft-label loss."""
+
+    def source(self, context: SourceContext) -> NoiseSource:
+        """Build the source; see the base class."""
+        return NoiseSource(context, self)
+
+    @property
+    def num_pool_images(self) -> int:
+        """All of them."""
+        return self.num_images
 
 
 class NoiseSource(BankSource):
@@ -22,32 +45,23 @@ class NoiseSource(BankSource):
 
     Args:
         context: Dataset, bank and seed; the teacher is not asked.
-        num_images: Images in the pool, at least 2.
-        temperature: T of the student's soft-label loss.
-
-    Raises:
-        ValueError: ``num_images`` is too small.
+        params: The control's values.
     """
 
-    def __init__(
-        self, context: SourceContext, *, num_images: int = 5000, temperature: float = 4.0
-    ) -> None:
-        if num_images < 2:
-            raise ValueError(f"num_images must be at least 2, got {num_images}")
+    def __init__(self, context: SourceContext, params: Noise) -> None:
         super().__init__(context)
-        self.num_images = num_images
-        self.temperature = temperature
+        self.params = params
 
     @property
     def num_preparations(self) -> int:
         """The parts the pool is drawn in."""
-        return -(-self.num_images // _BATCH)
+        return -(-self.params.num_images // _BATCH)
 
     def prepare(self) -> Iterator[dict[str, float]]:
         """Draw the pool; see the protocol."""
         spec = self.context.spec
-        while len(self.bank) < self.num_images:
-            size = min(_BATCH, self.num_images - len(self.bank))
+        while len(self.bank) < self.params.num_images:
+            size = min(_BATCH, self.params.num_images - len(self.bank))
             shape = (size, spec.channels, spec.image_size, spec.image_size)
             self.bank.append(torch.rand(shape, generator=self.random))
             yield {"bank": float(len(self.bank))}
@@ -58,4 +72,4 @@ class NoiseSource(BankSource):
 
     def criterion(self) -> StudentCriterion:
         """Return the soft-label loss."""
-        return SoftLabelCriterion(self.temperature)
+        return SoftLabelCriterion(self.params.temperature)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kdci.config.catalog import CONTROL_NAMES
 from kdci.deconfounding.arms import ARMS, BASE_ARMS
 from kdci.reporting.results import Group, Measure, Part, Row, grouped
 from kdci.reporting.statistics import (
@@ -23,6 +22,7 @@ from kdci.reporting.statistics import (
     paired_t_test,
     pooled_differences,
 )
+from kdci.substitution.registry import control_names
 
 BALANCED = "balanced"
 """The known shift that is none: what the others cost is measured against it."""
@@ -121,7 +121,7 @@ def compare_arms(
         measure: What is compared.
         over_methods: Whether to add each arm's mean over all methods where there are several.
     """
-    rows = [row for row in rows if row.method not in CONTROL_NAMES]
+    rows = [row for row in rows if row.method not in control_names()]
     results = []
     for of_group in grouped(rows).values():
         arms = arms_of(of_group)

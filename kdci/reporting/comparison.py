@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdci.config.catalog import CONTROL_NAMES
 from kdci.reporting.arm_comparison import ArmResult
 from kdci.reporting.results import Group, Key, Measure, Part, Row, measure_of
 from kdci.reporting.statistics import Estimate, estimate, paired_differences
+from kdci.substitution.registry import control_names
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Comparison:
     @property
     def is_control(self) -> bool:
         """Whether this is no method, but what methods are measured against."""
-        return self.method in CONTROL_NAMES
+        return self.method in control_names()
 
     @property
     def kdci(self) -> Estimate | None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from kdci.errors import NumericError
-from kdci.methods.base import StudentCriterion, SubstitutionSource
 from kdci.models import PixelModel, load_state
 from kdci.store.metrics import MetricSink, RunningMeans
+from kdci.substitution.base import StudentCriterion, SubstitutionSource
 from kdci.training.optimizers import SGD, Adam
 from kdci.training.schedules import Schedule, learning_rate_factor, scale_learning_rates
 

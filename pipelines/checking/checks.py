@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdci.config.catalog import stem_for
-from kdci.config.methods import MethodBlock, OpenWorld
+from kdci.config.open_world import OpenWorld
 from kdci.config.params import Params
 from kdci.deconfounding.arms import ARMS
 from kdci.errors import CombinedUserError, KdciError, UserError
 from kdci.store.artifacts import read_card, storage_errors
 from kdci.store.layout import Layout, cells, control_cells, shift_cells
+from kdci.substitution.block import MethodBlock
 from pipelines.graph.plan import planned_stages
 from pipelines.importing.check import check_teacher_artifact
 from pipelines.params.spelled_out import check_spelled_out

@@ -25,10 +25,12 @@ def explain_stages(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Tell why stages would run again, what follows, and what it will take; run nothing."""
-    _, layout = project(context)
+    params, layout = project(context, methods=False)
     from pipelines.explaining.explain import explain
     from pipelines.explaining.text import explanation_lines
+    from pipelines.graph.current import current_graph
 
+    current_graph(layout.root, params)
     explanation = explain(layout, stages or (), limit=limit)
     if as_json:
         import json
@@ -94,7 +96,7 @@ def _show_pass(outcome: SyncSummary) -> None:
 
 def verify(context: typer.Context) -> None:
     """Re-hash every artifact of the current params."""
-    params, layout = project(context)
+    params, layout = project(context, methods=False)
     from pipelines.checking import housekeeping
 
     found = housekeeping.verify(params, layout)

@@ -37,9 +37,12 @@ def check(
     """Validate params, data and teacher; run nothing."""
     params, layout = project(context)
     from pipelines.checking.checks import find_problems, summary
+    from pipelines.graph.current import current_graph
 
     problems = find_problems(params, layout)
     exit_code = tell(problems) if problems else 0
+    if not problems:
+        current_graph(layout.root, params)
     for line in () if problems else summary(params, layout):
         typer.echo(line)
     if estimate:  # whoever has no data yet wants to know what they will need, too
@@ -59,12 +62,12 @@ def _estimate(params: Params, layout: Layout, probe_seconds: float) -> None:
 def list_names(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
     """List names that params.yaml and `kdci preset` take, one a line."""
     from kdci.config.catalog import BACKBONE_NAMES, CUSTOM, DATASETS
-    from kdci.config.params import METHOD_NAMES
     from kdci.deconfounding.arms import ARMS
+    from kdci.substitution.registry import method_names
     from pipelines.params.presets import preset_names
 
     names = {
-        Listing.methods: METHOD_NAMES,
+        Listing.methods: method_names(),
         Listing.backbones: BACKBONE_NAMES,
         Listing.arms: ARMS,
         Listing.datasets: [*DATASETS, CUSTOM],
@@ -92,6 +95,7 @@ def preset(
     force: Annotated[bool, typer.Option("--force", help="Replace an edited params.yaml.")] = False,
 ) -> None:
     """Write a preset's params.yaml."""
+    from pipelines.graph.current import current_graph
     from pipelines.params.preset_edits import write_edited
     from pipelines.params.presets import write_preset
     from pipelines.params.schema import place_of, write_schema
@@ -111,6 +115,7 @@ def preset(
             force=force,
         )
     write_schema(place_of(root))
+    current_graph(root)
     typer.echo(f"{file} is preset {name} now; `kdci check` looks it over, `dvc repro` runs it")
 
 
@@ -127,6 +132,19 @@ def schema(
     place = file or place_of(project_root(context))
     write_schema(place)
     typer.echo(place)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where the experiment is to live.")],
+    preset: Annotated[str, typer.Option(help="One of `kdci list presets`.")] = "digits",
+    data: Annotated[str | None, typer.Option(help="Folder that holds the preset's data.")] = None,
+) -> None:
+    """Make an experiment in a folder of its own: params, stages, Git and DVC."""
+    from pipelines.params.new_project import new_project
+
+    for made in new_project(folder, preset=preset, data=data):
+        typer.echo(made)
+    typer.echo(f"{folder} is an experiment now: `cd {folder}`, then `kdci check` and `kdci run`")
 
 
 def show(context: typer.Context) -> None:

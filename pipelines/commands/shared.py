@@ -51,8 +51,12 @@ def project_root(context: typer.Context) -> Path:
     raise UserError(str(here), what, "go to the project folder, or give it with --root")
 
 
-def project(context: typer.Context) -> tuple[Params, Layout]:
+def project(context: typer.Context, *, methods: bool = True) -> tuple[Params, Layout]:
     """Return the params of the project, validated, and where everything lies.
+
+    Args:
+        context: Of the command.
+        methods: Whether the methods' blocks are needed, and torch with them.
 
     Raises:
         UserError: There is no project, or its params are not valid.
@@ -61,7 +65,7 @@ def project(context: typer.Context) -> tuple[Params, Layout]:
     from kdci.store.layout import Layout
 
     root = project_root(context)
-    params = load_params(root / "params.yaml")
+    params = load_params(root / "params.yaml", methods=methods)
     return params, Layout(root, params.preset)
 
 

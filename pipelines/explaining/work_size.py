@@ -7,18 +7,7 @@ from math import prod
 from typing import Any
 
 from kdci.config.recipes import scaled_calls, scaled_count, scaled_epochs
-
-_POOL_STEPS = {
-    "dafl": ("num_steps",),
-    "fast": ("warmup_calls", "num_steps"),
-    "cmi": ("warmup_calls", "num_steps"),
-    "deepinv": ("warmup_calls", "num_steps"),
-    "mosaick": ("warmup_steps",),
-}
-"""Keys whose product is the number of steps that make a method's pool; others choose images.
-
-Of two keys the first is that of the calls, which a budget shrinks before the steps in them.
-"""
+from kdci.substitution.registry import block_of, names
 
 
 def num_steps(module: str, method: str, params: Mapping[str, Any]) -> int | None:
@@ -42,7 +31,8 @@ def num_steps(module: str, method: str, params: Mapping[str, Any]) -> int | None
         return _product(recipes[0] if recipes else None, keys, budget, scaled=scaled_epochs)
     if module == "stages.substitute":
         block = params.get(f"methods.{method}")
-        return _product(block, _POOL_STEPS.get(method, ()), budget)
+        factors = block_of(method).pool_steps if method in names() else ()
+        return _product(block, factors, budget)
     return None
 
 

@@ -85,7 +85,7 @@ def _flow_run_name() -> str:
     if given:
         return str(given)
     try:
-        return load_params(Path.cwd() / "params.yaml").preset
+        return load_params(Path.cwd() / "params.yaml", methods=False).preset
     except KdciError:
         return "kdci"
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kdci.errors import BusyError, UserError
+from kdci.graph.cells import CELLS_STAGE
 
 BUSY_SECONDS = 5.0
 """How long the DVC of a killed run has to leave: its lock of what it wrote outlives it a moment."""
@@ -195,13 +196,15 @@ def _read(root: Path, *, status: bool) -> Dag:
     # The private flag is that of `dvc --wait-for-lock`: another command may be at it.
     with Repo(str(root), _wait_for_lock=True) as repo:
         graph = repo.index.graph
-        known = {stage.name: stage for stage in graph if stage.name}
+        # The look at cells.yaml is no part of the experiment: whoever asks here renews it first.
+        known = {stage.name: stage for stage in graph if stage.name not in (None, CELLS_STAGE)}
         upstream = {
-            name: [other.name for other in graph.successors(stage) if other.name]
+            name: [other.name for other in graph.successors(stage) if other.name in known]
             for name, stage in known.items()
         }
         stages = {name: _stage(known[name], upstream[name], root) for name in _ordered(upstream)}
-        return Dag(stages, dict(_changes(repo.status(), root)) if status else {})
+        changes = dict(_changes(repo.status(), root)) if status else {}
+        return Dag(stages, {name: changes[name] for name in changes if name in stages})
 
 
 def _ordered(upstream: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -138,7 +138,7 @@ def _preset(name: str, file: Path) -> str:
     """Return a preset's text: the file's own, but for its seeds, if that is the same preset."""
     text = preset_text(name)
     try:
-        same = file.is_file() and load_params(file).preset == name and is_ours(file)
+        same = file.is_file() and load_params(file, methods=False).preset == name and is_ours(file)
     except UserError:
         same = False
     if not same:

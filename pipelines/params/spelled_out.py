@@ -1,27 +1,22 @@
 """The look of `kdci check` at what DVC reads of params.yaml by itself.
 
-Stages take a value that the file lacks from the defaults. DVC knows no defaults: a list that
-`dvc.yaml` multiplies out and a block that a stage depends on have to stand in the file, or it
-stops before any stage runs. A file of an earlier version may lack them.
+Stages take a value that the file lacks from the defaults. DVC knows no defaults: a block that a
+stage depends on has to stand in the file, or DVC stops before any stage runs. A file of an earlier
+version may lack one.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from itertools import product
 from typing import Any
 
 from kdci.config.params import Params
 from kdci.config.params_file import read_yaml
 from kdci.errors import KdciError, UserError
+from kdci.graph.build import graph_of
 from kdci.store.layout import Layout
-from pipelines.explaining.differences import read_yaml_quickly
 
-_TEMPLATE = re.compile(r"\$\{([^}]+)\}")
 _ABSENT = object()
-
-Tree = Mapping[str, Any]
 
 
 def check_spelled_out(params: Params, layout: Layout) -> Iterator[KdciError]:
@@ -29,59 +24,15 @@ def check_spelled_out(params: Params, layout: Layout) -> Iterator[KdciError]:
 
     A project without the one file or the other has nothing for DVC to read.
     """
-    file, pipeline = layout.root / "params.yaml", layout.root / "dvc.yaml"
-    if not (file.is_file() and pipeline.is_file()):
+    file = layout.root / "params.yaml"
+    if not (file.is_file() and (layout.root / "dvc.yaml").is_file()):
         return
-    found = read_yaml(file)
-    whole = params.model_dump(mode="json", by_alias=True)
-    stages = read_yaml_quickly(pipeline.read_text(encoding="utf-8"))["stages"]
-    for key in needed_keys(stages, whole):
-        value = _at(whole, key)
-        if _at(found, key) is _ABSENT and value is not _ABSENT:
+    found, whole = read_yaml(file), params.model_dump(mode="json", by_alias=True)
+    graph = graph_of(params, layout.root)
+    for key in dict.fromkeys(key for node in graph.nodes.values() for key in node.blocks.values()):
+        if _at(found, key) is _ABSENT:
             what = "is not in params.yaml, and DVC needs it spelled out"
-            yield UserError(key, what, f"add {_line(key, value)}")
-
-
-def needed_keys(stages: Tree, values: Tree) -> list[str]:
-    """Return the dotted params keys that DVC reads for the stages of a grid, each once.
-
-    Args:
-        stages: As in dvc.yaml.
-        values: The params with all defaults, which say what stages there are.
-    """
-    needed: dict[str, None] = {}
-    for stage in stages.values():
-        axes = stage.get("matrix", {})
-        for axis in axes.values():
-            needed |= dict.fromkeys(_templates(axis))
-        for point in _points(axes, values):
-            for key in stage.get("params", ()):
-                needed[_filled(key, point, values)] = None
-            rest = {name: part for name, part in stage.items() if name not in ("matrix", "params")}
-            needed |= dict.fromkeys(k for k in _templates(rest) if not k.startswith("item."))
-    return list(needed)
-
-
-def _points(axes: Tree, values: Tree) -> Iterator[Tree]:
-    """Yield what `item` is for each stage of an entry; without axes there is one."""
-    lists = [_at(values, key) for axis in axes.values() for key in _templates(axis)]
-    for point in product(*lists):
-        yield dict(zip(axes, point, strict=True))
-
-
-def _filled(key: str, item: Tree, values: Tree) -> str:
-    def value(match: re.Match[str]) -> str:
-        return str(_at({**values, "item": item}, match[1]))
-
-    return _TEMPLATE.sub(value, key)
-
-
-def _templates(node: Any) -> list[str]:
-    if isinstance(node, Mapping):
-        return [key for pair in node.items() for part in pair for key in _templates(part)]
-    if isinstance(node, list | tuple):
-        return [key for part in node for key in _templates(part)]
-    return _TEMPLATE.findall(node) if isinstance(node, str) else []
+            yield UserError(key, what, f"add {_line(key, _at(whole, key))}")
 
 
 def _at(tree: Any, key: str) -> Any:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
-from kdci.errors import StorageError, UserError
+from kdci.errors import KdciError, StorageError, UserError
 from kdci.store.layout import Layout
+from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, Verdict, read_dag
 from pipelines.params.edit import prepare
 from pipelines.running import journal
@@ -102,9 +103,12 @@ def open_run(
         try:
             params = load_params(root / "params.yaml")
             layout = Layout(root, params.preset)
+            current_graph(root, params)
             dag = _checked_dag(params, layout, targets)
         except BaseException:
             put_back()  # nothing is run: nothing has changed
+            with suppress(KdciError):
+                current_graph(root)
             raise
         writer = _JournalWriter(layout, params, runner)
 

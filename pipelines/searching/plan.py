@@ -318,8 +318,8 @@ def _overridden(params: Params, subject: Subject, key: str) -> Iterator[UserErro
     _, method, *place, field = key.split(".")
     if len(place) > 2 or place[:1] not in ([], ["by_teacher"], ["by_student"]):
         return  # open_world.num_images: no override has such a value
-    block = getattr(params.methods, method)
-    owners = {
+    block = params.methods[method]
+    owners: dict[tuple[str, ...], Mapping[str, object]] = {
         ("by_student", subject.student): block.by_student.get(subject.student, {}),
         ("by_teacher", subject.teacher): block.by_teacher.get(subject.teacher, {}),
         (): {field: None},

@@ -147,7 +147,7 @@ class Outcomes:
         from pipelines.tracking.reading.files import slots
 
         with suppress(KdciError):  # params.yaml is being edited
-            params = load_params(self._layout.root / "params.yaml")
+            params = load_params(self._layout.root / "params.yaml", methods=False)
             for slot in slots(self._layout, params.grid):
                 if slot.dvc_stage == stage:
                     return journal.card_of(slot.path, slot.kind)

@@ -32,10 +32,10 @@ from benchmarks.reference.networks import (
 from kdci.data.bank.augmentation import random_crop_flip
 from kdci.data.bank.resized_crop import random_resized_crop
 from kdci.deconfounding.confounder import build_dictionary
-from kdci.methods.base import SubstitutionSource
 from kdci.methods.cmi import CmiSource
-from kdci.methods.registry import METHODS
 from kdci.models.pretrained import build_network
+from kdci.substitution.base import SubstitutionSource
+from kdci.substitution.registry import method_names
 from kdci.training.distillation import Distiller
 from kdci.training.runtime import Runtime, available_cores
 
@@ -109,7 +109,7 @@ def test_an_unknown_network_is_refused() -> None:
         classifier("resnet-99")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_names())
 def test_the_students_loss(method: str, place: Place) -> None:
     """Over three steps, so that the optimisers' steps are the same, too."""
     images = torch.rand(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -14,7 +14,7 @@ from pipelines.params.presets import preset_names
 
 HEAVY = ("torch", "torchvision", "mlflow", "prefect", "ray", "dvc", "sklearn", "numpy", "pandas")
 COMMANDS = {
-    *("check", "list", "preset", "schema", "show", "run", "sync", "sweep", "promote"),
+    *("check", "list", "init", "preset", "schema", "show", "run", "sync", "sweep", "promote"),
     *("explain", "doctor", "verify", "clean", "import-teacher", "export", "download"),
 }
 
@@ -71,11 +71,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_list_prints_one_name_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     from kdci.data.datasets.loading import LOADERS
-    from kdci.methods.registry import METHODS
     from kdci.models import BACKBONES
+    from kdci.substitution.registry import method_names
 
     known = {
-        "methods": list(METHODS),
+        "methods": method_names(),
         "backbones": list(BACKBONES),
         "datasets": list(LOADERS),
         "presets": preset_names(),

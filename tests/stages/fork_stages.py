@@ -21,9 +21,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stages import _main, _session
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-MODULES = ("teacher", "substitute", "shift", "dictionary", "distill", "evaluate", "report")
+from kdci.graph.node import KINDS  # noqa: E402
+from stages import _main, _session  # noqa: E402
+from tests.conftest import stage_function  # noqa: E402
+
 PRELOADED = (
     "kdci.store.checkpoints",
     "kdci.deconfounding.confounder",
@@ -33,15 +36,16 @@ PRELOADED = (
     "kdci.deconfounding.rebuilding",
     "kdci.deconfounding.strata",
     "kdci.models.students",
-    "kdci.methods.registry",
+    "kdci.substitution.registry",
     "kdci.training.supervised",
     "safetensors.torch",
     "sklearn.cluster",
     "sklearn.datasets",
 )
-STAGES = {name: importlib.import_module(f"stages.{name}").STAGES for name in MODULES}
 for name in PRELOADED:
     importlib.import_module(name)
+for name in KINDS:
+    stage_function(name)
 
 
 def resolve(target: str) -> tuple[Any, str]:
@@ -102,7 +106,7 @@ def child(order: dict[str, Any]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["max_file_bytes"],) * 2)
     for fault in order["faults"]:
         install(fault)
-    return _main.main(STAGES[order["module"]], order["argv"])
+    return _main.main(order["stage"], stage_function(order["stage"]), order["argv"])
 
 
 def start(order: dict[str, Any]) -> int:

@@ -8,19 +8,19 @@ import signal
 import numpy as np
 import pytest
 
-from kdci.config.params import METHOD_NAMES
 from kdci.data.datasets import loading as datasets
 from kdci.reporting.results import load_rows
 from kdci.reporting.text.table import terminal_table
 from kdci.store.artifacts import open_artifact
 from kdci.store.layout import all_cells
+from kdci.substitution.registry import method_names
 from tests.conftest import Call, Project
 from tests.stages.test_session import IN_LOOP
 
-OTHERS = tuple(name for name in METHOD_NAMES if name not in ("fast", "dfnd"))
+OTHERS = tuple(name for name in method_names() if name not in ("fast", "dfnd"))
 """What the shared experiment leaves out."""
 MADE = {"dafl": 48, "cmi": 32, "deepinv": 32, "mosaick": 64 + 32, "noise": 64}
-CONTROL = [Call.of(stage, "noise") for stage in ("substitute", "distill_vanilla", "evaluate")]
+CONTROL = [Call.of(stage, "noise") for stage in ("substitute", "vanilla", "evaluate")]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_pictures_show_all_of_them(everything):
     assert "predictions-wrn-10-1-wrn-10-1-noise.png" not in drawn  # two students to compare
 
 
-LOOPS = [(stage, method) for method in OTHERS for stage in ("substitute", "distill_kdci")]
+LOOPS = [(stage, method) for method in OTHERS for stage in ("substitute", "kdci")]
 CASES = [
     pytest.param(
         stage,
@@ -104,7 +104,7 @@ def test_a_killed_stage_ends_with_the_same_bytes(copy, forks, stage, method, set
 
 
 @pytest.mark.parametrize("method", [*OTHERS, "noise"])
-@pytest.mark.parametrize("stage", ["substitute", "distill_vanilla"])
+@pytest.mark.parametrize("stage", ["substitute", "vanilla"])
 def test_no_method_opens_original_data(copy, monkeypatch, stage, method):
     def refuse(*args, **kwargs):
         raise AssertionError("original data was opened")

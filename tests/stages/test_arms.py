@@ -11,21 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdci.config.methods import OVERRIDES
 from kdci.data.bank.image_bank import ImageBank
 from kdci.data.datasets import loading as datasets
 from kdci.deconfounding.arms import ARMS, FURTHER_ARMS
 from kdci.deconfounding.compensation import Compensation
 from kdci.deconfounding.known_shift import degrade, long_tail_counts
 from kdci.deconfounding.logit_adjustment import LogitAdjustment
-from kdci.methods.base import SourceContext
-from kdci.methods.fast import FastSource
 from kdci.models.folding import fold_batch_norms
 from kdci.models.pretrained import build_network, load_teacher
 from kdci.reporting.results import load_rows
 from kdci.store.artifacts import open_artifact
 from kdci.store.checkpoints import load_state
 from kdci.store.layout import all_cells
+from kdci.substitution.base import SourceContext
 from kdci.training.distillation import Distiller
 from kdci.training.runtime import derive_seed
 from tests.conftest import Call, Project
@@ -127,9 +125,7 @@ def by_hand(project, tmp_path, *, module=None, stratum_of=None, max_repeats=math
     teacher = load_teacher(artifact, spec)
     bank = ImageBank(tmp_path / "bank.bin", shape=(1, 16, 16), base=pool.file("images.npy"))
     context = SourceContext(teacher, spec, bank, derive_seed(seed, "source"), 0.5, lambda: None)
-    block = params.methods.fast
-    names = [name for name in type(block).model_fields if name not in OVERRIDES]
-    source = FastSource(context, **{name: getattr(block, name) for name in names})
+    source = params.methods["fast"].source(context)
     source.load_state_dict(load_state(pool.path / "source"))
     source.reseed(context.seed)
     if stratum_of is not None:
@@ -193,7 +189,7 @@ CAP = 1.25
 
 def capped(copy, *arms):
     copy.edit(intervention={"strata": "classes", "max_repeats": CAP, "tau": 1.0})
-    return copy.build(*(Call(f"distill_{arm}", Call.of("distill_kdci").cell) for arm in arms))
+    return copy.build(*(Call.of(arm) for arm in arms))
 
 
 def test_the_cap_holds_for_strata_and_not_for_the_plain_remedy(copy, tmp_path):
@@ -250,7 +246,7 @@ def test_kdci_stratified_is_the_compensation_of_the_draw_at_scale_1(copy, tmp_pa
 
 def test_strata_leave_the_compensation_the_proportions_that_are_drawn(copy):
     """Evenly over the prototypes, P(z) is 1/N; a cap of 1 leaves the pool's."""
-    call = Call("distill_kdci_stratified", Call.of("distill_kdci").cell)
+    call = Call.of("kdci_stratified")
     path = copy.layout.dictionary(WRN, "fast", 0) / "dictionary.safetensors"
     pools = load_file(path)["proportions"]
     for cap, expected in ((None, torch.full_like(pools, 1 / len(pools))), (1.0, pools)):
@@ -269,9 +265,7 @@ def test_strata_leave_the_compensation_the_proportions_that_are_drawn(copy):
 )
 def test_ablations_are_the_compensation_with_one_value_changed(copy, tmp_path, arm, option):
     torch.set_num_threads(1)
-    copy.edit(compensation__rebuild=None, compensation__scale=1.0).build(
-        Call(f"distill_{arm}", Call.of("distill_kdci").cell)
-    )
+    copy.edit(compensation__rebuild=None, compensation__scale=1.0).build(Call.of(arm))
     path = copy.layout.dictionary(WRN, "fast", 0) / "dictionary.safetensors"
     tensors = load_file(path)
     seed = derive_seed(derive_seed(0, 0, "distill"), "compensation")
@@ -305,7 +299,7 @@ KILLED = ("kdci", "class_balanced", "logit_adjusted", "kdci_stratified", "kdci_r
 
 @pytest.mark.parametrize("arm", KILLED)
 def test_a_killed_arm_ends_with_the_same_bytes(copy, forks, arm):
-    call = Call(f"distill_{arm}", Call.of("distill_kdci").cell)
+    call = Call.of(arm)
     expected = copy.content(call)
     assert forks.run(copy, call, **IN_LOOP["after a checkpoint"]) == -signal.SIGKILL
     assert copy.run(call) == 0
@@ -316,7 +310,7 @@ def test_a_killed_arm_ends_with_the_same_bytes(copy, forks, arm):
 def test_strata_of_an_adopted_dictionary_are_refused(copy, capsys):
     other = copy.layout.other.dictionary(WRN, "fast", 0).relative_to(copy.root)
     copy.edit(dictionary__artifact=str(other)).build(Call.of("dictionary"))
-    assert copy.run(Call("distill_prototype_balanced", Call.of("distill_kdci").cell)) == 2
+    assert copy.run(Call.of("prototype_balanced")) == 2
     assert "dictionary.artifact: strata are prototypes" in capsys.readouterr().err
 
 
@@ -364,7 +358,7 @@ def test_a_known_shift_stays_as_it_is(everything, arm):
 
 
 def test_same_shift_same_bytes(copy):
-    for call in (Call.of("shift", "tail"), Call.of("distill_kdci", "tail")):
+    for call in (Call.of("shift", "tail"), Call.of("kdci", "tail")):
         expected = copy.content(call)
         copy.build(call)
         assert copy.content(call) == expected
@@ -398,11 +392,10 @@ def test_the_other_model_has_to_be_in_the_grid(copy, capsys):
 
 def test_an_arm_outside_the_grid_is_refused(copy, capsys):
     copy.edit(grid__others=[], grid__arms=[], grid__shift_arms=["vanilla"])
-    cell = Call.of("distill_kdci").cell
     for arm in ("kdci_other", "logit_adjusted"):
-        assert copy.run(Call(f"distill_{arm}", cell)) == 2
+        assert copy.run(Call.of(arm)) == 2
         assert f"grid.arms: {arm} is not in the grid" in capsys.readouterr().err
-    assert copy.run(Call.of("distill_kdci", "tail")) == 2
+    assert copy.run(Call.of("kdci", "tail")) == 2
     assert "grid.shift_arms: kdci is not in the grid" in capsys.readouterr().err
 
 
@@ -420,8 +413,8 @@ def test_tracking_takes_the_other_models_artifacts_for_current(everything):
 FREE = [
     Call.of("shift", "tail"),
     Call.of("dictionary", "tail"),
-    *(Call.of(f"distill_{arm}", "tail") for arm in SHIFT_ARMS),
-    *(Call.of(f"distill_{arm}") for arm in ARMS),
+    *(Call.of(arm, "tail") for arm in SHIFT_ARMS),
+    *(Call.of(arm) for arm in ARMS),
 ]
 
 

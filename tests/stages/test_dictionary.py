@@ -77,7 +77,7 @@ def test_space_decides_what_is_clustered(built, call, space, dimension):
     built.edit(dictionary__space=space, compensation__fusion="linear")
     built.build(call("dictionary"))
     assert built.card(call("dictionary"))["facts"]["dimension"] == dimension
-    assert built.run(call("distill_kdci")) == 0
+    assert built.run(call("kdci")) == 0
 
 
 def test_another_dictionary_is_adopted_as_it_is(built, call):
@@ -88,7 +88,7 @@ def test_another_dictionary_is_adopted_as_it_is(built, call):
     assert mine.read_bytes() == (other / "dictionary.safetensors").read_bytes()
     theirs = built.card(call("dictionary", "dfnd"))["facts"]
     assert built.card(call("dictionary"))["facts"] == {**theirs, "adopted": True}
-    assert built.run(call("distill_kdci")) == 0
+    assert built.run(call("kdci")) == 0
 
 
 @pytest.fixture
@@ -114,14 +114,14 @@ def test_another_models_dictionary_may_have_any_dimension(of_dimension_7, call):
     assert (facts["dimension"], facts["num_classes"], facts["teacher"]) == (7, 7, "another")
     assert facts["adopted"] is True
     assert len(facts["dictionary_hash"]) == 64, "the card it came with has none"
-    of_dimension_7.build(call("distill_kdci"))
-    card = of_dimension_7.card(call("distill_kdci"))
+    of_dimension_7.build(call("kdci"))
+    card = of_dimension_7.card(call("kdci"))
     assert card["facts"]["compensation"]["dimension"] == 7
 
 
 def test_identity_needs_a_dictionary_of_the_own_classes(of_dimension_7, call, capsys):
     of_dimension_7.edit(compensation__fusion="identity").build(call("dictionary"))
-    assert of_dimension_7.run(call("distill_kdci")) == 2
+    assert of_dimension_7.run(call("kdci")) == 2
     assert "use residual" in capsys.readouterr().err
 
 
@@ -161,7 +161,7 @@ def test_a_pool_of_one_image_gives_one_prototype(built, call):
     facts = built.card(call("dictionary"))["facts"]
     assert (facts["requested"], facts["num_prototypes"], facts["effective_n"]) == (4, 1, 1.0)
     assert facts["sizes"] == [len(images)]
-    built.build(call("distill_kdci"))
+    built.build(call("kdci"))
 
 
 def test_a_pool_may_be_larger_than_memory_holds_predictions_of(built, call, method, monkeypatch):

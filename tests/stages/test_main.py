@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from kdci.graph.cells import renew_cells
 from kdci.store.hashing import hash_file, hash_json
+from tests.conftest import Call
 from tests.project_code import ROOT
 
 MODULES = ("teacher", "substitute", "dictionary", "distill", "evaluate", "report")
@@ -56,7 +58,7 @@ def refused(built, capsys):
 )
 def test_bad_param_is_named_with_its_key(built, call, refused, key, value, named, said):
     built.edit(**{key: value})
-    line = refused(call("distill_kdci"), 2)
+    line = refused(call("kdci"), 2)
     assert line.startswith(f"kdci: error: {named}")
     assert said in line
 
@@ -95,13 +97,38 @@ def test_missing_params_file_is_refused(fresh, call, capsys):
 
 
 @pytest.mark.parametrize(
-    ("stage", "method", "seed", "key"),
-    [("substitute", "dafl", 0, "grid.methods"), ("distill_kdci", "fast", 7, "grid.seeds")],
+    ("stage", "method", "seed"), [("substitute", "dafl", 0), ("kdci", "fast", 7)]
 )
-def test_axis_value_outside_the_grid_is_refused(call, refused, stage, method, seed, key):
-    line = refused(call(stage, method, seed), 2)
-    assert line.startswith(f"kdci: error: {key}: ")
-    assert "one of" in line
+def test_cell_outside_the_grid_is_refused(call, refused, stage, method, seed):
+    this = call(stage, method, seed)
+    line = refused(this, 2)
+    assert line.startswith(f"kdci: error: {this.cell}: is no cell of `{this.stage}`")
+    assert "wrn-10-1-" in line.partition("see cells.yaml")[2]
+
+
+@pytest.mark.parametrize("cell", ["a b", "$(touch x)", "a;b", "../up", "-flag", ".hidden", "a/b"])
+def test_what_is_no_name_is_refused_before_anything_is_read(fresh, capsys, cell):
+    (fresh.root / "params.yaml").unlink()
+    arguments = [] if not cell.startswith("-") else ["--"]
+    assert fresh.run(Call("distill", ""), *arguments, cell) == 2
+    assert "is no cell's name" in capsys.readouterr().err
+
+
+def test_under_dvc_a_cell_that_cells_yaml_tells_otherwise_is_refused(built, call, monkeypatch):
+    """What DVC recorded would be of another cell than ran."""
+    monkeypatch.setenv("DVC_STAGE", "x")
+    this = call("kdci")
+    assert built.run(this) == 2  # there is no such file
+    renew_cells(built.graph)
+    assert built.run(this) == 0
+    file = built.root / "cells.yaml"
+    code = built.node(this).code.name
+    for place in (f'"{code}": "', f'"{this.cell}": {{"code": "'):
+        text = file.read_text()
+        assert place in text
+        file.write_text(text.replace(place, place + "0"))
+        assert built.run(this) == 2
+        file.write_text(text)
 
 
 def test_params_are_refused_before_torch_is_loaded(built):
@@ -113,10 +140,9 @@ sys.modules["torch"] = None
 from stages._main import main
 codes = []
 for name in {MODULES!r}:
-    stages = importlib.import_module("stages." + name).STAGES
-    cell = ["--" + axis.replace("_", "-") + "=0" for axis in stages[0].axes]
-    variant = ["--variant=kdci"] if len(stages) > 1 else []
-    codes.append(main(stages, ["--params", {str(built.root / "params.yaml")!r}, *variant, *cell]))
+    importlib.import_module("stages." + name)
+    cell = [] if name == "report" else ["x"]
+    codes.append(main(name, print, ["--params", {str(built.root / "params.yaml")!r}, *cell]))
 sys.exit(int(set(codes) != {{2}}))
 """
     root = ROOT
@@ -163,7 +189,7 @@ def forge(path, **facts):
     (path / "card.json").write_text(json.dumps(card))
 
 
-@pytest.mark.parametrize("stage", ["substitute", "dictionary", "distill_kdci", "evaluate"])
+@pytest.mark.parametrize("stage", ["substitute", "dictionary", "kdci", "evaluate"])
 @pytest.mark.parametrize(("fact", "value"), [("num_classes", 7), ("channels", 3)])
 def test_teacher_of_another_dataset_is_refused(built, call, refused, stage, fact, value):
     forge(built.layout.teacher("wrn-10-1"), **{fact: value})
@@ -195,7 +221,7 @@ def plain_teacher(built, monkeypatch):
 
 
 @pytest.mark.usefixtures("plain_teacher")
-@pytest.mark.parametrize("stage", ["substitute", "distill_kdci"])
+@pytest.mark.parametrize("stage", ["substitute", "kdci"])
 def test_teacher_without_batch_norm_is_refused_by_fast(call, refused, stage):
     line = refused(call(stage), 2)
     assert line.startswith("kdci: error: methods.fast: ")
@@ -204,7 +230,7 @@ def test_teacher_without_batch_norm_is_refused_by_fast(call, refused, stage):
 
 @pytest.mark.usefixtures("plain_teacher")
 def test_dfnd_takes_a_teacher_without_batch_norm(built, call):
-    built.build(call("substitute", "dfnd"), call("distill_kdci", "dfnd"))
+    built.build(call("substitute", "dfnd"), call("kdci", "dfnd"))
 
 
 def test_teacher_with_nan_weights_is_refused(built, call, refused):
@@ -238,8 +264,8 @@ def test_larger_choice_than_the_open_world_is_refused(built, call, refused):
     [
         ("substitute", "teachers/wrn-10-1"),
         ("dictionary", "pools/wrn-10-1/fast/pool0"),
-        ("distill_vanilla", "pools/wrn-10-1/fast/pool0"),
-        ("distill_kdci", "dictionaries/wrn-10-1/fast/pool0"),
+        ("vanilla", "pools/wrn-10-1/fast/pool0"),
+        ("kdci", "dictionaries/wrn-10-1/fast/pool0"),
         ("evaluate", "students/wrn-10-1/wrn-10-1/fast/vanilla/pool0-seed0"),
     ],
 )
@@ -285,8 +311,8 @@ def replace_by_pickle(file, canary):
     [
         ("substitute", "teachers/wrn-10-1/model.safetensors"),
         ("dictionary", "pools/wrn-10-1/fast/pool0/images.npy"),
-        ("distill_vanilla", "pools/wrn-10-1/fast/pool0/source.safetensors"),
-        ("distill_kdci", "dictionaries/wrn-10-1/fast/pool0/dictionary.safetensors"),
+        ("vanilla", "pools/wrn-10-1/fast/pool0/source.safetensors"),
+        ("kdci", "dictionaries/wrn-10-1/fast/pool0/dictionary.safetensors"),
         ("evaluate", "students/wrn-10-1/wrn-10-1/fast/kdci/pool0-seed0/compensation.safetensors"),
     ],
 )
@@ -314,8 +340,8 @@ def test_damaged_card_is_refused(built, call, refused, tmp_path, damage):
     ("stage", "method", "key"),
     [
         ("teacher", "fast", "teacher__learning_rate"),
-        ("distill_vanilla", "fast", "recipes__fast__learning_rate"),
-        ("distill_kdci", "dfnd", "recipes__dfnd__learning_rate"),
+        ("vanilla", "fast", "recipes__fast__learning_rate"),
+        ("kdci", "dfnd", "recipes__dfnd__learning_rate"),
     ],
 )
 def test_diverging_loss_ends_the_stage(built, call, refused, stage, method, key):

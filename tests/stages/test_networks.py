@@ -24,7 +24,7 @@ def card_of(project: Project, call: Call) -> dict:
 
 def rerun(project: Project, **values: object) -> tuple[dict, dict]:
     """Distil again under other params; return the card and the student's tensors."""
-    call = Call.of("distill_vanilla")
+    call = Call.of("vanilla")
     project.edit(**values).build(call)
     return card_of(project, call), load_file(project.artifact(call) / "model.safetensors")
 

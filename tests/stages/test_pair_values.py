@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kdci.config.params import Params
 from kdci.config.params_file import read_yaml
-from kdci.deconfounding.arms import ARMS
+from kdci.graph.build import graph_of
+from kdci.graph.node import Parent
 from kdci.store.artifacts import open_artifact
-from kdci.store.layout import Layout
-from stages.distill import _open_parents
 
 WRN = "wrn-10-1"
 
@@ -45,7 +42,7 @@ def test_a_pool_is_made_with_its_teachers_values(with_teacher, call) -> None:
 
 def test_a_student_is_distilled_with_its_own_values(with_teacher, call) -> None:
     with_teacher.build(call("substitute"))
-    student = call("distill_vanilla")
+    student = call("vanilla")
     plain = remade(with_teacher, student)
     with_teacher.edit(methods__fast__by_student={WRN: {"temperature": 2.0}})
     own = remade(with_teacher, student)
@@ -55,22 +52,18 @@ def test_a_student_is_distilled_with_its_own_values(with_teacher, call) -> None:
 
 def test_half_a_budget_is_half_the_calls_and_steps(with_teacher, call) -> None:
     """12 steps in 2 epochs, on a pool of 2 calls of 16 images."""
-    with_teacher.edit(budget=0.5).build(call("substitute"), call("distill_vanilla"))
+    with_teacher.edit(budget=0.5).build(call("substitute"), call("vanilla"))
     pool = with_teacher.card(call("substitute"))["facts"]
     assert pool["num_images"] + pool["num_holdout"] == 16
-    assert with_teacher.card(call("distill_vanilla"))["facts"]["num_steps"] == 6
-    assert with_teacher.card(call("distill_vanilla"))["params"]["budget"] == 0.5
+    assert with_teacher.card(call("vanilla"))["facts"]["num_steps"] == 6
+    assert with_teacher.card(call("vanilla"))["params"]["budget"] == 0.5
 
 
 def test_students_are_built_with_the_stem_of_the_params(with_teacher, call) -> None:
     with_teacher.edit(grid__students=["resnet-18"], backbone__stem="imagenet")
     with_teacher.edit(recipes__fast__num_epochs=1, recipes__fast__steps_per_epoch=1)
     with_teacher.build(call("substitute"))
-    of_resnet = tuple(
-        (axis, "resnet-18" if axis == "student" else value)
-        for axis, value in call("distill_vanilla").cell
-    )
-    student = type(call("distill_vanilla"))("distill_vanilla", of_resnet)
+    student = type(call("vanilla"))("distill", f"{WRN}-resnet-18-fast-vanilla-0-0")
     assert with_teacher.build(student).card(student)["facts"]["stem"] == "imagenet"
     tensors = open_artifact(with_teacher.artifact(student), kind="student").tensors(
         "model.safetensors"
@@ -79,7 +72,7 @@ def test_students_are_built_with_the_stem_of_the_params(with_teacher, call) -> N
 
 
 @pytest.mark.parametrize(("student", "other"), [("wrn-10-1", "vgg-11"), ("vgg-11", "wrn-10-1")])
-def test_each_pair_opens_the_dictionary_of_its_own_lender(fresh, student: str, other: str) -> None:
+def test_each_pair_has_the_dictionary_of_its_own_lender(fresh, student: str, other: str) -> None:
     tree: dict[str, Any] = read_yaml(fresh.root / "params.yaml")
     pairs = [{"teacher": WRN, "student": "wrn-10-1"}, {"teacher": WRN, "student": "vgg-11"}]
     tree["grid"] |= {
@@ -90,14 +83,7 @@ def test_each_pair_opens_the_dictionary_of_its_own_lender(fresh, student: str, o
     }
     tree["other"] = {"data": {"name": "digits5", "path": None}}
     tree["compensation"]["fusion"] = "residual"
-    opened: dict[str, Path] = {}
-    layout = Layout(fresh.root, "p")
-    cell = {"teacher": WRN, "student": student, "method": "fast", "pool_seed": 0, "seed": 0}
-    session: Any = SimpleNamespace(
-        identity=SimpleNamespace(cell=cell),
-        layout=layout,
-        params=Params.model_validate(tree),
-        parent=opened.__setitem__,
-    )
-    _open_parents(session, ARMS["kdci_other"])
-    assert opened["dictionary"] == layout.other.dictionary(other, "fast", 0)
+    graph = graph_of(Params.model_validate(tree), fresh.root)
+    node = graph.node("distill", f"{WRN}-{student}-fast-kdci_other-0-0")
+    place = fresh.root / f"artifacts/digits-smoke/other/dictionaries/{other}/fast/pool0"
+    assert node.parents["dictionary"] == Parent(place, "dictionary")

@@ -59,10 +59,10 @@ def matrix():
         ("teacher", "fast"),
         ("substitute", "fast"),
         ("substitute", "dfnd"),
-        ("distill_vanilla", "fast"),
-        ("distill_vanilla", "dfnd"),
-        ("distill_kdci", "fast"),
-        ("distill_kdci", "dfnd"),
+        ("vanilla", "fast"),
+        ("vanilla", "dfnd"),
+        ("kdci", "fast"),
+        ("kdci", "dfnd"),
     ]
     for stage, method in loops:
         for point, settings in IN_LOOP.items():
@@ -79,7 +79,7 @@ def matrix():
 def cases():
     for stage, method, point, settings in matrix():
         first = point == "before the first checkpoint"
-        always = (stage, method) == ("distill_kdci", "fast") or (first and stage == "substitute")
+        always = (stage, method) == ("kdci", "fast") or (first and stage == "substitute")
         marks = [] if always else [pytest.mark.slow]
         yield pytest.param(
             stage, method, settings, id=f"{stage}-{method}-{point.replace(' ', '_')}", marks=marks
@@ -149,12 +149,12 @@ def test_a_state_that_is_slow_to_save_is_saved_more_seldom(
         update(self, step)
 
     monkeypatch.setattr(_session.Progress, "update", ticking)
-    assert built.run(call("distill_vanilla")) == 0
+    assert built.run(call("vanilla")) == 0
     assert intervals and set(intervals) == {interval}
 
 
 def test_kill_after_kill_still_ends_with_the_same_bytes(steps, forks, call, reference):
-    this = call("distill_kdci")
+    this = call("kdci")
     expected = uninterrupted(reference, steps, this)
 
     for _ in range(3):
@@ -168,7 +168,7 @@ def test_kill_after_kill_still_ends_with_the_same_bytes(steps, forks, call, refe
 def test_resumed_stage_does_not_start_over(steps, forks, call, monkeypatch):
     from kdci.training.distillation import Distiller
 
-    this = call("distill_kdci")
+    this = call("kdci")
     settings = kill("kdci.store.checkpoints:Checkpoints.save", 4, "after")
     assert forks.run(steps, this, **settings) == -signal.SIGKILL
     taken = []
@@ -196,7 +196,7 @@ def test_same_bytes_depend_on_every_part_of_the_state(
     """Guards the tests above: a checkpoint that lost a part must show in the hash."""
     from kdci.training.distillation import Distiller
 
-    this = call("distill_kdci")
+    this = call("kdci")
     expected = uninterrupted(reference, steps, this)
     settings = kill("kdci.store.checkpoints:Checkpoints.save", 4, "after")
     assert forks.run(steps, this, **settings) == -signal.SIGKILL
@@ -213,7 +213,7 @@ def test_same_bytes_depend_on_every_part_of_the_state(
 
 
 def test_noise_matrix_and_its_optimizer_are_part_of_the_state(steps, forks, call, reference):
-    this = call("distill_kdci", "dfnd")
+    this = call("kdci", "dfnd")
     expected = uninterrupted(reference, steps, this)
     settings = kill("kdci.store.checkpoints:Checkpoints.save", 3, "after")
     assert forks.run(steps, this, **settings) == -signal.SIGKILL
@@ -222,7 +222,7 @@ def test_noise_matrix_and_its_optimizer_are_part_of_the_state(steps, forks, call
 
 
 def test_other_params_never_meet_an_old_checkpoint(steps, forks, call):
-    this = call("distill_kdci")
+    this = call("kdci")
     settings = kill("kdci.store.checkpoints:Checkpoints.save", 4, "after")
     assert forks.run(steps, this, **settings) == -signal.SIGKILL
     steps.edit(recipes__fast__learning_rate=0.05)
@@ -253,7 +253,7 @@ def paused(steps, forks, call, tmp_path):
                 "flag": str(self.flag),
                 "go": str(self.go),
             }
-            self.call = call("distill_kdci")
+            self.call = call("kdci")
             self.started = forks.start(
                 steps, self.call, faults=[fault], checkpoint_seconds=0, **settings
             )
@@ -300,7 +300,7 @@ def test_second_writer_is_turned_away_and_told_whom_to_wait_for(
 def test_lock_of_a_killed_holder_is_free_at_once(
     steps, forks, call, paused, reference, monkeypatch
 ):
-    expected = uninterrupted(reference, steps, call("distill_kdci"))
+    expected = uninterrupted(reference, steps, call("kdci"))
     monkeypatch.setattr(_session, "LOCK_SECONDS", 0.2)
     holder = paused()
     os.kill(holder.pid, signal.SIGKILL)
@@ -314,14 +314,14 @@ def test_lock_of_a_killed_holder_is_free_at_once(
 def test_another_cell_is_not_turned_away(steps, forks, call, paused, monkeypatch):
     monkeypatch.setattr(_session, "LOCK_SECONDS", 0.2)
     holder = paused()
-    assert steps.run(call("distill_vanilla")) == 0
+    assert steps.run(call("vanilla")) == 0
     holder.go.touch()
     assert forks.wait(holder.started) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_the_state_and_says_so(steps, forks, call, paused, reference, number):
-    expected = uninterrupted(reference, steps, call("distill_kdci"))
+    expected = uninterrupted(reference, steps, call("kdci"))
     holder = paused()
     os.kill(holder.pid, number)
     holder.go.touch()
@@ -333,7 +333,7 @@ def test_signal_saves_the_state_and_says_so(steps, forks, call, paused, referenc
         if line.startswith("kdci: error")
     ]
     assert "run it again" in line
-    assert list(steps.root.glob(".kdci/work/distill_kdci@*/*/checkpoint-*.json"))
+    assert list(steps.root.glob(".kdci/work/distill@*/*/checkpoint-*.json"))
 
     assert steps.run(holder.call) == 0
     assert steps.content(holder.call) == expected
@@ -351,7 +351,7 @@ def test_second_signal_ends_the_stage_at_once(steps, forks, paused):
 def test_stage_stops_with_its_parent_and_the_rerun_waits_for_it(
     steps, forks, call, paused, reference
 ):
-    expected = uninterrupted(reference, steps, call("distill_kdci"))
+    expected = uninterrupted(reference, steps, call("kdci"))
     orphan = paused(parent=True)
     assert orphan.pid != orphan.started
     os.kill(orphan.started, signal.SIGKILL)
@@ -378,7 +378,7 @@ def test_stage_stops_with_its_parent_and_the_rerun_waits_for_it(
         pytest.param("teacher", 20_000, marks=pytest.mark.slow),
         ("substitute", 6_000),
         ("dictionary", 1_200),
-        ("distill_kdci", 20_000),
+        ("kdci", 20_000),
         ("evaluate", 2_000),
         pytest.param("report", 10_000, marks=pytest.mark.slow),
     ],
@@ -408,7 +408,7 @@ def test_disk_that_stays_full_is_one_line_too(steps, forks, call, flush):
     full = {"target": "os:fsync", "n": flush, "when": "before", "action": "full"}
     before = steps.files()
 
-    code = forks.run(steps, call("distill_kdci"), faults=[full], checkpoint_seconds=0)
+    code = forks.run(steps, call("kdci"), faults=[full], checkpoint_seconds=0)
 
     stderr = (steps.root.parent / "stderr.txt").read_text()
     assert code == 4, stderr
@@ -442,8 +442,8 @@ def test_read_only_place_fails_before_the_work(fresh, call, capsys, monkeypatch)
     [
         ("teacher", "fast", 2),
         ("substitute", "fast", 2),
-        ("distill_kdci", "fast", 2),
-        ("distill_vanilla", "dfnd", 2),
+        ("kdci", "fast", 2),
+        ("vanilla", "dfnd", 2),
         ("dictionary", "fast", 0),
         ("evaluate", "fast", 0),
     ],

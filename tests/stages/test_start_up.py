@@ -25,7 +25,7 @@ SLOW_TO_IMPORT = {
     "prefect",
     "ray",
 }
-STAGES = ["teacher", "substitute", "dictionary", "distill_kdci", "evaluate", "report"]
+STAGES = ["teacher", "substitute", "dictionary", "kdci", "evaluate", "report"]
 
 
 @pytest.mark.slow
@@ -33,7 +33,7 @@ STAGES = ["teacher", "substitute", "dictionary", "distill_kdci", "evaluate", "re
 def test_nothing_slow_is_imported_before_the_first_step(built, call, environment, stage):
     this = call(stage, "dfnd")
     arguments = ["--params", str(built.root / "params.yaml"), *this.arguments]
-    command = ["-m", "benchmarks.first_step", str(time.time()), f"stages.{this.module}", *arguments]
+    command = ["-m", "benchmarks.first_step", str(time.time()), f"stages.{this.stage}", *arguments]
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *command],
         cwd=ROOT,

@@ -55,8 +55,8 @@ def test_same_seed_same_bytes_another_seed_other_bytes(built, call, method):
         c
         for c in built.calls()
         if c.stage == "substitute"
-        and dict(c.cell)["method"] == method
-        and dict(c.cell)["pool_seed"] == 1
+        and built.node(c).method == method
+        and built.node(c).point["pool_seed"] == 1
     )
     built.build(other)
     assert built.content(other) != expected

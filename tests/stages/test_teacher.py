@@ -59,7 +59,7 @@ def test_card_says_where_the_result_came_from(smoke_project, call):
         assert card["reproducible"] is True
         assert {"revision", "hash"} == set(card["code"])
         assert card["versions"]["torch"]
-    student = smoke_project.card(call("distill_kdci"))
+    student = smoke_project.card(call("kdci"))
     assert student["parents"] == {
         "teacher": smoke_project.content(call("teacher")),
         "pool": smoke_project.content(call("substitute")),

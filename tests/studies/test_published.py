@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kdci.config.catalog import BACKBONE_NAMES, DATASETS
-from kdci.config.params import METHOD_NAMES, Params
+from kdci.config.params import Params
+from kdci.substitution.registry import method_names
 from studies.published import BLOCKS, Setting, published_setting, published_settings
 from studies.published_rows import PAIRS
 from tests.project_code import ROOT
@@ -26,17 +27,17 @@ def of_cifar(method: str) -> list[Setting]:
 
 
 def test_every_method_has_a_setting_for_every_pair_of_the_papers_tables() -> None:
-    assert set(BLOCKS) == set(METHOD_NAMES)
+    assert set(BLOCKS) == set(method_names())
     assert [len(pairs) for pairs in PAIRS.values()] == [5, 5, 1, 2]
     keys = [(s.method, s.dataset, s.teacher, s.student) for s in SETTINGS]
-    assert len(set(keys)) == len(keys) == len(METHOD_NAMES) * 13
+    assert len(set(keys)) == len(keys) == len(method_names()) * 13
     for setting in SETTINGS:
         assert isinstance(setting.block, BLOCKS[setting.method])
         assert setting.provenance
 
 
 def test_cifar_10_and_cifar_100_have_the_same_values() -> None:
-    for method in METHOD_NAMES:
+    for method in method_names():
         settings = of_cifar(method)
         for ten, hundred in zip(settings[:5], settings[5:], strict=True):
             assert (ten.block, ten.recipe) == (hundred.block, hundred.recipe)
@@ -76,7 +77,7 @@ def test_fast_on_tiny_imagenet_is_the_port_that_exists() -> None:
 
 
 def test_students_on_cifar_take_the_published_numbers_of_steps() -> None:
-    steps = {method: {s.recipe.num_steps for s in of_cifar(method)} for method in METHOD_NAMES}
+    steps = {method: {s.recipe.num_steps for s in of_cifar(method)} for method in method_names()}
     assert steps == {
         "dafl": {80_000},
         "fast": {80_000},
@@ -178,14 +179,14 @@ def test_unknown_names_are_refused_with_the_choices(
     ],
 )
 def test_settings_survive_the_params_file(dataset: str, pair: tuple[str, str]) -> None:
-    settings = [published_setting(method, dataset, *pair) for method in METHOD_NAMES]
+    settings = [published_setting(method, dataset, *pair) for method in method_names()]
     params = Params.model_validate(
         {
             "preset": "paper",
             "grid": {
                 "teachers": [pair[0]],
                 "students": [pair[1]],
-                "methods": list(METHOD_NAMES),
+                "methods": list(method_names()),
                 "seeds": [0],
             },
             "data": {"name": dataset, "path": "data/original"},
@@ -208,6 +209,6 @@ def test_the_documented_tables_show_these_values_and_the_presets() -> None:
 
 def test_the_page_has_a_table_for_every_method() -> None:
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    places = [page.find(f"<!-- table: {method} -->") for method in METHOD_NAMES]
+    places = [page.find(f"<!-- table: {method} -->") for method in BLOCKS]
     assert -1 not in places
     assert places == sorted(places)

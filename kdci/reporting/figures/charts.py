@@ -29,7 +29,7 @@ from kdci.reporting.figures.style import (
     place,
     short,
 )
-from kdci.reporting.text.wording import method_title
+from kdci.substitution.registry import title_of
 
 MAX_NAMED = 20
 MAX_ROWS = 60
@@ -64,7 +64,7 @@ def proportions(pools: Sequence[PoolView], class_names: Sequence[str]) -> Figure
         row, column = divmod(index, columns)
         left = MARGIN + 0.25 + column * (width + gap)
         axes = place(figure, left, HEADING + _TITLE + row * sum(panel), width, panel[0])
-        axes.set_title(f"{method_title(pool.method)}, pool {pool.pool_seed}")
+        axes.set_title(f"{title_of(pool.method)}, pool {pool.pool_seed}")
         distance = f"total variation from uniform {pool.total_variation:.2f}"
         axes.text(
             1,
@@ -132,7 +132,7 @@ def dictionary(view: DictionaryView, class_names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(WIDTH, HEADING + _TITLE + body + (0.75 if slanted else 0.4)))
     heading(
         figure,
-        f"Confounder dictionary: {method_title(view.method)}, pool {view.pool_seed}",
+        f"Confounder dictionary: {title_of(view.method)}, pool {view.pool_seed}",
         f"{some}{len(view.proportions)} prototypes of the teacher {view.facts['teacher']}'s "
         f"{view.facts['space']} on "
         f"{view.facts['num_predictions']:,} substitution images, and how often each occurs",

@@ -24,7 +24,8 @@ from kdci.reporting.figures.style import (
     spread,
 )
 from kdci.reporting.results import Measure
-from kdci.reporting.text.wording import method_title, number, pair_text
+from kdci.reporting.text.wording import number, pair_text
+from kdci.substitution.registry import title_of
 
 _SERIES_COLORS = dict(zip(SERIES, (VANILLA, KDCI, COMPENSATED), strict=True))
 _SERIES_TITLES = dict(zip(SERIES, ("vanilla", "KDCI", "compensated"), strict=True))
@@ -68,7 +69,7 @@ def learning_curves(
         row, column = divmod(index, columns)
         left = MARGIN + axis_room + column * (width + label_room + axis_room)
         axes = place(figure, left, HEADING + 0.3 + row * sum(panel), width, panel[0])
-        axes.set_title(method_title(method))
+        axes.set_title(title_of(method))
         of_method = [point for point in points if point.method == method]
         _curve_panel(axes, of_method, measure, teacher_accuracy)
     return figure

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from kdci.config.catalog import CONTROL_NAMES
 from kdci.reporting.arm_comparison import ArmResult, compare_arms, has_further_arms
 from kdci.reporting.comparison import compare
 from kdci.reporting.evidence import DictionaryView, Evidence, Examples, PoolView
 from kdci.reporting.results import measure_of
 from kdci.reporting.statistics import Discordant
-from kdci.reporting.text.wording import method_title, pair_text
+from kdci.reporting.text.wording import pair_text
+from kdci.substitution.registry import control_names, title_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,7 +130,7 @@ def _galleries(evidence: Evidence) -> _Drawn:
         )
         yield f"gallery-{teacher}", "Substitution pools", caption, by_class(pools, names)
         # A pool with a known shift is drawn from a base's: its order tells nothing of time.
-        timeless = (*CONTROL_NAMES, *evidence.shifts)
+        timeless = (*control_names(), *evidence.shifts)
         made = [pool for pool in pools if pool.num_made and pool.method not in timeless]
         if made:
             caption = (
@@ -160,7 +160,7 @@ def _pools(evidence: Evidence) -> _Drawn:
         yield f"proportions-{teacher}", "Substitution pools", caption, proportions(pools, names)
     for pool in _first_of_each(evidence.pools):
         caption = (
-            f"{method_title(pool.method)}, pool {pool.pool_seed}: random substitution images per "
+            f"{title_of(pool.method)}, pool {pool.pool_seed}: random substitution images per "
             f"class of {pool.teacher}, each with the teacher's confidence."
         )
         name = f"substitutes-{pool.teacher}-{pool.method}-pool{pool.pool_seed}"
@@ -174,7 +174,7 @@ def _dictionaries(evidence: Evidence) -> _Drawn:
     names = evidence.spec.class_names
     pools = {(pool.teacher, pool.method, pool.pool_seed): pool for pool in evidence.pools}
     for view in _first_of_each(evidence.dictionaries):
-        title = f"{method_title(view.method)}, pool {view.pool_seed}"
+        title = f"{title_of(view.method)}, pool {view.pool_seed}"
         caption = (
             f"{title}: the confounder dictionary, its prototypes in {view.facts['space']} and "
             "their proportions P(z); dashed: uniform."
@@ -202,7 +202,7 @@ def _lambdas(evidence: Evidence) -> _Drawn:
             continue
         drawn.add(key)
         caption = (
-            f"{method_title(curve.method)}, {curve.teacher} to {curve.student}, "
+            f"{title_of(curve.method)}, {curve.teacher} to {curve.student}, "
             f"{curve.replicate}: the weight lambda that the KDCI student gives each prototype "
             "while it learns, and at the right edge the prototype's proportion P(z)."
         )
@@ -239,12 +239,12 @@ def _predictions(evidence: Evidence) -> _Drawn:
     from kdci.reporting.figures.images import predictions
 
     for examples in evidence.examples:
-        if not examples.predictions or examples.method in CONTROL_NAMES:
+        if not examples.predictions or examples.method in control_names():
             continue
         on_test = examples.evaluated_on == "test"
         pictures = "test images" if on_test else "held-out substitutes (there is no test data)"
         caption = (
-            f"{method_title(examples.method)}, {examples.teacher} to {examples.student}: "
+            f"{title_of(examples.method)}, {examples.teacher} to {examples.student}: "
             f"{pictures} and what the students of the first seed and the teacher take them for. "
             "Images on which they differ come first, so errors are more frequent here than on the "
             "whole set." + _students_note(evidence, examples)

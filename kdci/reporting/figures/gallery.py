@@ -24,7 +24,7 @@ from kdci.reporting.figures.style import (
     short,
     show_image,
 )
-from kdci.reporting.text.wording import method_title
+from kdci.substitution.registry import title_of
 
 MAX_COLUMNS = 10
 ROWS_OVER_TIME = 2
@@ -112,7 +112,7 @@ def over_time(pools: Sequence[PoolView]) -> Figure:
 
 
 def _row_label(sheet: Axes, pool: PoolView, middle: float) -> None:
-    title = method_title(pool.method)
+    title = title_of(pool.method)
     size = 10 if len(title) <= _LONG_TITLE else 8  # a known shift may have a long name
     words = "\n".join(textwrap.wrap(title, _LONG_TITLE))
     sheet.text(MARGIN, middle, words, size=size, weight="bold", va="center")

@@ -29,7 +29,7 @@ from kdci.reporting.figures.style import (
     show_image,
 )
 from kdci.reporting.statistics import Discordant
-from kdci.reporting.text.wording import method_title
+from kdci.substitution.registry import title_of
 
 NUM_COLUMNS = 10
 MAX_CLASSES = 20
@@ -77,7 +77,7 @@ def substitutes(pool: PoolView, class_names: Sequence[str]) -> Figure:
         )
     heading(
         figure,
-        f"Substitution images: {method_title(pool.method)}, pool {pool.pool_seed}",
+        f"Substitution images: {title_of(pool.method)}, pool {pool.pool_seed}",
         f"{every} random images, surest first, with the teacher's confidence",
     )
     sheet = canvas(figure)
@@ -158,7 +158,7 @@ def predictions(
     pictures = "Test images" if on_test else "Held-out substitutes"
     heading(
         figure,
-        f"{pictures} as the models see them: {method_title(examples.method)}",
+        f"{pictures} as the models see them: {title_of(examples.method)}",
         _subtitle(examples, counts),
     )
     has_kdci = _has_kdci(examples.predictions)

@@ -30,7 +30,8 @@ from kdci.reporting.figures.style import (
     show_image,
     spread,
 )
-from kdci.reporting.text.wording import method_title, number
+from kdci.reporting.text.wording import number
+from kdci.substitution.registry import title_of
 
 MAX_PROTOTYPES = 20
 _NUM_TILES = 8
@@ -103,7 +104,7 @@ def prototypes(view: DictionaryView, pool: PoolView | None, class_names: Sequenc
 def _title(view: DictionaryView, shown: int) -> str:
     count = len(view.proportions)
     some = "" if shown == count else f": the {shown} most frequent of {count}"
-    return f"Prototypes of {method_title(view.method)}, pool {view.pool_seed}{some}"
+    return f"Prototypes of {title_of(view.method)}, pool {view.pool_seed}{some}"
 
 
 def _summary(view: DictionaryView) -> str:
@@ -187,7 +188,7 @@ def lambda_over_training(
     figure = Figure(figsize=(WIDTH, HEADING + sum(_PANEL_HEIGHTS)))
     heading(
         figure,
-        f"What KDCI weighs: {method_title(curve.method)}, {curve.teacher} to {curve.student}",
+        f"What KDCI weighs: {title_of(curve.method)}, {curve.teacher} to {curve.student}",
         "Mean lambda over held-out substitutes, percent, over distillation steps; "
         f"{curve.replicate}; dashed: all prototypes alike",
     )

@@ -35,11 +35,11 @@ from kdci.reporting.statistics import Estimate
 from kdci.reporting.text.wording import (
     budget_text,
     interval_text,
-    method_title,
     number,
     signed,
     verdict,
 )
+from kdci.substitution.registry import title_of
 
 _TOP = 1.12
 _BLOCK = 1.95
@@ -87,7 +87,7 @@ def overview(
     limits = _limits(comparisons, rows)
     for index, one in enumerate(comparisons):
         top = _TOP + _BLOCK * index
-        sheet.text(MARGIN, top + 0.02, method_title(one.method), size=11, weight="bold", va="top")
+        sheet.text(MARGIN, top + 0.02, title_of(one.method), size=11, weight="bold", va="top")
         if one.method in by_method:
             pool = by_method[one.method]
             _pool_block(figure, sheet, pool, class_names, top + 0.26)

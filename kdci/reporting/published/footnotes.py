@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kdci.reporting.published.pairs import R34_R18, VGG11_R18, W402_W161, Pair
 from kdci.reporting.published.tables import PublishedCell, ScratchCell
-from studies.published_rows import R34_R18, VGG11_R18, W402_W161, Pair
 
 
 @dataclass(frozen=True)

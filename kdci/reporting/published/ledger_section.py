@@ -15,9 +15,9 @@ from kdci.reporting.text.wording import (
     UNKNOWN,
     difference_text,
     mean_text,
-    method_title,
     number,
 )
+from kdci.substitution.registry import title_of
 
 _SUBJECTS = {
     1: "six methods on CIFAR",
@@ -122,7 +122,7 @@ def _names(line: LedgerLine) -> list[str]:
     if line.method is None:
         return [str(line.teacher or line.student), UNKNOWN, _SCRATCH_TITLES[line.variant]]
     pair = f"{line.teacher} to {line.student}"
-    return [pair, method_title(line.method), arm_title(line.variant)]
+    return [pair, title_of(line.method), arm_title(line.variant)]
 
 
 def _ours(line: LedgerLine) -> str:
@@ -151,5 +151,5 @@ def _costs_line(line: LedgerLine) -> list[str]:
             budget,
             cost.hardware,
         ]
-    names = [method_title(str(line.method)), arm_title(line.variant)]
+    names = [title_of(str(line.method)), arm_title(line.variant)]
     return [*names, seconds, ours[0], memory, *ours[1:]]

@@ -10,7 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from studies.published_rows import CIFAR_PAIRS, R34_R18, R50_MOBILE, R50_R18, VGG11_R18, Pair
+from kdci.reporting.published.pairs import (
+    CIFAR_PAIRS,
+    R34_R18,
+    R50_MOBILE,
+    R50_R18,
+    VGG11_R18,
+    Pair,
+)
 
 Role = Literal["teacher", "student"]
 Values = tuple[float, ...]

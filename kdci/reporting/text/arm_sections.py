@@ -22,11 +22,11 @@ from kdci.reporting.text.wording import (
     COST_NOTE,
     MCNEMAR_NOTE,
     SHIFTS_NOTE,
-    method_title,
     p_text,
     pair_text,
 )
 from kdci.store.layout import Cell
+from kdci.substitution.registry import title_of
 
 MAX_TESTS = 30
 TESTED_ARMS = ("kdci", "kdci_stratified")
@@ -72,7 +72,7 @@ def mcnemar_section(evidence: Evidence) -> str:
     for cell, found in tests[:MAX_TESTS]:
         row = evidence.row_of(cell)
         pair = f"{pair_text(row.group)}, " if several and row else ""
-        name = [pair + method_title(cell.method), arm_title(cell.variant)]
+        name = [pair + title_of(cell.method), arm_title(cell.variant)]
         counts = [str(found.lost), str(found.gained)]
         lines.append([*name, str(cell.pool_seed), str(cell.seed), *counts, p_text(found.p)])
     parts = ["### McNemar's test", MCNEMAR_NOTE, markdown(lines, num_names=2)]

@@ -11,9 +11,9 @@ from kdci.reporting.text.wording import (
     UNKNOWN,
     difference_text,
     mean_text,
-    method_title,
     p_text,
 )
+from kdci.substitution.registry import title_of
 
 
 def arm_cells(results: Sequence[ArmResult], plus_minus: str = "±") -> list[list[str]]:
@@ -50,7 +50,7 @@ def _arm_line(one: ArmResult, num_methods: int, plus_minus: str) -> list[str]:
 def where(one: ArmResult, num_methods: int) -> str:
     """Return what a result is about: a method's or a shift's name, or how many methods."""
     if one.method is not None:
-        return method_title(one.method)
+        return title_of(one.method)
     all_run = one.num_methods == num_methods
     return "all methods" if all_run else f"{one.num_methods} of {num_methods} methods"
 

@@ -20,10 +20,10 @@ from kdci.reporting.text.wording import (
     budget_text,
     hardware,
     headline,
-    method_title,
     number,
     pair_text,
 )
+from kdci.substitution.registry import title_of
 
 _MAX_LISTED = 12
 
@@ -159,7 +159,7 @@ def _budget(evidence: Evidence) -> list[str]:
         text += budget_text(row.budget) if row else ""
         found.setdefault(cell.method, {})[text] = None
     return [
-        f"- Budget of a {method_title(method)} student: {'; '.join(texts)}"
+        f"- Budget of a {title_of(method)} student: {'; '.join(texts)}"
         for method, texts in found.items()
     ]
 
@@ -190,7 +190,7 @@ def _pool_table(evidence: Evidence) -> str:
         missing = pool.facts["missing_classes"]
         listed = ", ".join(names[index] for index in missing) or "none"
         return [
-            f"{method_title(pool.method)}, pool {pool.pool_seed}",
+            f"{title_of(pool.method)}, pool {pool.pool_seed}",
             pool.teacher,
             f"{pool.facts['num_images']:,}",
             number(pool.total_variation, 2),
@@ -215,7 +215,7 @@ def _dictionary_table(dictionaries: Sequence[DictionaryView]) -> str:
         shares, facts = 100 * view.proportions, view.facts
         purity = facts.get("purity")
         return [
-            f"{method_title(view.method)}, pool {view.pool_seed}",
+            f"{title_of(view.method)}, pool {view.pool_seed}",
             str(facts["teacher"]),
             str(facts["space"]),
             f"{len(shares)} of {facts['requested']}",

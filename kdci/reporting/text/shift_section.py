@@ -17,10 +17,10 @@ from kdci.reporting.text.wording import (
     UNKNOWN,
     difference_text,
     mean_text,
-    method_title,
     number,
     pair_text,
 )
+from kdci.substitution.registry import title_of
 
 _SCALES: dict[Quantity, float] = {"marginal_bias": 100.0, "calibration_error": 1.0}
 """What makes percent of each."""
@@ -43,7 +43,7 @@ def _pool_table(pools: Sequence[PoolShift]) -> str:
     head = ["pool", "teacher", "total variation", "entropy, nats", "confidence", "teacher-FID"]
     lines = [
         [
-            f"{method_title(pool.method)}, pool {pool.pool_seed}",
+            f"{title_of(pool.method)}, pool {pool.pool_seed}",
             pool.teacher,
             number(pool.total_variation, 2),
             number(pool.entropy, 2),
@@ -79,7 +79,7 @@ def _arms(rows: Sequence[Row]) -> list[str]:
 
 def _line(rows: Sequence[Row], arm: str) -> list[str]:
     own = [row for row in rows if row.variant == arm]
-    cells = [method_title(own[0].method), arm_title(arm)]
+    cells = [title_of(own[0].method), arm_title(arm)]
     for quantity, scale in _SCALES.items():
         after = by_replicate(own, quantity, own[0].deployed)
         before = by_replicate((r for r in rows if r.variant == "vanilla"), quantity, "backbone")

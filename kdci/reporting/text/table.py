@@ -23,9 +23,9 @@ from kdci.reporting.text.wording import (
     headline,
     is_shift,
     mean_text,
-    method_title,
     number,
 )
+from kdci.substitution.registry import title_of
 
 
 def terminal_table(rows: Sequence[Row]) -> str:
@@ -81,7 +81,7 @@ def rows_table(rows: Sequence[Row]) -> str:
     lines = [head]
     for row in rows:
         values = [number(row.value(measure, part)) for part in ("backbone", "compensated")]
-        name = [method_title(row.method), arm_title(row.variant)]
+        name = [title_of(row.method), arm_title(row.variant)]
         seeds = [str(row.pool_seed), str(row.seed)]
         lines.append([*name, *seeds, *values, f"{row.num_steps:,}", number(row.seconds)])
     return markdown(lines, num_names=2)
@@ -125,9 +125,7 @@ def _cells(comparisons: Sequence[Comparison], plus_minus: str) -> list[list[str]
     ]
     for one in comparisons:
         vanilla = mean_text(one.vanilla, plus_minus)
-        lines.append(
-            [method_title(one.method), vanilla, *_kdci_cells(one, plus_minus), _seconds(one)]
-        )
+        lines.append([title_of(one.method), vanilla, *_kdci_cells(one, plus_minus), _seconds(one)])
     return lines
 
 

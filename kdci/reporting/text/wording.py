@@ -8,16 +8,8 @@ from typing import Any
 from kdci.reporting.comparison import Comparison
 from kdci.reporting.results import Group
 from kdci.reporting.statistics import NO_SPREAD, Estimate
+from kdci.substitution.registry import names, title_of
 
-METHOD_TITLES = {
-    "dafl": "DAFL",
-    "fast": "Fast",
-    "cmi": "CMI",
-    "deepinv": "DeepInv",
-    "mosaick": "Mosaick",
-    "dfnd": "DFND",
-    "noise": "Noise",
-}
 MEASURE_NOTES = {
     "accuracy": "accuracy on the test split, percent, last epoch",
     "agreement": "no test data: agreement with the teacher on held-out substitutes, percent",
@@ -65,11 +57,6 @@ NOT_RUN = "not run"
 UNKNOWN = "-"
 
 
-def method_title(method: str) -> str:
-    """Return a method's name as the paper writes it."""
-    return METHOD_TITLES.get(method, method)
-
-
 def budget_text(budget: float) -> str:
     """Return ", budget 0.1" to go on with after a name; nothing for the whole budget."""
     return "" if budget == 1 else f", budget {budget:g}"
@@ -89,7 +76,7 @@ def hardware(runtime: Mapping[str, Any]) -> str:
 
 def is_shift(method: str) -> bool:
     """Return whether a row's `method` is a pool with a known shift: no method has its name."""
-    return method not in METHOD_TITLES
+    return method not in names()
 
 
 def number(value: float | None, decimals: int = 1) -> str:
@@ -163,7 +150,7 @@ def headline(comparison: Comparison) -> str:
 
     Example: "Fast: KDCI +0.3 points (95 % interval -0.5 to 1.1, n = 3): no difference shown."
     """
-    title, paired = method_title(comparison.method), comparison.difference
+    title, paired = title_of(comparison.method), comparison.difference
     if comparison.is_control:
         return f"{title}, a control: {mean_text(comparison.vanilla)}, what a method has to beat."
     if paired is None:

@@ -12,15 +12,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdci.config.catalog import DatasetSpec
-from kdci.config.methods import Cmi, Dafl, DeepInv, Dfnd, Fast, MethodBlock, Mosaick, Noise
 from kdci.config.recipes import StudentRecipe
+from kdci.methods.cmi import Cmi
+from kdci.methods.dafl import Dafl
+from kdci.methods.deepinv import DeepInv
+from kdci.methods.dfnd import Dfnd
+from kdci.methods.fast import Fast
+from kdci.methods.mosaick import Mosaick
+from kdci.methods.noise import Noise
 from kdci.probing.subjects import Kind, Subject, Work
+from kdci.substitution.block import MethodBlock
 
 Tally = Counter[Work]
 """How often each step is taken."""
 
 STRATUM_BATCH = 512
-"""As ``kdci.methods.bank_source`` labels rows."""
+"""As ``kdci.substitution.bank_source`` labels rows."""
 MOSAICK_PARTS = 20
 """As ``kdci.methods.mosaick`` cuts its warm-up."""
 
@@ -84,21 +91,9 @@ def refresh_steps(
     return refresh(block, nets, nets.backbone(teacher), nets.backbone(student), recipe)
 
 
-def num_refreshes(block: MethodBlock, recipe: StudentRecipe) -> int:
-    """Return how often a student's source is refreshed."""
-    if isinstance(block, Mosaick):
-        return -(-recipe.num_steps // block.distillation_steps_per_game_step)
-    return recipe.num_epochs
-
-
 def is_refreshed(block: MethodBlock) -> bool:
     """Tell whether a method synthesises beside the distillation."""
     return type(block) in _REFRESHES
-
-
-def images_of_refresh(block: MethodBlock) -> int:
-    """Return the images that a refresh adds to the bank."""
-    return block.batch_size if isinstance(block, Fast | Cmi | DeepInv) else 0
 
 
 def step_steps(
@@ -130,7 +125,7 @@ def step_steps(
 def labelling_steps(
     block: MethodBlock, nets: Nets, teacher: str, recipe: StudentRecipe, num_images: int
 ) -> Tally:
-    """Return what strata take beside the batches: kdci/methods/bank_source.py, ``next_rows``.
+    """Return what strata take beside the batches: kdci/substitution/bank_source.py, ``next_rows``.
 
     Args:
         block: The method's block.
@@ -139,11 +134,11 @@ def labelling_steps(
         recipe: Of the student.
         num_images: Images that batches are drawn from before the first refresh.
     """
-    added, labelled = images_of_refresh(block), nets.backbone(teacher)
+    added, labelled = block.num_refresh_images, nets.backbone(teacher)
     tally = passes("forward", labelled, num_images + added, STRATUM_BATCH)
     if added:
         tally += times(
-            passes("forward", labelled, added, STRATUM_BATCH), num_refreshes(block, recipe) - 1
+            passes("forward", labelled, added, STRATUM_BATCH), block.num_refreshes(recipe) - 1
         )
     return tally
 
@@ -263,7 +258,7 @@ def _mosaick_refresh(
     block: Mosaick, nets: Nets, teacher: Subject, student: Subject, recipe: StudentRecipe
 ) -> Tally:
     """kdci/methods/mosaick.py, `refresh`: a game step every few distillation steps."""
-    return times(_mosaick_game(block, nets, teacher, student), num_refreshes(block, recipe))
+    return times(_mosaick_game(block, nets, teacher, student), block.num_refreshes(recipe))
 
 
 _REFRESHES: dict[

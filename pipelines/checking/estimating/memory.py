@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kdci.config.methods import Cmi, DeepInv, Dfnd, Fast, MethodBlock, Mosaick
 from kdci.data.open_world.pool import held_bytes
+from kdci.methods.cmi import Cmi
+from kdci.methods.deepinv import DeepInv
+from kdci.methods.dfnd import Dfnd
+from kdci.methods.fast import Fast
+from kdci.methods.mosaick import Mosaick
 from kdci.probing.subjects import Subject, Work
+from kdci.substitution.block import MethodBlock
 from pipelines.checking.estimating.counting import image_bytes
 from pipelines.checking.estimating.formulas import Nets, call_steps, is_refreshed, step_steps
 from pipelines.checking.estimating.probe import Probes

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kdci.config.catalog import stem_for
-from kdci.config.methods import MethodBlock, Mosaick, Noise
 from kdci.config.params import Params
 from kdci.deconfounding.arms import ARMS, Arm
+from kdci.methods.mosaick import Mosaick
+from kdci.methods.noise import Noise
 from kdci.store.layout import all_cells
+from kdci.substitution.block import MethodBlock
 from kdci.training.evaluation import PREDICTION_BATCH
 from pipelines.checking.estimating.counting import Counted
 from pipelines.checking.estimating.formulas import (
@@ -19,9 +21,7 @@ from pipelines.checking.estimating.formulas import (
     Nets,
     Tally,
     construction_steps,
-    images_of_refresh,
     labelling_steps,
-    num_refreshes,
     passes,
     pool_steps,
     refresh_steps,
@@ -210,8 +210,8 @@ def _rebuilding(
     assert growth is not None
     tally: Tally = Counter()
     predicted, clustered, size = 0, kept, kept
-    for _ in range(num_refreshes(block, params.recipe(method))):
-        size += images_of_refresh(block)
+    for _ in range(block.num_refreshes(params.recipe(method))):
+        size += block.num_refresh_images
         if size >= (1 + growth) * clustered:
             tally += passes("forward", nets.backbone(teacher), size - predicted, STRATUM_BATCH)
             predicted = clustered = size

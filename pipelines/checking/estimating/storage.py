@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from kdci.probing.subjects import Subject
 from pipelines.checking.estimating.counting import image_bytes
-from pipelines.checking.estimating.formulas import images_of_refresh, num_refreshes
 from pipelines.checking.estimating.probe import Probes
 from pipelines.checking.estimating.stage_steps import Side
 from pipelines.graph.plan import PlannedStage
@@ -68,7 +67,7 @@ def _sizes(stage: PlannedStage, side: Side, probes: Probes) -> tuple[int | None,
     marks = snapshot_steps(
         recipe.num_epochs, recipe.steps_per_epoch, side.params.distill.num_snapshots
     )
-    grown = num_refreshes(block, recipe) * images_of_refresh(block) * image_bytes(spec)
+    grown = block.num_refreshes(recipe) * block.num_refresh_images * image_bytes(spec)
     size = _state(student, probes)
     return (None if size is None else size * (1 + len(marks))), grown
 

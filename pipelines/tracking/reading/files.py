@@ -10,10 +10,11 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
-from kdci.config.params import Grid, hash_json
+from kdci.config.params import Grid
 from kdci.deconfounding.arms import BASE_ARMS, OTHER_ARM
 from kdci.errors import IntegrityError
 from kdci.store.artifacts import CARD, hash_file, open_artifact, read_card, storage_errors
+from kdci.store.hashing import hash_json
 from kdci.store.layout import Cell, Layout, cells, control_cells, shift_cells
 from pipelines.tracking.reading.readings import RERUN, Timing, metric_rows, read_timing
 

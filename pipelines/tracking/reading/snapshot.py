@@ -6,8 +6,9 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
-from kdci.config.params import Params, hash_json
+from kdci.config.params import Params
 from kdci.errors import KdciError
+from kdci.store.hashing import hash_json
 from kdci.store.layout import Cell, Layout
 from pipelines.tracking.reading.files import (
     Finished,

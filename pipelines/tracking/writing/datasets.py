@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kdci.config.params import hash_json
+from kdci.store.hashing import hash_json
 from pipelines.tracking.reading.files import Finished
 from pipelines.tracking.reading.snapshot import Snapshot
 from pipelines.tracking.writing.record import DatasetUse

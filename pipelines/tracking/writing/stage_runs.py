@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 
-from kdci.config.params import hash_json
 from kdci.store.artifacts import CARD
+from kdci.store.hashing import hash_json
 from pipelines.tracking.reading.files import Finished, Slot
 from pipelines.tracking.reading.readings import Timing, flatten, numbers
 from pipelines.tracking.reading.snapshot import Snapshot

@@ -8,8 +8,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from kdci.config.methods import MethodBlock
 from kdci.config.params import Params
+from kdci.substitution.registry import block_of, names
 
 
 def blocks_below(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -21,21 +21,18 @@ def blocks_below(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from blocks_below(argument)
 
 
-def all_blocks(*, with_methods: bool) -> list[type[BaseModel]]:
-    blocks = {block.__name__: block for block in blocks_below(Params)}
-    return [
-        block
-        for _, block in sorted(blocks.items())
-        if with_methods or not issubclass(block, MethodBlock)
-    ]
+def all_blocks() -> list[type[BaseModel]]:
+    roots = [Params, *(block_of(name) for name in names())]
+    found = {block.__name__: block for root in roots for block in blocks_below(root)}
+    return [found[name] for name in sorted(found)]
 
 
 def test_the_walk_meets_the_blocks_at_every_depth() -> None:
-    names = {block.__name__ for block in all_blocks(with_methods=True)}
-    assert {"Params", "Pair", "DataFacts", "StudentRecipe", "OpenWorldPart", "Fast"} <= names
+    found = {block.__name__ for block in all_blocks()}
+    assert {"Params", "Pair", "DataFacts", "StudentRecipe", "OpenWorldPart", "Fast"} <= found
 
 
-@pytest.mark.parametrize("block", all_blocks(with_methods=False), ids=lambda block: block.__name__)
+@pytest.mark.parametrize("block", all_blocks(), ids=lambda block: block.__name__)
 def test_every_field_has_a_description(block: type[BaseModel]) -> None:
     assert (block.__doc__ or "").strip()
     silent = [name for name, field in block.model_fields.items() if not field.description]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdci.config.params_file import MAX_BYTES, load_params
+from kdci.config.params_file import MAX_BYTES, load_params, read_yaml
 from kdci.errors import CombinedUserError, KdciError, StorageError, UserError
 from tests.project_code import ROOT
 
@@ -149,8 +149,7 @@ def test_numbers_follow_yaml_1_2(tmp_path: Path, written: str, value: float) -> 
         edited(("generator_learning_rate: 3e-3", f"generator_learning_rate: {written}"))
     )
     params = load_params(file)
-    assert params.methods.fast is not None
-    assert params.methods.fast.generator_learning_rate == value
+    assert params.methods["fast"].model_dump()["generator_learning_rate"] == value
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""])
@@ -214,11 +213,28 @@ def test_carries_every_problem(tmp_path: Path) -> None:
 def test_validates_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from kdci.config.params_file import load_params; "
-        f"load_params(Path({str(PRESET)!r})); "
+        f"load_params(Path({str(PRESET)!r}), methods=False); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'sklearn')))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == 0
+
+
+def test_without_the_methods_blocks_names_are_checked_all_the_same(tmp_path: Path) -> None:
+    params = load_params(PRESET, methods=False)
+    assert params.methods["fast"] == read_yaml(PRESET)["methods"]["fast"]
+    assert params.recipe("fast") == load_params(PRESET).recipe("fast")
+    with pytest.raises(TypeError, match=r"methods\.fast was not loaded"):
+        params.method("fast")
+    file = tmp_path / "params.yaml"
+    file.write_text(PRESET.read_text().replace("  fast:", "  fats:"))
+    with pytest.raises(CombinedUserError) as caught:
+        load_params(file, methods=False)
+    assert [problem.subject for problem in caught.value.problems] == [
+        "methods.fats",
+        "recipes.fats",
+    ]
+    assert all("did you mean 'fast'?" in problem.fix for problem in caught.value.problems)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank
 from kdci.errors import NumericError, UserError
-from kdci.methods.base import SourceContext
-from kdci.methods.deepinv import DeepInvSource
+from kdci.methods.deepinv import DeepInv, DeepInvSource
 from kdci.models import PixelModel, Prediction
+from kdci.substitution.base import SourceContext
 from kdci.training.losses import soft_label_kl
 
 MEAN, STD = (0.4, 0.6), (0.3, 0.2)
@@ -64,7 +64,7 @@ def make_source(
         open_world=lambda: torch.empty(0),
     )
     small: dict[str, Any] = {"batch_size": 6, "num_steps": 3, "warmup_calls": 2}
-    return DeepInvSource(context, **{**small, **changes})
+    return DeepInvSource(context, DeepInv(**{**small, **changes}))
 
 
 def kept_images(source: DeepInvSource, call: int = 0) -> Tensor:
@@ -228,7 +228,7 @@ def test_metrics_are_the_terms_of_the_sum(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    source = make_source(tmp_path, bn_weight=float("inf"))
+    source = make_source(tmp_path, bn_weight=1e300)
     with pytest.raises(NumericError, match="inversion loss is not finite"):
         next(source.prepare())
     assert len(source.bank) == 0
@@ -499,11 +499,7 @@ def test_criterion(tmp_path: Path) -> None:
     ids=str,
 )
 def test_numbers_out_of_range_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    name = next(iter(changes)).removesuffix("_weight")
-    subject = (
-        "weights" if name in {"bn", "one_hot", "adversarial", "tv_l1", "tv_l2", "l2"} else name
-    )
-    with pytest.raises(ValueError, match=f"^deepinv needs [^;]*{subject}[^;]*$"):
+    with pytest.raises(ValueError, match=f"{next(iter(changes))}|has to be shorter than the 3"):
         make_source(tmp_path, **changes)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank
 from kdci.errors import NumericError, UserError
-from kdci.methods.base import SourceContext
-from kdci.methods.dfnd import DfndSource, NoisyStudentCriterion
+from kdci.methods.dfnd import Dfnd, DfndSource, NoisyStudentCriterion
 from kdci.models import PixelModel, Prediction
+from kdci.substitution.base import SourceContext
 from tests.kdci._tensor_pool import TensorPool
 
 SPEC = DatasetSpec("tiny", 3, 4, 1, (0.5,), (0.5,), 1, True, ("a", "b", "c"))
@@ -52,7 +52,7 @@ def make_source(
         teacher_accuracy=0.9,
         open_world=lambda: TensorPool(chosen),
     )
-    return DfndSource(context, num_selected=num_selected, score_batch_size=batch)
+    return DfndSource(context, Dfnd(num_selected=num_selected, score_batch_size=batch))
 
 
 def naive_choice(source: DfndSource, pool: Tensor, num_selected: int) -> list[int]:
@@ -194,10 +194,10 @@ class TestDfndSource:
 
     def test_a_stated_accuracy_wins_over_the_teachers_card(self, tmp_path: Path) -> None:
         context = make_source(tmp_path).context
-        stated = DfndSource(context, num_selected=3, teacher_accuracy=0.5)
+        stated = DfndSource(context, Dfnd(num_selected=3, teacher_accuracy=0.5))
         assert stated.teacher_accuracy == 0.5
         with pytest.raises(ValueError, match="teacher_accuracy"):
-            DfndSource(context, num_selected=3, teacher_accuracy=1.0)
+            DfndSource(context, Dfnd(num_selected=3, teacher_accuracy=1.0))
 
     def test_batch_and_refresh(self, tmp_path: Path) -> None:
         source = make_source(tmp_path)
@@ -229,7 +229,7 @@ class TestDfndSource:
 def test_auto_needs_a_teacher_that_states_its_accuracy(tmp_path: Path) -> None:
     stated = make_source(tmp_path).context
     silent = replace(stated, teacher_accuracy=None)
-    assert DfndSource(stated, num_selected=12).teacher_accuracy == 0.9
-    assert DfndSource(silent, num_selected=12, teacher_accuracy=0.7).teacher_accuracy == 0.7
+    assert DfndSource(stated, Dfnd(num_selected=12)).teacher_accuracy == 0.9
+    assert DfndSource(silent, Dfnd(num_selected=12, teacher_accuracy=0.7)).teacher_accuracy == 0.7
     with pytest.raises(UserError, match=r"methods\.dfnd\.teacher_accuracy: auto needs"):
-        DfndSource(silent, num_selected=12)
+        DfndSource(silent, Dfnd(num_selected=12))

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank
 from kdci.errors import NumericError, UserError
-from kdci.methods.base import SourceContext
-from kdci.methods.fast import FastSource
+from kdci.methods.fast import Fast, FastSource
 from kdci.models import PixelModel, Prediction
 from kdci.models.generators.generator import Generator
 from kdci.models.generators.meta_generator import MetaGenerator
+from kdci.substitution.base import SourceContext
 from kdci.training.losses import soft_label_kl
 
 PLAIN = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 0, False, ("a", "b", "c"))
@@ -73,7 +73,7 @@ def make_source(
         "num_steps": 3,
         "warmup_calls": 2,
     }
-    return FastSource(context, **{**small, **changes})
+    return FastSource(context, Fast(**{**small, **changes}))
 
 
 def weights_of(source: FastSource) -> list[Tensor]:
@@ -107,7 +107,7 @@ class NaiveFast:
         self.random.set_state(source.state_dict()["random"])
         self.update = update
         self.optimizer = torch.optim.Adam(
-            self.meta.parameters(), lr=3 * source.generator_learning_rate, betas=(0.5, 0.999)
+            self.meta.parameters(), lr=3 * source.params.generator_learning_rate, betas=(0.5, 0.999)
         )
         self.memory: list[tuple[Tensor, Tensor]] = []
         self.all_images: list[list[Tensor]] = []
@@ -223,7 +223,7 @@ def test_without_meta_update_the_shared_generator_is_adapted(tmp_path: Path) -> 
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    source = make_source(tmp_path, bn_weight=float("inf"))
+    source = make_source(tmp_path, bn_weight=1e300)
     with pytest.raises(NumericError, match="inversion loss is not finite"):
         next(source.prepare())
     assert len(source.bank) == 0
@@ -242,12 +242,13 @@ class TestRefresh:
     def test_the_student_shapes_the_images(self, tmp_path: Path) -> None:
         banks = []
         for name, weight in (("with", 50.0), ("without", 0.0)):
-            source = make_source(tmp_path / name, warmup_calls=0, adversarial_weight=weight)
+            source = make_source(tmp_path / name, warmup_calls=1, adversarial_weight=weight)
+            list(source.prepare())
             for _ in range(2):
                 source.refresh(make_student())
-            banks.append(source.bank.rows(torch.arange(12)))
-        assert torch.equal(banks[0][:6], banks[1][:6])
-        assert not torch.equal(banks[0][6:], banks[1][6:])
+            banks.append(source.bank.rows(torch.arange(18)))
+        assert torch.equal(banks[0][:12], banks[1][:12])
+        assert not torch.equal(banks[0][12:], banks[1][12:])
 
     def test_models_are_left_as_they_were(self, tmp_path: Path) -> None:
         teacher, student = make_teacher(), make_student()
@@ -297,7 +298,7 @@ class TestReset:
         with_moments = {names[index] for index in meta.state_dict()["moments"]}
         assert with_moments == {n for n in names if not n.startswith(("linear.", "norm."))}
 
-    @pytest.mark.parametrize(("after", "expected"), [(1, [3]), (0, [2]), (None, [])])
+    @pytest.mark.parametrize(("after", "expected"), [(1, [3]), (2, [4]), (None, [])])
     def test_happens_once(
         self,
         tmp_path: Path,
@@ -421,8 +422,11 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="methods.fast: .*BatchNorm.*found none in NoNorm"):
         make_source(tmp_path, teacher=PixelModel(NoNorm(), mean=(0.4,), std=(0.3,)))
-    with pytest.raises(ValueError, match="update must be one of"):
+    with pytest.raises(ValueError, match="meta_update"):
         make_source(tmp_path, meta_update="maml")
+    generator = Generator(latent_dim=2, image_size=8, channels=1, width=4)
+    with pytest.raises(ValueError, match="update must be one of"):
+        MetaGenerator(generator, learning_rate=0.1, update="maml", reptile_scale=1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_steps"):
         make_source(tmp_path, num_steps=0)
 

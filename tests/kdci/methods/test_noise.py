@@ -7,9 +7,9 @@ import torch
 
 from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank, to_bytes
-from kdci.methods.base import SoftLabelCriterion, SourceContext
-from kdci.methods.noise import NoiseSource
+from kdci.methods.noise import Noise, NoiseSource
 from kdci.models import PixelModel
+from kdci.substitution.base import SoftLabelCriterion, SourceContext
 
 SPEC = DatasetSpec("tiny", 3, 8, 1, (0.5,), (0.5,), 1, True, ("a", "b", "c"))
 
@@ -21,7 +21,7 @@ def make_source(folder: Path, num_images: int = 3000) -> NoiseSource:
     # A module without weights has no device to tell.
     teacher.register_parameter("weight", torch.nn.Parameter(torch.zeros(1)))
     context = SourceContext(teacher, SPEC, bank, 3, 0.9, lambda: torch.empty(0))
-    return NoiseSource(context, num_images=num_images)
+    return NoiseSource(context, Noise(num_images=num_images))
 
 
 def test_pixels_are_uniform_and_independent(tmp_path: Path) -> None:

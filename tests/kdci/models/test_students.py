@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from kdci import Compensation, build_dictionary, load_student
 from kdci.config.catalog import DATASETS
 from kdci.errors import IntegrityError, UserError
-from kdci.methods.base import SoftLabelCriterion
 from kdci.models import PixelModel
 from kdci.models.pretrained import MODEL_FILE, build_network
 from kdci.models.students import COMPENSATION_FILE, snapshot_of, student_of
 from kdci.store.artifacts import Artifact, new_artifact, open_artifact
+from kdci.substitution.base import SoftLabelCriterion
 from kdci.training.distillation import Distiller
 from kdci.training.losses import soft_label_kl
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from kdci.config.catalog import DATASETS
-from kdci.config.methods import Cmi, DeepInv, Fast
-from kdci.config.params import METHOD_NAMES
 from kdci.data.bank.image_bank import ImageBank
 from kdci.errors import UserError
-from kdci.methods.base import SourceContext
-from kdci.methods.registry import build_source
+from kdci.methods.cmi import Cmi
+from kdci.methods.deepinv import DeepInv
+from kdci.methods.fast import Fast
 from kdci.models import PixelModel, build_pixel_model, outline_backbone
+from kdci.substitution.base import SourceContext
+from kdci.substitution.registry import method_names
 from kdci.synthesis.inversion import BatchNormStatistics, require_batch_norm
 from kdci.synthesis.layer_features import LayerFeatures, feature_layers
 from kdci.training.losses import bn_statistics_loss
@@ -100,9 +101,9 @@ def test_a_network_without_batch_norm_is_refused(
         open_world=lambda: torch.empty(0),
     )
     method = block.__name__.lower()
-    assert method in METHOD_NAMES
+    assert method in method_names()
     with pytest.raises(UserError, match=f"methods.{method}: .*BatchNorm") as caught:
-        build_source(method, block(), context)
+        block().source(context)
     assert caught.value.exit_code == 2
     with pytest.raises(UserError, match=f"methods.{method}: .*found none in {name}"):
         require_batch_norm(network, method, name)

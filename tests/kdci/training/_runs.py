@@ -13,10 +13,10 @@ from torch import Tensor
 from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank
 from kdci.deconfounding.compensation import Compensation
-from kdci.methods.base import SoftLabelCriterion, SourceContext, StudentCriterion
-from kdci.methods.dfnd import DfndSource
-from kdci.methods.fast import FastSource
+from kdci.methods.dfnd import Dfnd, DfndSource
+from kdci.methods.fast import Fast, FastSource
 from kdci.models import PixelModel
+from kdci.substitution.base import SoftLabelCriterion, SourceContext, StudentCriterion
 from kdci.training.distillation import Distiller
 from tests.kdci._tensor_pool import TensorPool
 
@@ -113,7 +113,7 @@ def make_source(kind: str, folder: Path, teacher: PixelModel, *, prepare: bool) 
     context = SourceContext(teacher, SPEC, bank, 5, 0.9, lambda: TensorPool(pool))
     source: Any
     if kind == "dfnd":
-        source = DfndSource(context, num_selected=30, noise_learning_rate=0.05)
+        source = DfndSource(context, Dfnd(num_selected=30, noise_learning_rate=0.05))
     else:
         options: dict[str, Any] = {
             "latent_dim": 5,
@@ -121,7 +121,7 @@ def make_source(kind: str, folder: Path, teacher: PixelModel, *, prepare: bool) 
             "batch_size": 6,
             "num_steps": 2,
         }
-        source = FastSource(context, warmup_calls=2, reset_after_calls=1, **options)
+        source = FastSource(context, Fast(warmup_calls=2, reset_after_calls=1, **options))
     if prepare:
         list(source.prepare())
     return source

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from kdci.deconfounding.compensation import Compensation
 from kdci.errors import NumericError
-from kdci.methods.base import StudentCriterion
 from kdci.models import PixelModel, build_backbone
 from kdci.store.checkpoints import Checkpoints
+from kdci.substitution.base import StudentCriterion
 from tests.kdci.training._runs import (
     BATCH_SIZE,
     NUM_STEPS,

@@ -178,7 +178,7 @@ def test_plan_names_stages_and_places_as_dvc_does(tree: dict[str, Any]) -> None:
     assert {layout.student(cell) for cell in cells(params.grid)} == {
         stage.artifact for stage in stages.values() if stage.kind == "student"
     }
-    one = stages["distill_kdci@wrn-10-1-wrn-16-1-dfnd-3-1"]
+    one = stages["distill@wrn-10-1-wrn-16-1-dfnd-kdci-3-1"]
     assert one.artifact == layout.students("wrn-10-1", "wrn-16-1", "dfnd") / "kdci/pool3-seed1"
     assert one.params["recipes.dfnd"]["batch_size"] == 8
     assert "recipes.fast" not in one.params
@@ -202,12 +202,12 @@ def test_arms_shifts_and_the_other_model_are_planned(tree: dict[str, Any]) -> No
         "shift@wrn-10-1-tail-0",
         "dictionary@wrn-10-1-fast-0",
         "dictionary@wrn-10-1-tail-0",
-        f"distill_vanilla@{student}-fast-0-0",
-        f"distill_vanilla@{student}-tail-0-0",
-        f"distill_kdci@{student}-fast-0-0",
-        f"distill_kdci@{student}-tail-0-0",
-        f"distill_kdci_other@{student}-fast-0-0",
-        f"distill_stratified@{student}-fast-0-0",
+        f"distill@{student}-fast-vanilla-0-0",
+        f"distill@{student}-tail-vanilla-0-0",
+        f"distill@{student}-fast-kdci-0-0",
+        f"distill@{student}-tail-kdci-0-0",
+        f"distill@{student}-fast-kdci_other-0-0",
+        f"distill@{student}-fast-stratified-0-0",
         f"evaluate@{student}-fast",
         f"evaluate@{student}-tail",
     ]
@@ -229,8 +229,8 @@ def test_a_control_is_planned_once_a_pair_on_the_first_seeds(tree: dict[str, Any
     tree["grid"]["controls"] = ["noise"]
     planned = [s.name for s in planned_stages(Params.model_validate(tree), layout)]
     assert sorted(set(planned) - without) == [
-        "distill_vanilla@wrn-10-1-wrn-10-1-noise-3-4",
-        "distill_vanilla@wrn-10-1-wrn-16-1-noise-3-4",
+        "distill@wrn-10-1-wrn-10-1-noise-vanilla-3-4",
+        "distill@wrn-10-1-wrn-16-1-noise-vanilla-3-4",
         "evaluate@wrn-10-1-wrn-10-1-noise",
         "evaluate@wrn-10-1-wrn-16-1-noise",
         "substitute@wrn-10-1-noise-3",

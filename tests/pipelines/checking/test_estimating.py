@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from kdci.config.catalog import DATASETS
-from kdci.config.methods import Cmi, DeepInv, Fast
 from kdci.config.params import Params
 from kdci.config.params_file import load_params, read_yaml
 from kdci.data.open_world.candidates import PoolPart
+from kdci.methods.cmi import Cmi
+from kdci.methods.deepinv import DeepInv
+from kdci.methods.fast import Fast
 from kdci.models import PixelModel
 from kdci.models.generators.generator import DaflGenerator, Generator
 from kdci.models.generators.patch_discriminator import PatchDiscriminator
@@ -237,7 +239,7 @@ def test_a_pool_with_a_known_shift_is_read_and_distilled_alone(tmp_path: Path) -
     works = {stage.name: stage_work(stage, side) for stage in planned_stages(params, layout)}
     assert works["shift@wrn-10-1-tail-0"].steps == {Work("forward", backbone, 40): 1}
     steps = {Work("forward", backbone, 8): 12, Work("train", backbone, 8): 12}
-    assert works["distill_vanilla@wrn-10-1-wrn-10-1-tail-0-0"].steps == steps
+    assert works["distill@wrn-10-1-wrn-10-1-tail-vanilla-0-0"].steps == steps
 
 
 # -- seconds -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from stages._provenance import code_hash
 
 from kdci.config.params import Params
 from kdci.config.params_file import load_params, read_yaml
@@ -19,7 +20,6 @@ from kdci.store.layout import Layout
 from pipelines.checking.housekeeping import clean, verify
 from pipelines.graph.plan import PlannedStage, planned_stages
 from pipelines.params.presets import FOLDER, write_preset
-from stages._provenance import code_hash
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def begin(layout: Layout, stage: PlannedStage, **changes: Any) -> Path:
 
 TEACHER = "teacher@wrn-10-1"
 POOL = "substitute@wrn-10-1-dfnd-0"
-STUDENT = "distill_kdci@wrn-10-1-wrn-10-1-dfnd-0-0"
+STUDENT = "distill@wrn-10-1-wrn-10-1-dfnd-kdci-0-0"
 
 
 def test_verify_tells_intact_from_missing(
@@ -218,7 +218,7 @@ def full(layout: Layout) -> Params:
             {"teacher": "teacher_other@wrn-10-1", "pool": "substitute_other@wrn-10-1-fast-0"},
         ),
         (
-            "distill_kdci_other@wrn-10-1-wrn-10-1-fast-0-0",
+            "distill@wrn-10-1-wrn-10-1-fast-kdci_other-0-0",
             {"teacher": TEACHER, "dictionary": "dictionary_other@wrn-10-1-fast-0"},
         ),
         ("shift@wrn-10-1-tail-0", {"teacher": TEACHER, "base": "substitute@wrn-10-1-fast-0"}),
@@ -340,7 +340,7 @@ def test_verify_names_stages_of_pairs_and_controls_as_dvc_does(layout: Layout) -
         tree[block]["noise"] = preset[block]["noise"]
     params = Params.model_validate(tree)
     planned = {stage.name: stage for stage in planned_stages(params, layout)}
-    damaged = planned["distill_kdci@wrn-10-1-wrn-10-1-dfnd-0-0"]
+    damaged = planned["distill@wrn-10-1-wrn-10-1-dfnd-kdci-0-0"]
     build(damaged)
     flip_a_bit(damaged.artifact)
     found = verify(params, layout)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kdci.config.params import METHOD_NAMES
 from kdci.store.artifacts import new_artifact
 from kdci.store.layout import Layout
+from kdci.substitution.registry import method_names
 from pipelines.explaining.costs import ExpectedTime, expected_time, wall_seconds
 from pipelines.explaining.differences import CachePlaces, Comparison, compare
 from pipelines.explaining.past_runs import Command, PastRun, read_past_runs
@@ -74,7 +74,7 @@ def test_steps_of_every_method_are_in_the_presets(preset: str, tmp_path) -> None
 
     write_preset(preset, tmp_path / "params.yaml")
     params = load_params(tmp_path / "params.yaml").model_dump(by_alias=True)
-    for method in {name for name in METHOD_NAMES if params["methods"][name]}:
+    for method in {name for name in method_names() if name in params["methods"]}:
         blocks = {f"{key}.{method}": params[key][method] for key in ("methods", "recipes")}
         assert num_steps("stages.distill", method, blocks)
         chooses = method in ("dfnd", "noise")

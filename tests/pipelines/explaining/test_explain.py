@@ -321,7 +321,7 @@ def test_the_real_pipeline_runs_what_was_explained(
     ran, restored = project.repro()
     assert restored == set()
     assert fates(explanation, Fate.runs) <= ran <= fates(explanation, Fate.runs, Fate.may_run)
-    assert {"substitute@wrn-10-1-dfnd-0", "distill_kdci@wrn-10-1-wrn-10-1-fast-0-0"} <= ran
+    assert {"substitute@wrn-10-1-dfnd-0", "distill@wrn-10-1-wrn-10-1-fast-kdci-0-0"} <= ran
     assert not {name for name in ran if name.startswith("teacher")}
     assert explanation.cost.unknown == ("report",)
 

@@ -42,7 +42,7 @@ STAGES = {
         for m in ("fast", "dfnd")
     ),
     *(
-        f"distill_{arm}@{CELL}-{method}-0-0"
+        f"distill@{CELL}-{method}-{arm}-0-0"
         for arm in ("vanilla", "kdci")
         for method in ("fast", "dfnd")
     ),
@@ -50,8 +50,8 @@ STAGES = {
     "report",
 }
 OF_DFND_RECIPE = {
-    f"distill_vanilla@{CELL}-dfnd-0-0",
-    f"distill_kdci@{CELL}-dfnd-0-0",
+    f"distill@{CELL}-dfnd-vanilla-0-0",
+    f"distill@{CELL}-dfnd-kdci-0-0",
     f"evaluate@{CELL}-dfnd",
     "report",
 }
@@ -171,7 +171,7 @@ def test_first_run_second_run_one_change_and_back(
     assert run.state.name == "Completed"
     assert run.state.message == "12 stages: 12 completed"
     assert run.name == "digits-smoke"
-    log = log_of(prefect_server, tasks[f"distill_kdci@{CELL}-fast-0-0"].id, "distilling 12/12")
+    log = log_of(prefect_server, tasks[f"distill@{CELL}-fast-kdci-0-0"].id, "distilling 12/12")
     assert "agreement" in log
     assert "bank" not in log_of(prefect_server, tasks["teacher@wrn-10-1"].id, "training 16/16")
     require_artifacts(prefect_server, project, run.id)
@@ -241,7 +241,7 @@ def test_a_failed_stage_shows_its_own_words_and_what_needs_it_is_not_run(
     assert "kdci: error: predictions: are not finite" in done.stderr
     run, tasks = shown(prefect_server)
     failed = "dictionary@wrn-10-1-dfnd-0"
-    not_run = {f"distill_kdci@{CELL}-dfnd-0-0", f"evaluate@{CELL}-dfnd", "report"}
+    not_run = {f"distill@{CELL}-dfnd-kdci-0-0", f"evaluate@{CELL}-dfnd", "report"}
     cached = {"teacher@wrn-10-1", *(f"substitute@wrn-10-1-{m}-0" for m in ("fast", "dfnd"))}
     found = states(tasks)
     assert found[failed] == "Failed"
@@ -261,7 +261,7 @@ def test_cancel_in_the_ui_stops_the_run(
 ) -> None:
     from prefect.states import Cancelling
 
-    student = f"distill_vanilla@{CELL}-dfnd-0-0"
+    student = f"distill@{CELL}-dfnd-vanilla-0-0"
     up_to_date.edit(recipes__dfnd__num_epochs=4, recipes__dfnd__steps_per_epoch=2000)
     process = up_to_date.start("run", "--no-track", PREFECT_API_URL=prefect_server.url)
     up_to_date.await_stage(student)

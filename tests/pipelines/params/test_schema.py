@@ -12,8 +12,9 @@ import pytest
 
 from kdci.config.params_file import read_yaml
 from pipelines.cli import run
+from pipelines.params.new_project import new_project
 from pipelines.params.presets import FOLDER, preset_names, preset_text
-from pipelines.params.schema import schema_text
+from pipelines.params.schema import place_of, schema_text
 
 SHIPPED = FOLDER / "params.schema.json"
 RENEW = "kdci schema pipelines/presets/params.schema.json"
@@ -94,3 +95,8 @@ def test_the_command_writes_it_there_or_elsewhere(
         "here.json",
     ]
     assert (tmp_path / "here.json").read_text(encoding="utf-8") == schema_text()
+
+
+def test_a_new_experiment_has_it(tmp_path: Path) -> None:
+    new_project(tmp_path / "x", preset="digits-smoke")
+    assert place_of(tmp_path / "x").read_text(encoding="utf-8") == schema_text()

@@ -306,7 +306,7 @@ def test_more_threads_than_cores_at_a_time_are_warned_about(
 
 # -- the whole pipeline, stopped and killed --------------------------------------------------------
 
-STUDENT = f"distill_vanilla@{CELL}-dfnd-0-0"
+STUDENT = f"distill@{CELL}-dfnd-vanilla-0-0"
 LONG = {"recipes__dfnd__num_epochs": 4, "recipes__dfnd__steps_per_epoch": 350}
 """A student that takes some ten seconds: long enough to be stopped in the middle."""
 

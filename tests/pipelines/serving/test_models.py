@@ -85,7 +85,7 @@ def state_of(server: PrefectServer, flow_run_id: Any) -> Any:
 def test_a_run_started_in_the_server_takes_its_parameters_and_ctrl_c_ends_all(
     prefect_server: PrefectServer, up_to_date: RunProject
 ) -> None:
-    student = f"distill_vanilla@{CELL}-dfnd-0-{{}}"
+    student = f"distill@{CELL}-dfnd-vanilla-0-{{}}"
     with serving(up_to_date, prefect_server) as process:
         with prefect_server.client() as client:
             schema = client.read_deployment_by_name("kdci/kdci").parameter_openapi_schema

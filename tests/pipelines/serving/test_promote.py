@@ -105,7 +105,7 @@ def test_values_of_searched_keys_are_written_and_nothing_else(root, layout, sear
     assert YAML(typ="safe", pure=True).load(file.read_text()) == expected
     for old, new in zip(before.splitlines(), file.read_text().splitlines(), strict=True):
         assert old.partition("#")[2] == new.partition("#")[2]
-    assert "distill_kdci@wrn-10-1-wrn-10-1-fast-0-0" in promotion.stages
+    assert "distill@wrn-10-1-wrn-10-1-fast-kdci-0-0" in promotion.stages
     assert "report" in promotion.stages
     assert promotion.warnings == []
     assert "60.0 of wrn-10-1/wrn-10-1/fast/kdci/pool0-seed0" in promotion.promise

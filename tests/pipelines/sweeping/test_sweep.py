@@ -269,7 +269,7 @@ def test_a_signal_ends_a_sweep_with_states_saved_and_results_recorded(tmp_path, 
 
     work = Workspace.make(tmp_path / "work", long_students)
     with ended(work.sweep("distill_vanilla", "--max-concurrent", "1")) as sweep:
-        name = f"distill_vanilla@{CELL}-fast-0-0"
+        name = f"distill@{CELL}-fast-vanilla-0-0"
         stage = wait_for(lambda: work.at_work().get(name))
         os.killpg(sweep.pid, number)  # as a terminal does it
         output, _ = sweep.communicate(timeout=60)
@@ -299,7 +299,7 @@ def test_a_failed_trial_does_not_end_the_sweep(tmp_path):
     made = {path.split("/")[2] + "/" + path.split("/")[-3] for path in work.contents()}
     executions = work.journal()
     failed = {name for name, row in executions.items() if row["outcome"] == "failed"}
-    assert failed == {f"distill_{arm}@{CELL}-dfnd-0-0" for arm in ("vanilla", "kdci")}, made
+    assert failed == {f"distill@{CELL}-dfnd-{arm}-0-0" for arm in ("vanilla", "kdci")}, made
     assert executions[f"evaluate@{CELL}-fast"]["outcome"] == "completed"
     assert f"evaluate@{CELL}-dfnd" not in executions and "report" not in executions
     assert all(executions[name]["exit_code"] == 5 for name in failed)

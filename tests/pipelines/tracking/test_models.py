@@ -45,7 +45,7 @@ def test_registry_holds_dictionaries_and_one_student_of_each_arm(view, monkeypat
     cell = next(c for c in cells(view.params.grid) if (c.method, c.variant) == ("fast", "kdci"))
     path = view.layout.student(cell)
     version = view.client.get_model_version_by_alias(students[1], "kdci")
-    run = view.run(f"distill_kdci@{WRN}-{WRN}-fast-0-0")
+    run = view.run(f"distill@{WRN}-{WRN}-fast-kdci-0-0")
     card = json.loads((path / "card.json").read_text())
     assert version.run_id == run.info.run_id
     assert version.source == f"runs:/{run.info.run_id}/model"
@@ -105,7 +105,7 @@ def test_new_student_is_a_new_version_and_the_champion_is_whom_people_say(view, 
     with pytest.raises(UserError, match="is no cell"):
         tracking.set_champion(view.layout, view.params, "nobody", tracking_uri=view.uri)
 
-    built.edit(compensation__hidden_dim=8).build(call("distill_kdci"), call("evaluate"))
+    built.edit(compensation__hidden_dim=8).build(call("kdci"), call("evaluate"))
     assert view.sync().versions == 1
     assert aliases(view, name) == {"vanilla": "1", "kdci": "3", "champion": "1"}
     # with the module in the deployed form it is another model of the same student

@@ -155,7 +155,7 @@ def test_server_that_is_killed_and_hangs_gets_everything_once(view, server, monk
 def test_links_are_addresses_where_a_server_shows_them(view, server):
     from pipelines import tracking
 
-    stage = "distill_kdci@wrn-10-1-wrn-10-1-fast-0-0"
+    stage = "distill@wrn-10-1-wrn-10-1-fast-kdci-0-0"
     view.sync(register=False)
     where, links = tracking.links(view.layout, view.params, tracking_uri=view.uri)
     assert where == f'mlflow ui --backend-store-uri "{view.uri}" --host 127.0.0.1'

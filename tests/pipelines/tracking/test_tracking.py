@@ -14,9 +14,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from kdci.config.params import Params, hash_json
+from kdci.config.params import Params
 from kdci.errors import BusyError, StorageError
 from kdci.store.artifacts import new_artifact
+from kdci.store.hashing import hash_json
 from kdci.store.layout import Cell, Layout, cells
 from pipelines import tracking
 from tests.project_code import ROOT
@@ -304,7 +305,7 @@ def test_complete_experiment_becomes_cells_with_children_and_shared_runs(files, 
     children = seen.children(seen.cell(cell))
     names = {child.info.run_name for child in children}
     evaluation = f"evaluate@{TEACHER}-{STUDENT}-{METHOD}"
-    distill = f"distill_kdci@{TEACHER}-{STUDENT}-{METHOD}-0-0"
+    distill = f"distill@{TEACHER}-{STUDENT}-{METHOD}-kdci-0-0"
     assert names == {evaluation, distill}
     shared = seen.one(f"teacher@{TEACHER}")
     assert "mlflow.parentRunId" not in shared.data.tags
@@ -349,7 +350,7 @@ def test_numbers_params_and_tags_are_those_of_the_files(files, params, store_uri
     vanilla = seen.cell(Cell(TEACHER, STUDENT, METHOD, "vanilla", 0, 0))
     assert "accuracy_compensated" not in vanilla.data.metrics
     assert not compared.keys() & vanilla.data.metrics.keys()
-    student = seen.one(f"distill_kdci@{TEACHER}-{STUDENT}-{METHOD}-0-0")
+    student = seen.one(f"distill@{TEACHER}-{STUDENT}-{METHOD}-kdci-0-0")
     expected = [(k, r["step"], r[k]) for r in student_metrics() for k in r if k != "step"]
     facts = {"num_steps": 10, "num_images": 95, "seconds": 99.0, "loop_seconds": 60.0}
     facts |= {"cpu_seconds": 120.0, "peak_memory_bytes": 5e8}
@@ -364,7 +365,7 @@ def test_numbers_params_and_tags_are_those_of_the_files(files, params, store_uri
     assert student.data.params[f"recipes.{METHOD}.batch_size"] == "4"
     assert "teacher.num_epochs" not in student.data.params
     tags = student.data.tags
-    assert tags["dvc.stage"] == f"distill_kdci@{TEACHER}-{STUDENT}-{METHOD}-0-0"
+    assert tags["dvc.stage"] == f"distill@{TEACHER}-{STUDENT}-{METHOD}-kdci-0-0"
     assert (tags["git.commit"], tags["runtime.threads"]) == ("c0ffee", "2")
     axes = ("teacher", "student", "method", "variant", "pool_seed", "seed", "preset")
     found = [tags[f"kdci.{axis}"] for axis in axes]
@@ -381,7 +382,7 @@ def test_cards_dictionary_and_report_are_logged_and_weights_are_not(files, param
     dictionary = seen.one(f"dictionary@{TEACHER}-{METHOD}-0")
     names = {"dictionary/dictionary.safetensors", "dictionary/card.json"}
     assert seen.files(dictionary, "dictionary") == names
-    student = seen.one(f"distill_vanilla@{TEACHER}-{STUDENT}-{METHOD}-0-0")
+    student = seen.one(f"distill@{TEACHER}-{STUDENT}-{METHOD}-vanilla-0-0")
     assert seen.files(student) == {"card.json"}
     assert len(student.data.tags["sha256.model.safetensors"]) == 64
     report = seen.one("report", kind="report")
@@ -442,7 +443,7 @@ def test_rerun_with_new_params_adds_a_child_and_the_parent_shows_the_newest(
     parent = seen.cell(cell)
     assert parent.info.run_id == first.cell(cell).info.run_id
     assert parent.data.metrics["accuracy"] == 61.0
-    runs = seen.named(f"distill_kdci@{TEACHER}-{STUDENT}-{METHOD}-0-0")
+    runs = seen.named(f"distill@{TEACHER}-{STUDENT}-{METHOD}-kdci-0-0")
     assert sorted(r.data.params["distill.num_snapshots"] for r in runs) == ["3", "8"]
     newest = next(r for r in runs if r.data.params["distill.num_snapshots"] == "3")
     assert parent.data.tags["dep.student"] == newest.info.run_id
@@ -512,7 +513,7 @@ def test_live_work_is_one_run_from_start_to_artifact(files, params, store_uri):
     teacher = files.teacher()
     pool = files.pool(teacher)
     cell = Cell(TEACHER, STUDENT, METHOD, "vanilla", 0, 0)
-    name = f"distill_vanilla@{TEACHER}-{STUDENT}-{METHOD}-0-0"
+    name = f"distill@{TEACHER}-{STUDENT}-{METHOD}-vanilla-0-0"
 
     def sync():
         summary = tracking.sync(files.layout, params, tracking_uri=store_uri)
@@ -556,7 +557,7 @@ def test_stopped_by_a_signal_is_killed_not_failed(files, params, store_uri):
     (folder / "failure.json").write_text(json.dumps({"exit_code": 143, "message": "stopped"}))
     tracking.sync(files.layout, params, tracking_uri=store_uri)
     (run,) = Seen(store_uri, params.preset).named(
-        f"distill_vanilla@{TEACHER}-{STUDENT}-{METHOD}-0-0"
+        f"distill@{TEACHER}-{STUDENT}-{METHOD}-vanilla-0-0"
     )
     assert run.info.status == "KILLED"
 
@@ -571,7 +572,7 @@ def test_work_that_was_cleaned_away_is_killed_and_other_presets_work_is_ignored(
     shutil.rmtree(folder)
     tracking.sync(files.layout, params, tracking_uri=store_uri)
     seen = Seen(store_uri, params.preset)
-    assert seen.one(f"distill_kdci@{TEACHER}-{STUDENT}-{METHOD}-0-0").info.status == "KILLED"
+    assert seen.one(f"distill@{TEACHER}-{STUDENT}-{METHOD}-kdci-0-0").info.status == "KILLED"
     Files(files.layout.root, make_params("other")).work(cell, student_metrics(1))
     assert tracking.sync(files.layout, params, tracking_uri=store_uri).created == 0
 

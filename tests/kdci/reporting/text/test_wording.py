@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from kdci.config.catalog import CONTROL_NAMES
-from kdci.config.params import METHOD_NAMES
 from kdci.reporting.comparison import compare
 from kdci.reporting.statistics import Estimate
 from kdci.reporting.text.wording import (
-    METHOD_TITLES,
     difference_text,
     headline,
     interval_text,
@@ -20,9 +17,8 @@ from kdci.reporting.text.wording import (
 )
 
 
-def test_whatever_has_no_title_is_a_known_shift():
-    """Rows do not say what their `method` is, so every method and control needs its title."""
-    assert set(METHOD_TITLES) == {*METHOD_NAMES, *CONTROL_NAMES}
+def test_whatever_is_no_method_is_a_known_shift():
+    """Rows do not say what their `method` is."""
     assert is_shift("long-tail-100")
     assert not is_shift("fast")
     assert not is_shift("noise")

@@ -7,7 +7,7 @@ from pipelines.running import journal
 from pipelines.tracking.reading.files import slots
 
 WRN = "wrn-10-1"
-STAGE = f"distill_kdci@{WRN}-{WRN}-fast-0-0"
+STAGE = f"distill@{WRN}-{WRN}-fast-kdci-0-0"
 LINKS = {
     "prefect.flow_run_id": "0192f0c1-1111",
     "prefect.flow_run_url": "http://127.0.0.1:4200/runs/flow-run/0192f0c1-1111",

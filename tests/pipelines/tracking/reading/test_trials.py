@@ -38,7 +38,7 @@ def write(search, trial_id, **changes):
         "num_steps": 12,
         "status": "running",
         "error": "",
-        "stages": ["distill_kdci@wrn-10-1-wrn-10-1-fast-0-0"],
+        "stages": ["distill@wrn-10-1-wrn-10-1-fast-kdci-0-0"],
         "started": 1000.0,
         "finished": None,
         "links": {"ray.trial_id": f"ray_{trial_id}", "ray.experiment": NAME},

@@ -10,7 +10,7 @@ from kdci.data.bank.image_bank import ImageBank
 from kdci.data.bank.resized_crop import random_resized_crop
 from kdci.data.bank.shuffled_rows import ShuffledRows
 from kdci.data.bank.stratified_rows import StratifiedRows
-from kdci.methods.base import SourceContext, State, StratumOf
+from kdci.substitution.base import SourceContext, State, StratumOf
 
 SYNTHESIS_SCALE = (0.75, 1.0)
 """Share of an image's area that the teacher is shown of it while it is synthesised."""

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdci.methods.base import SubstitutionSource
-from kdci.methods.registry import CONTROLS, METHODS
 from kdci.models import PixelModel
 from kdci.store.checkpoints import load_state, save_state
+from kdci.substitution.base import SubstitutionSource
+from kdci.substitution.registry import names
 
-ALL = tuple({**METHODS, **CONTROLS})
+ALL = names()
 MakeModel = Callable[[int], PixelModel]
 MakeSource = Callable[[str, Path, PixelModel], SubstitutionSource]
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from kdci.config.catalog import DatasetSpec
-from kdci.config.params import Methods
 from kdci.data.bank.image_bank import ImageBank
-from kdci.methods.base import SourceContext, SubstitutionSource
-from kdci.methods.registry import build_source
-from kdci.methods.resampled import ResampledSource
 from kdci.models import PixelModel
+from kdci.substitution.base import SourceContext, SubstitutionSource
+from kdci.substitution.registry import block_of
+from kdci.substitution.resampled import ResampledSource
 from tests.kdci._tensor_pool import TensorPool
 
 SPEC = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 1, True, ("a", "b", "c"))
@@ -54,8 +53,6 @@ def make_source() -> Callable[..., SubstitutionSource]:
         if method == "resampled":
             bank.append(pool[:12].float() / 255)
             return ResampledSource(context)
-        field = Methods.model_fields[method].annotation
-        (kind,) = [k for k in field.__args__ if k is not type(None)]  # type: ignore[union-attr]
-        return build_source(method, kind(**TINY[method]), context)
+        return block_of(method)(**TINY[method]).source(context)
 
     return make

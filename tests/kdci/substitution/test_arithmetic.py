@@ -11,11 +11,11 @@ import torch
 
 from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank
-from kdci.methods.base import SourceContext, SubstitutionSource
-from kdci.methods.registry import METHODS
 from kdci.models import PixelModel, build_backbone
 from kdci.models.generators.generating import BesideTeacher
 from kdci.store.checkpoints import load_state, save_state
+from kdci.substitution.base import SourceContext, SubstitutionSource
+from kdci.substitution.registry import block_of
 from kdci.synthesis.inversion import BatchNormStatistics
 from tests.kdci._tensor_pool import TensorPool
 
@@ -60,7 +60,7 @@ def make_source(method: str, folder: Path, teacher: PixelModel, **changes: Any) 
     )
     bank = ImageBank(folder / "bank.bin", shape=(3, 8, 8))
     context = SourceContext(teacher, SPEC, bank, 11, 0.9, lambda: TensorPool(pool))
-    return METHODS[method](context, **{"batch_size": 6, **SMALL[method], **changes})
+    return block_of(method)(**{"batch_size": 6, **SMALL[method], **changes}).source(context)
 
 
 def run(source: SubstitutionSource, student: PixelModel) -> list[dict[str, float]]:

@@ -13,12 +13,12 @@ from torch import Tensor
 from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.shuffled_rows import ShuffledRows
 from kdci.deconfounding.strata import class_strata
-from kdci.methods.base import SubstitutionSource
-from kdci.methods.registry import CONTROLS, METHODS
 from kdci.models import PixelModel
 from kdci.store.checkpoints import load_state, save_state
+from kdci.substitution.base import SubstitutionSource
+from kdci.substitution.registry import names
 
-ALL = (*METHODS, *CONTROLS, "resampled")
+ALL = (*names(), "resampled")
 GROWING = ("fast", "cmi", "deepinv")
 """Add images to the bank while distilling."""
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kdci.methods.bank_source import BankSource
-from kdci.methods.base import SoftLabelCriterion, SourceContext, StudentCriterion
 from kdci.models import PixelModel
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SoftLabelCriterion, SourceContext, StudentCriterion
 
 
 class ResampledSource(BankSource):

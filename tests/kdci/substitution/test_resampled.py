@@ -10,10 +10,10 @@ from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank, save_npy
 from kdci.data.bank.shuffled_rows import ShuffledRows
 from kdci.deconfounding.known_shift import resample_rows
-from kdci.methods.base import SoftLabelCriterion, SourceContext
-from kdci.methods.resampled import ResampledSource
 from kdci.models import PixelModel
 from kdci.store.checkpoints import load_state, save_state
+from kdci.substitution.base import SoftLabelCriterion, SourceContext
+from kdci.substitution.resampled import ResampledSource
 from kdci.training.losses import soft_label_kl
 
 PLAIN = DatasetSpec("plain", 3, 8, 1, (0.5,), (0.5,), 0, False, ("a", "b", "c"))

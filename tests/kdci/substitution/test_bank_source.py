@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from kdci.config.catalog import DATASETS
 from kdci.data.bank.image_bank import ImageBank
 from kdci.data.bank.resized_crop import draw_resized_crop
-from kdci.methods.bank_source import BankSource
-from kdci.methods.base import SourceContext
 from kdci.models import PixelModel
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SourceContext
 
 
 def source(folder: Path, dataset: str, seed: int = 3) -> BankSource:

@@ -1,0 +1,1 @@
+"""What the methods share: their params block, their source over a bank, how they are found."""
