@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 WHERE: dict[str, tuple[tuple[str, str], ...]] = {
-    "stages.teacher": (("stages._session", "Session.run_loop"),),
-    "stages.substitute": (("stages._session", "Session.run_loop"),),
-    "stages.distill": (("stages._session", "Session.run_loop"),),
+    "stages.teacher": (("stages.session", "Session.run_loop"),),
+    "stages.substitute": (("stages.session", "Session.run_loop"),),
+    "stages.distill": (("stages.session", "Session.run_loop"),),
     "stages.dictionary": (("kdci.training.evaluation", "image_batches"),),
     "stages.evaluate": (("kdci.training.evaluation", "image_batches"),),
     "stages.report": (("stages.report", "gather"),),
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     name_of_stage = module.removeprefix("stages.")
     for place, name in WHERE[module]:
         _replace(importlib.import_module(place), name, tell)
-    code: int = importlib.import_module("stages._main").main(name_of_stage, stage.run, rest)
+    code: int = importlib.import_module("stages.main").main(name_of_stage, stage.run, rest)
     sys.stderr.write(f"{module} ended before its first step\n")
     return code or 1
 

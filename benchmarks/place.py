@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,24 +16,22 @@ from torch import Tensor, nn
 
 from benchmarks.reference.image_files import write_images
 from benchmarks.reference.networks import Normalizer, classifier
-from kdci.config.catalog import DATASETS
-from kdci.config.params import BackboneBlock
+from kdci.config.catalog import DATASETS, facts_of_spec
 from kdci.config.params import Runtime as Settings
 from kdci.data.bank.image_bank import ImageBank, to_bytes
 from kdci.data.bank.mapped_images import save_npy
 from kdci.models import PixelModel
-from kdci.models.pretrained import MODEL_FILE, build_network, load_teacher
+from kdci.models.compiling import compile_trained, for_predictions
+from kdci.models.networks import Networks
+from kdci.models.pretrained import MODEL_FILE, build_network
 from kdci.store.artifacts import new_artifact, open_artifact
 from kdci.substitution.base import SourceContext, SubstitutionSource
 from kdci.substitution.registry import block_of
 from kdci.training.runtime import Runtime, generator
-from stages._formats import format_of
-from stages._session import Session
-from stages._step_networks import predicting, trained
 
 SPEC = DATASETS["cifar10"]
 """32x32x3 images of 10 classes."""
-SHAPE = (SPEC.channels, SPEC.image_size, SPEC.image_size)
+SHAPE = SPEC.image_shape
 
 
 @dataclass(frozen=True)
@@ -59,21 +56,8 @@ class Place:
     formats: dict[str, str] = field(default_factory=dict)
 
     @property
-    def _session(self) -> Session:
-        """As much of a stage's session as its networks ask for."""
-        return cast(
-            "Session",
-            SimpleNamespace(
-                runtime=self.runtime,
-                params=SimpleNamespace(
-                    data=SimpleNamespace(spec=SPEC),
-                    backbone=BackboneBlock(),
-                    runtime=self.settings,
-                ),
-                layout=SimpleNamespace(work=self.decided or self.folder),
-                note_format=self.formats.__setitem__,
-            ),
-        )
+    def _networks(self) -> Networks:
+        return Networks(self.runtime, self.decided or self.folder, self.formats.__setitem__)
 
     def images(self) -> Tensor:
         """Return the pool: smooth random pictures, uint8 (M, 3, 32, 32)."""
@@ -103,40 +87,27 @@ class Place:
         if not path.exists():
             facts = {
                 "backbone": name,
-                "num_classes": SPEC.num_classes,
-                "channels": SPEC.channels,
-                "image_size": SPEC.image_size,
-                "mean": list(SPEC.mean),
-                "std": list(SPEC.std),
+                **facts_of_spec(SPEC),
             }
             model = build_network(name, SPEC, seed=0)
             with new_artifact(path, kind="teacher", card={"facts": facts}) as draft:
                 draft.save_tensors(MODEL_FILE, model.state_dict())
-        chosen = format_of(self._session, name, training=False)
-        return load_teacher(
-            open_artifact(path, kind="teacher"),
-            SPEC,
-            device=self.runtime.device,
-            autocast_dtype=chosen.autocast_dtype,
-            channels_last=chosen.channels_last,
-        )
+        return self._networks.teacher(open_artifact(path, kind="teacher"), SPEC)
 
     def predicting(self, teacher: PixelModel) -> PixelModel:
         """Return a teacher as it is where it predicts alone."""
-        return predicting(self._session, teacher)
+        return for_predictions(
+            teacher,
+            SPEC.image_size,
+            folded=self.settings.fold_teacher,
+            compiled=self.settings.compile != "none",
+        )
 
     def student(self, name: str) -> PixelModel:
         """Return a student as the distill stage builds its own."""
-        chosen = format_of(self._session, name, training=True)
-        student = build_network(
-            name,
-            SPEC,
-            seed=1,
-            device=self.runtime.device,
-            autocast_dtype=chosen.autocast_dtype,
-            channels_last=chosen.channels_last,
-        )
-        trained(self._session, student)
+        student = self._networks.untrained(name, SPEC, stem="cifar", seed=1)
+        if self.settings.compile == "both":
+            compile_trained(student)
         return student
 
     def source(self, method: str, teacher: PixelModel, **values: Any) -> SubstitutionSource:
@@ -153,9 +124,9 @@ class Place:
             bank=ImageBank(_unused(self.folder / f"{method}.bin"), shape=SHAPE),
             seed=0,
             teacher_accuracy=0.9,
-            open_world=_no_open_world,
         )
-        source = block_of(method)(**values).source(context)
+        # Not validated: a measurement begins without a warm-up, which params may not.
+        source = block_of(method).model_construct(**values).source(context)
         source.bank.append(self.images().float() / 255)
         state = source.state_dict()
         if "num_open_world" in state:
@@ -181,7 +152,3 @@ def _unused(path: Path) -> Path:
         number += 1
         path = path.with_stem(f"{path.stem.split('~')[0]}~{number}")
     return path
-
-
-def _no_open_world() -> Any:
-    raise AssertionError("the pool is in the bank already")

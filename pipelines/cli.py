@@ -100,6 +100,7 @@ app.command("doctor")(care.doctor)
 app.command("sync")(care.sync)
 app.command("verify")(care.verify)
 app.command("clean")(care.clean)
+app.command("migrate")(care.migrate)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stages._main import main
-from stages._pool import open_teacher
-from stages._session import Session
+from stages.main import main
+from stages.session import Session
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,34 +17,33 @@ if TYPE_CHECKING:
 
 def run(session: Session) -> None:
     """Build the cell's own dictionary, or adopt another teacher's (`dictionary.artifact`)."""
-    session.parent("teacher")
-    session.parent("pool")
+    teacher, pool = session.parent("teacher"), session.parent("pool")
     if "dictionary" in session.node.parents:
-        adopt(session, session.parent("dictionary"))
+        _adopt(session, session.parent("dictionary"))
     else:
-        _build_own(session)
+        _build(session, teacher, pool)
 
 
-def _build_own(session: Session) -> None:
+def _build(session: Session, teacher_artifact: Artifact, pool: Artifact) -> None:
     from kdci.data.bank.mapped_images import MappedImages
     from kdci.deconfounding.confounder import PoolPredictions, build_dictionary_by_batches
     from kdci.deconfounding.dictionary_quality import quality
+    from kdci.models.networks import Networks
     from kdci.training.evaluation import PREDICTION_BATCH, image_batches
     from kdci.training.runtime import derive_seed
 
-    cell, block = session.node.point, session.params.dictionary
-    runtime = session.start_runtime()
-    teacher = open_teacher(session, session.artifact("teacher"), runtime)
-    images = MappedImages(session.artifact("pool").file("images.npy"))
-    passes = partial(image_batches, images, batch_size=PREDICTION_BATCH, device=runtime.device)
+    point, spec, block = session.node.point, session.params.data.spec, session.params.dictionary
+    networks = Networks(session.start_runtime(), session.layout.formats, session.note_format)
+    teacher = networks.teacher(teacher_artifact, spec)
+    images, device = MappedImages(pool.file("images.npy")), networks.runtime.device
+    passes = partial(image_batches, images, batch_size=PREDICTION_BATCH, device=device)
     predictions = PoolPredictions(teacher, passes, num_rows=len(images), space=block.space)
     dictionary = build_dictionary_by_batches(
         predictions,
         num_rows=len(images),
         num_prototypes=block.num_prototypes,
-        seed=derive_seed(int(cell["pool_seed"]), "dictionary"),
+        seed=derive_seed(int(point["pool_seed"]), "dictionary"),
     )
-    num_classes = session.params.data.spec.num_classes
     assert dictionary.assignments_M is not None
     tensors = {
         "prototypes": dictionary.prototypes_ND,
@@ -58,15 +56,15 @@ def _build_own(session: Session) -> None:
         "num_prototypes": len(dictionary),
         "dimension": dictionary.prototypes_ND.shape[1],
         "num_predictions": len(images),
-        "teacher": str(cell["teacher"]),
-        "num_classes": num_classes,
+        "teacher": str(point["teacher"]),
+        "num_classes": spec.num_classes,
         "adopted": False,
-        **quality(dictionary, predictions.classes_M, num_classes=num_classes),
+        **quality(dictionary, predictions.classes_M, num_classes=spec.num_classes),
     }
     _write(session, tensors, facts)
 
 
-def adopt(session: Session, other: Artifact) -> None:
+def _adopt(session: Session, other: Artifact) -> None:
     """Use another pre-trained model's dictionary, whatever its classes (Table 5)."""
     session.start_runtime()
     _write(session, other.tensors("dictionary.safetensors"), {**other.facts, "adopted": True})

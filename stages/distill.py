@@ -3,62 +3,84 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from kdci.config.catalog import stem_for
+from kdci.config.catalog import facts_of_spec, stem_for
+from kdci.config.params import Params
 from kdci.deconfounding.arms import Arm
-from stages._arms import correction, rebuilder_of, stratify
-from stages._formats import format_of
-from stages._main import main
-from stages._pool import build_pool_source, open_teacher, pool_bank, source_context
-from stages._session import Session
-from stages._step_networks import predicting, trained
+from kdci.store.layout import Cell
+from kdci.training.snapshots import snapshot_name, snapshot_steps
+from stages.main import main
+from stages.session import Session
 
 if TYPE_CHECKING:
     from kdci.deconfounding.compensation import Compensation
-    from kdci.deconfounding.confounder import ConfounderDictionary
-    from kdci.models import PixelModel
-    from kdci.substitution.base import SubstitutionSource
+    from kdci.deconfounding.intervention import Intervention
+    from kdci.store.artifacts import Artifact
+    from kdci.substitution.base import SourceContext, SubstitutionSource
     from kdci.training.distillation import Distiller
 
 
 def run(session: Session) -> None:
     """Distil the student of one arm: the plain method's, or one that is de-confounded."""
-    from kdci.models.pretrained import build_network
-    from kdci.store.artifacts import save_tensors
+    from kdci.data.bank.image_bank import ImageBank
+    from kdci.models.compiling import compile_trained, for_predictions
+    from kdci.models.networks import Networks
+    from kdci.models.pretrained import stated_accuracy
+    from kdci.substitution.base import SourceContext
+    from kdci.substitution.pool_files import continue_source
     from kdci.training.distillation import Distiller
     from kdci.training.runtime import derive_seed, require_finite
 
-    cell, params, arm = session.node.point, session.params, session.node.arm
-    method = str(cell["method"])
-    for role in session.node.parents:
-        session.parent(role)
-    runtime = session.start_runtime()
+    params, arm, cell = session.params, session.node.arm, session.node.student
+    assert cell is not None
+    spec, recipe = params.data.spec, params.recipe(cell.method)
+    stem = stem_for(params.backbone.stem, spec.image_size)
+    teacher_artifact, pool = session.parent("teacher"), session.parent("pool")
+    dictionary = session.parent("dictionary") if arm.dictionary is not None else None
+    networks = Networks(session.start_runtime(), session.layout.formats, session.note_format)
     # One seed for all arms; the pool's seed is in it, so that replicates are independent.
-    seed = derive_seed(int(cell["seed"]), int(cell["pool_seed"]), "distill")
-    teacher = open_teacher(session, session.artifact("teacher"), runtime)
-    format_of_student = format_of(session, str(cell["student"]), training=True)
-    state = session.resume()
-    source = _source(session, teacher, seed, resumed=state is not None)
-    student = build_network(
-        str(cell["student"]),
-        params.data.spec,
-        stem=stem_for(params.backbone.stem, params.data.spec.image_size),
-        seed=derive_seed(seed, "student"),
-        device=runtime.device,
-        autocast_dtype=format_of_student.autocast_dtype,
-        channels_last=format_of_student.channels_last,
+    seed = derive_seed(cell.seed, cell.pool_seed, "distill")
+    teacher = networks.teacher(teacher_artifact, spec)
+    student = networks.untrained(cell.student, spec, stem=stem, seed=derive_seed(seed, "student"))
+    if params.runtime.compile == "both":
+        compile_trained(student)
+    context = SourceContext(
+        teacher=teacher,
+        spec=spec,
+        bank=ImageBank(
+            session.folder / "bank.bin", shape=spec.image_shape, base=pool.file("images.npy")
+        ),
+        seed=derive_seed(seed, "source"),
+        teacher_accuracy=stated_accuracy(teacher_artifact),
     )
-    trained(session, student)
-    compensation = correction(session, arm, seed)
-    rebuilder = rebuilder_of(session, arm, teacher, source)
-    stratify(session, arm, teacher, source)
-    recipe = params.recipe(method)
+    source = _source(params, cell, context)
+    state = session.resume()
+    if state is None:  # a checkpoint holds a later state, whose images the pool's would cut off
+        continue_source(source, pool, seed=context.seed)
+    intervention = _intervention(params, arm, pool, dictionary)
+    compensation = intervention.correction(
+        _settings(params, arm), seed=derive_seed(seed, "compensation")
+    )
+    rebuilder = intervention.rebuilder(
+        source,
+        teacher,
+        growth=params.compensation.rebuild,
+        seed=derive_seed(cell.pool_seed, "dictionary"),
+    )
+    intervention.stratify(source, teacher)
     distiller = Distiller(
-        teacher=predicting(session, teacher),
+        teacher=for_predictions(
+            teacher,
+            spec.image_size,
+            folded=params.runtime.fold_teacher,
+            compiled=params.runtime.compile != "none",
+        ),
         student=student,
         source=source,
-        compensation=compensation.to(runtime.device) if compensation is not None else None,
+        compensation=compensation.to(context.device) if compensation is not None else None,
         sink=session.metrics,
         num_epochs=recipe.num_epochs,
         steps_per_epoch=recipe.steps_per_epoch,
@@ -75,111 +97,114 @@ def run(session: Session) -> None:
         distiller.load_state_dict(state)
     marks = snapshot_steps(recipe.num_epochs, recipe.steps_per_epoch, params.distill.num_snapshots)
 
-    def steps() -> Any:
-        for step in distiller.run():
-            if step in marks:
-                # A checkpoint taken later implies the snapshot: both are on disk in order.
-                save_tensors(session.folder / _snapshot_name(step), _weights(distiller))
-            yield step
-
+    steps = _with_snapshots(distiller, marks, session.folder)
     session.run_loop(
-        steps(), total=distiller.num_steps, state=distiller.state_dict, label="distilling"
+        steps, total=distiller.num_steps, state=distiller.state_dict, label="distilling"
     )
     require_finite(student, session.node.name)
     if compensation is not None:
         require_finite(compensation, session.node.name)
-    _write(session, arm, distiller, marks)
+    _write(
+        session,
+        distiller,
+        marks,
+        {**cell.asdict(), **facts_of_spec(spec), "stem": stem},
+        deployed=arm.compensated,
+    )
 
 
-def snapshot_steps(num_epochs: int, steps_per_epoch: int, num_snapshots: int) -> list[int]:
-    """Return the steps after which a snapshot is taken, evenly spread, the last one in.
+def _source(params: Params, cell: Cell, context: SourceContext) -> SubstitutionSource:
+    """Build what makes the images: the method's source, or that of a known shift, which stays."""
+    if cell.method in params.grid.shifts:
+        from kdci.substitution.resampled import ResampledSource
 
-    Ends of epochs where there are enough of them; a recipe of a few long epochs has snapshots
-    within them.
-    """
-    unit, num_units = steps_per_epoch, num_epochs
-    if num_units < num_snapshots:
-        unit, num_units = 1, num_epochs * steps_per_epoch
-    count = min(num_snapshots, num_units)
-    marks = sorted({round(num_units * (i + 1) / count) for i in range(count)})
-    return [unit * mark for mark in marks]
+        assert params.shift is not None
+        return ResampledSource(context, temperature=params.shift.temperature)
+
+    block = params.method(cell.method, teacher=cell.teacher, student=cell.student)
+    return block.source(context)
 
 
-def _snapshot_name(step: int) -> str:
-    return f"snapshot-{step:09d}.safetensors"
+def _intervention(
+    params: Params, arm: Arm, pool: Artifact, dictionary: Artifact | None
+) -> Intervention:
+    """Read what the arm works on."""
+    from kdci.deconfounding.intervention import Intervention, StoredDictionary
+    from kdci.substitution.pool_files import pool_logits
+
+    block = params.intervention
+    return Intervention(
+        arm,
+        num_classes=params.data.spec.num_classes,
+        logits_MK=pool_logits(pool) if arm.adjusted or arm.strata else None,
+        dictionary=None if dictionary is None else StoredDictionary.of(dictionary),
+        strata=block.strata,
+        max_repeats=block.max_repeats,
+        tau=block.tau,
+    )
 
 
-def _weights(distiller: Distiller) -> dict[str, Any]:
-    weights = {f"student/{k}": v for k, v in distiller.student.state_dict().items()}
-    if distiller.compensation is not None:
-        state = distiller.compensation.state_dict()
-        weights.update({f"compensation/{k}": v for k, v in state.items()})
-    return weights
+def _settings(params: Params, arm: Arm) -> dict[str, Any]:
+    """Return the compensation's settings: those of its block, and what the arm changes."""
+    block = params.compensation.model_copy(update=dict(arm.changes))
+    return {
+        "fusion": block.fusion,
+        "scale": block.scale,
+        "hidden_dim": block.hidden_dim,
+        "weights": block.lambda_,
+        "prototypes": block.prototypes,
+        "proportions": block.proportions,
+        "initialisation": block.initialisation,
+    }
 
 
-def _source(
-    session: Session, teacher: PixelModel, seed: int, *, resumed: bool
-) -> SubstitutionSource:
-    """Go on from the pool's method state, with the student seed's own random streams.
+def _with_snapshots(distiller: Distiller, marks: list[int], folder: Path) -> Iterator[int]:
+    """Distil, yielding the steps that are done; leave a snapshot in the folder after some."""
+    from kdci.store.artifacts import save_tensors
 
-    A checkpoint holds a later state, and images that the pool's state would cut off the bank.
-    """
-    from kdci.store.checkpoints import load_state
-    from kdci.training.runtime import derive_seed
-
-    pool, artifact = session.artifact("pool"), session.artifact("teacher")
-    bank = pool_bank(session, base=pool.file("images.npy"))
-    context = source_context(session, artifact, teacher, bank, seed=derive_seed(seed, "source"))
-    source = build_pool_source(session, context)
-    if not resumed:
-        source.load_state_dict(load_state(pool.path / "source"))
-        source.reseed(derive_seed(seed, "source"))
-    return source
+    for step in distiller.run():
+        if step in marks:
+            # A checkpoint taken later implies the snapshot: both are on disk in order.
+            save_tensors(folder / snapshot_name(step), distiller.weights())
+        yield step
 
 
-def _write(session: Session, arm: Arm, distiller: Distiller, marks: list[int]) -> None:
+def _write(
+    session: Session,
+    distiller: Distiller,
+    marks: list[int],
+    facts: dict[str, Any],
+    *,
+    deployed: bool,
+) -> None:
     from kdci.models.pretrained import MODEL_FILE
 
-    cell, spec = session.node.point, session.params.data.spec
     # Logits are adjusted while training alone: nothing of it is deployed.
-    compensation = cast("Compensation", distiller.compensation) if arm.compensated else None
-    facts: dict[str, Any] = {
-        **cell,
-        "dataset": spec.name,
-        "num_classes": spec.num_classes,
-        "channels": spec.channels,
-        "image_size": spec.image_size,
-        # Of a custom dataset nothing else tells who gets a student what its answers mean.
-        **({"class_names": list(spec.class_names)} if spec.named else {}),
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-        "stem": stem_for(session.params.backbone.stem, spec.image_size),
-        "num_steps": distiller.num_steps,
-        "batch_size": distiller.batch_size,
-        "num_images": len(distiller.source.bank),
-        "snapshots": [[step, _snapshot_name(step)] for step in marks],
-        "compensation": compensation.shape() if compensation is not None else None,
-        "rebuilt": [step for step, _ in _rebuilt(distiller)],
-    }
-    seeds = {"seed": int(cell["seed"]), "pool_seed": int(cell["pool_seed"])}
+    compensation = cast("Compensation", distiller.compensation) if deployed else None
+    rebuilt = distiller.rebuilder.built if distiller.rebuilder is not None else []
+    seeds = {"seed": int(facts["seed"]), "pool_seed": int(facts["pool_seed"])}
     with session.new_artifact("student", seeds=seeds) as draft:
         draft.save_tensors(MODEL_FILE, distiller.student.state_dict())
         if compensation is not None:
             draft.save_tensors("compensation.safetensors", compensation.state_dict())
-        for step, dictionary in _rebuilt(distiller):
+        for step, dictionary in rebuilt:
             tensors = {
                 "prototypes": dictionary.prototypes_ND,
                 "proportions": dictionary.proportions_N,
             }
             draft.save_tensors(f"dictionary-{step:09d}.safetensors", tensors)
         for step in marks:
-            name = _snapshot_name(step)
+            name = snapshot_name(step)
             (draft.folder / name).write_bytes((session.folder / name).read_bytes())
-        draft.card["facts"] = facts
-
-
-def _rebuilt(distiller: Distiller) -> list[tuple[int, ConfounderDictionary]]:
-    return distiller.rebuilder.built if distiller.rebuilder is not None else []
+        draft.card["facts"] = {
+            **facts,
+            "num_steps": distiller.num_steps,
+            "batch_size": distiller.batch_size,
+            "num_images": len(distiller.source.bank),
+            "snapshots": [[step, snapshot_name(step)] for step in marks],
+            "compensation": compensation.shape() if compensation is not None else None,
+            "rebuilt": [step for step, _ in rebuilt],
+        }
 
 
 if __name__ == "__main__":

@@ -6,135 +6,133 @@ After the teacher this is the only stage that may open original data, and only i
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdci.config.catalog import stem_for
+from kdci.config.data import Data
+from kdci.config.params import Params
 from kdci.deconfounding.arms import ARMS
 from kdci.store.layout import Cell
-from stages._main import main
-from stages._pool import open_teacher
-from stages._scoring import (
-    PARTS,
-    Measures,
-    ScoredSet,
-    Scores,
-    classes_of,
-    percentages,
-    score,
-    shift_measures,
-)
-from stages._session import Session
+from stages.main import main
+from stages.session import Session
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from kdci.data.datasets.labelled import ImageSet
+    from kdci.data.datasets.labelled import ImageSet, LabelledImages
+    from kdci.models import PixelModel
+    from kdci.models.students import Student
     from kdci.store.artifacts import Artifact
+    from kdci.training.scoring import Measures, ScoredSet, Scores
 
-NUM_EXAMPLES = 24
-NUM_OF_A_KIND = 10
-"""Of the examples, at most so many that KDCI mends, and as many that it spoils."""
+    Score = Callable[[Student, ImageSet], Scores]
+    TwoScores = tuple[Scores | None, Scores]
+
 NUM_FRECHET_IMAGES = 10_000
 """Of a larger pool as many random images are compared with real ones."""
 
 
 def run(session: Session) -> None:
     """Write a row and a learning curve a cell, predictions, pools' shifts, and examples."""
+    from kdci.data.bank.mapped_images import MappedImages
+    from kdci.models.networks import Networks
     from kdci.models.students import student_of
+    from kdci.training.examples import choose_examples
+    from kdci.training.scoring import ScoredSet, percentages, score, shift_measures
 
-    params = session.params
+    params, data, block = session.params, session.params.data, session.params.evaluate
+    spec, student_name = data.spec, str(session.node.point["student"])
+    stem = stem_for(params.backbone.stem, spec.image_size)
     teacher_artifact = session.parent("teacher")
-    own = _open_students(session)
-    runtime = session.start_runtime()
-    teacher = open_teacher(session, teacher_artifact, runtime)
-    test = _test_set(session, teacher)
-    holdouts = {
-        seed: _holdout_set(session, teacher, seed) for seed in sorted({c.pool_seed for c in own})
+    students = {cell: session.parent(cell.name) for cell in _cells(session)}
+    pools = {
+        seed: session.parent(f"pool{seed}") for seed in sorted({c.pool_seed for c in students})
     }
+    networks = Networks(session.start_runtime(), session.layout.formats, session.note_format)
+    teacher = networks.teacher(teacher_artifact, spec)
+    on_images = partial(ScoredSet.of_teacher, teacher, batch_size=block.batch_size)
+    labelled = _test_images(data)
+    test = None if labelled is None else on_images(labelled.images, labelled.labels)
+    holdouts = {
+        seed: on_images(MappedImages(pool.file("holdout.npy"))) for seed, pool in pools.items()
+    }
+    chosen = networks.format_of(student_name, spec, stem=stem, training=False)
+    device = networks.runtime.device
+    scored = partial(score, chosen=chosen, device=device, batch_size=block.batch_size)
     rows, curves = [], []
     main_scores: dict[Cell, Scores] = {}
-    for cell in own:
-        artifact = session.artifact(cell.name)
+    for cell, artifact in students.items():
         holdout = holdouts[cell.pool_seed]
-        student = student_of(artifact)
-        on_holdout = score(session, student, holdout)
-        on_test = score(session, student, test) if test is not None else None
-        points = _curve(session, artifact, test, holdout, finished=(on_test, on_holdout))
+        finished = _scores(scored, student_of(artifact), test, holdout)
+        on_test, on_holdout = finished
+        points = _curve(scored, artifact, test, holdout, finished)
         curves.append({**cell.asdict(), "points": points})
         measures = {
             **percentages(on_test, test, "accuracy"),
             **percentages(on_holdout, holdout, "agreement"),
-            **shift_measures(on_test, test, params.data.spec.num_classes),
+            **shift_measures(on_test, test, spec.num_classes),
         }
         main_scores[cell] = on_test or on_holdout
-        rows.append(_row(session, cell, artifact, measures, main_scores[cell]))
+        row = _row(cell, artifact, measures, main_scores[cell], params)
+        rows.append({**row, "teacher_accuracy": teacher_artifact.facts["accuracy"]})
         session.raise_if_stopped()
-    main_set = test if test is not None else holdouts[own[0].pool_seed]
-    images, examples = _examples(
-        main_set, _first_replicate(main_scores), labelled=test is not None, deploy=_deploy(session)
+    images, examples = choose_examples(
+        test or holdouts[next(iter(students)).pool_seed],
+        _first_replicate(main_scores),
+        labelled=test is not None,
+        deploy=block.deploy,
     )
-    real = None if test is None else _features(session, teacher, test.images)
-    pools = [_pool(session, teacher, real, seed) for seed in holdouts]
-    predictions = _predictions(main_scores, test)
-    _write(session, rows, curves, pools, predictions, images, examples)
+    features = partial(_features, teacher, device=device, batch_size=block.batch_size)
+    real = None if test is None else features(test.images)
+    shifts = [_pool_shift(seed, pool, real, features) for seed, pool in pools.items()]
+    _write(session, rows, curves, shifts, _predictions(main_scores, test), images, examples)
 
 
-def _deploy(session: Session) -> str:
-    return str(session.params.evaluate.deploy)
+def _cells(session: Session) -> list[Cell]:
+    """Return the students that it is made from."""
+    nodes = (session.graph.by_artifact[parent.path] for parent in session.node.parents.values())
+    return [node.student for node in nodes if node.student is not None]
 
 
-def _open_students(session: Session) -> list[Cell]:
-    """Open the students, and the pools they were distilled on; return the students' cells."""
-    own = []
-    for role, parent in session.node.parents.items():
-        if parent.kind != "teacher":
-            session.parent(role)
-        cell = session.graph.by_artifact[parent.path].student
-        own += [] if cell is None else [cell]
-    return own
-
-
-def _test_set(session: Session, teacher: Any) -> ScoredSet | None:
+def _test_images(data: Data) -> LabelledImages | None:
     from kdci.data.datasets.loading import load_split
 
-    data = session.params.data
     if data.test is None:
         return None
-    path = Path(data.path) if data.path else None
-    labelled = load_split(data.spec, path=path, split=data.test)
-    classes = classes_of(session, teacher, labelled.images)
-    return ScoredSet(labelled.images, expected=labelled.labels, teacher=classes)
+    return load_split(data.spec, path=Path(data.path) if data.path else None, split=data.test)
 
 
-def _holdout_set(session: Session, teacher: Any, pool_seed: int) -> ScoredSet:
-    from kdci.data.bank.mapped_images import MappedImages
-
-    images = MappedImages(session.artifact(f"pool{pool_seed}").file("holdout.npy"))
-    classes = classes_of(session, teacher, images)
-    return ScoredSet(images, expected=classes, teacher=classes)
+def _scores(
+    scored: Score, student: Student, test: ScoredSet | None, holdout: ScoredSet
+) -> TwoScores:
+    """Score a student on the test images, if there are any, and on its pool's held-out ones."""
+    on_holdout = scored(student, holdout.images)
+    return None if test is None else scored(student, test.images), on_holdout
 
 
 def _curve(
-    session: Session,
+    scored: Score,
     artifact: Artifact,
     test: ScoredSet | None,
     holdout: ScoredSet,
-    *,
-    finished: tuple[Scores | None, Scores],
+    finished: TwoScores,
 ) -> list[dict[str, Any]]:
     """Score every snapshot; the last one is the student itself, whose scores are there.
 
     `lambda` is the mean lambda_i over held-out substitutes: which prototypes the student leans on.
     """
     from kdci.models.students import snapshot_of
+    from kdci.training.scoring import percentages
 
     points = []
     for step, name in artifact.facts["snapshots"]:
         on_test, on_holdout = finished
         if step < artifact.facts["num_steps"]:
-            student = snapshot_of(artifact, name)
-            on_holdout = score(session, student, holdout)
-            on_test = score(session, student, test) if test is not None else None
+            on_test, on_holdout = _scores(scored, snapshot_of(artifact, name), test, holdout)
         weights = on_holdout.weights
         points.append(
             {
@@ -148,13 +146,12 @@ def _curve(
 
 
 def _row(
-    session: Session, cell: Cell, artifact: Artifact, measures: Measures, scores: Scores
+    cell: Cell, artifact: Artifact, measures: Measures, scores: Scores, params: Params
 ) -> dict[str, Any]:
     from kdci.training.evaluation import class_proportions
 
-    params = session.params
     # Only an arm with a module has two predictions to choose from.
-    deploy = _deploy(session) if ARMS[cell.variant].compensated else "backbone"
+    deploy = params.evaluate.deploy if ARMS[cell.variant].compensated else "backbone"
     predicted = scores.backbone.argmax(dim=1)
     proportions = class_proportions(predicted, params.data.spec.num_classes)
     return {
@@ -164,7 +161,6 @@ def _row(
         "deploy": deploy,
         "accuracy": measures[f"accuracy_{deploy}"],
         **measures,
-        "teacher_accuracy": session.artifact("teacher").facts["accuracy"],
         "num_steps": artifact.facts["num_steps"],
         "budget": artifact.card["params"].get("budget", 1.0),
         "batch_size": artifact.facts["batch_size"],
@@ -172,30 +168,33 @@ def _row(
     }
 
 
-def _pool(session: Session, teacher: Any, real_MD: Tensor | None, pool_seed: int) -> dict[str, Any]:
+def _pool_shift(
+    pool_seed: int,
+    pool: Artifact,
+    real_MD: Tensor | None,
+    features: Callable[[ImageSet], Tensor],
+) -> dict[str, Any]:
     """Return how a pool is shifted: class proportions, confidence, distance from real images.
 
     Args:
-        session: The running stage.
-        teacher: Frozen.
-        real_MD: Its features of the test images; None: there are none.
         pool_seed: Which pool.
+        pool: The pool.
+        real_MD: The teacher's features of the test images; None: there are none.
+        features: Returns them of other images.
     """
     import torch
 
     from kdci.deconfounding.shift import entropy, frechet_distance, total_variation
 
-    artifact = session.artifact(f"pool{pool_seed}")
-    proportions = torch.tensor(artifact.facts["proportions"], dtype=torch.float64)
+    proportions = torch.tensor(pool.facts["proportions"], dtype=torch.float64)
     distance = None
     if real_MD is not None:
-        sample = _sample(artifact.file("images.npy"), pool_seed)
-        distance = frechet_distance(_features(session, teacher, sample), real_MD)
+        distance = frechet_distance(features(_sample(pool.file("images.npy"), pool_seed)), real_MD)
     return {
         "pool_seed": pool_seed,
         "total_variation": total_variation(proportions),
         "entropy": entropy(proportions),
-        "confidence": artifact.facts["confidence"],
+        "confidence": pool.facts["confidence"],
         "teacher_fid": distance,
     }
 
@@ -212,13 +211,14 @@ def _sample(file: Path, pool_seed: int) -> Tensor:
     return images[order[:NUM_FRECHET_IMAGES].sort().values]
 
 
-def _features(session: Session, teacher: Any, images: ImageSet) -> Tensor:
+def _features(
+    teacher: PixelModel, images: ImageSet, *, device: torch.device, batch_size: int
+) -> Tensor:
     """Return the teacher's penultimate features of images, (M, D)."""
     from kdci.deconfounding.confounder import predict
     from kdci.training.evaluation import image_batches
 
-    size, device = session.params.evaluate.batch_size, session.runtime.device
-    batches = image_batches(images, batch_size=size, device=device)
+    batches = image_batches(images, batch_size=batch_size, device=device)
     return predict(teacher, batches, space="features")[0]
 
 
@@ -229,6 +229,8 @@ def _predictions(scores: dict[Cell, Scores], test: ScoredSet | None) -> dict[str
     right. Without test data there is nothing to be right about.
     """
     import torch
+
+    from kdci.training.scoring import PARTS
 
     if test is None:
         return {}
@@ -249,43 +251,6 @@ def _first_replicate(scores: dict[Cell, Scores]) -> dict[str, Scores]:
         for cell, of_cell in scores.items()
         if (cell.pool_seed, cell.seed) == (first.pool_seed, first.seed)
     }
-
-
-def _examples(
-    on: ScoredSet, shown: dict[str, Scores], *, labelled: bool, deploy: str
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Choose images for the case study: what only KDCI gets right, what only vanilla does, others.
-
-    Where there is no KDCI student, those that the student and the teacher take for different
-    classes come first.
-    """
-    import torch
-
-    vanilla_M = shown["vanilla"].classes("backbone")
-    kdci_M = shown["kdci"].classes(deploy) if "kdci" in shown else None
-    assert vanilla_M is not None
-    if kdci_M is None:
-        differ = vanilla_M != on.teacher
-        groups = {"differ": differ, "other": ~differ}
-    else:
-        vanilla_right, kdci_right = vanilla_M == on.expected, kdci_M == on.expected
-        gained, lost = kdci_right & ~vanilla_right, vanilla_right & ~kdci_right
-        groups = {"gained": gained, "lost": lost, "other": ~gained & ~lost}
-    chosen: list[tuple[int, str]] = []
-    for name, members in groups.items():
-        limit = NUM_OF_A_KIND if name in ("gained", "lost") else NUM_EXAMPLES - len(chosen)
-        chosen += [(int(i), name) for i in members.nonzero().flatten()[:limit]]
-    examples: list[dict[str, Any]] = [
-        {
-            "label": int(on.expected[i]) if labelled else None,
-            "teacher": int(on.teacher[i]),
-            "vanilla": int(vanilla_M[i]),
-            "kdci": None if kdci_M is None else int(kdci_M[i]),
-            "group": group,
-        }
-        for i, group in chosen
-    ]
-    return on.images[torch.tensor([i for i, _ in chosen])], examples
 
 
 def _write(

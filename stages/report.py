@@ -26,8 +26,8 @@ from kdci.reporting.results import measure_of, rows_as_json
 from kdci.reporting.text.markdown import report_text
 from kdci.store.artifacts import replace_file, storage_errors
 from kdci.store.layout import Layout, all_cells
-from stages._main import main
-from stages._session import Session
+from stages.main import main
+from stages.session import Session
 
 
 def report(params: Params, layout: Layout) -> None:

@@ -101,14 +101,14 @@ class Project:
 
     def run(self, call: Call, *arguments: str) -> int:
         """Run a stage in this process and return its exit code."""
-        from stages import _main
+        from stages import main as stage_main
 
         argv = ["--params", str(self.root / "params.yaml"), *call.arguments, *arguments]
         numbers = (signal.SIGTERM, signal.SIGINT)
         handlers = [signal.getsignal(number) for number in numbers]
         try:
-            with mock.patch.object(_main, "die_with_parent"):  # pytest may outlive its shell
-                return _main.main(call.stage, stage_function(call.stage), argv)
+            with mock.patch.object(stage_main, "die_with_parent"):  # pytest may outlive its shell
+                return stage_main.main(call.stage, stage_function(call.stage), argv)
         finally:
             for number, handler in zip(numbers, handlers, strict=True):
                 signal.signal(number, handler)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from kdci.config.params_file import load_params
+from kdci.graph.build import graph_of
+from kdci.graph.cells import renew_cells
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,3 +33,9 @@ def copy_smoke(root: Path) -> None:
     copy_code(root)
     without_git(root)
     shutil.copy(ROOT / "pipelines/presets/digits-smoke.yaml", root / "params.yaml")
+    renew_cells_of(root)
+
+
+def renew_cells_of(root: Path) -> None:
+    """Write the cells.yaml that a project's params.yaml and code ask for."""
+    renew_cells(graph_of(load_params(root / "params.yaml"), root))

@@ -49,6 +49,25 @@ class DatasetSpec:
     resized_crop: tuple[float, float] | None = None
     square_share: float | None = None
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, self.image_size, self.image_size)
+
+
+def facts_of_spec(spec: DatasetSpec) -> dict[str, Any]:
+    """Return what the card of a network tells of its dataset; see ``spec_of_facts``."""
+    return {
+        "dataset": spec.name,
+        "num_classes": spec.num_classes,
+        "channels": spec.channels,
+        "image_size": spec.image_size,
+        # Of a custom dataset nothing else tells who gets a network what its answers mean.
+        **({"class_names": list(spec.class_names)} if spec.named else {}),
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
+
 
 def spec_of_facts(facts: Mapping[str, Any]) -> DatasetSpec:
     """Return a dataset as far as the card of a network tells of it: enough to build the network.

@@ -19,8 +19,6 @@ from kdci.substitution.registry import module_of
 
 _DATA = ("data.name", "data.facts")
 """What every stage but those that open the data knows of it."""
-_OPEN_WORLD = frozenset({"kdci.data.open_world.candidates", "kdci.data.open_world.pool"})
-"""Only a `substitute` stage opens the unlabelled images, through the method's context."""
 _RESAMPLED = "kdci.substitution.resampled"
 """The source of a pool with a known shift."""
 
@@ -55,6 +53,16 @@ class Graph:
     def of_stage(self, stage: str) -> list[Node]:
         """Return the nodes of a stage."""
         return self._by_stage.get(stage, [])
+
+    def evaluation_of(self, student: Cell) -> Node:
+        """Return the node that scores a student."""
+        axes = (student.teacher, student.student, student.method)
+        return self.by_artifact[self.layout.evaluation(*axes)]
+
+    @property
+    def makers(self) -> list[Node]:
+        """The nodes whose results are artifacts with a card: all but the report."""
+        return [node for node in self.nodes.values() if node.stage != "report"]
 
     @cached_property
     def _by_stage(self) -> dict[str, list[Node]]:
@@ -181,14 +189,14 @@ class _Branch:
         method = point["method"]
         blocks = ("runtime", "budget", *_DATA, "pool", f"methods.{method}")
         roots = ("stages.substitute", "kdci.config.recipes", module_of(method))
-        code = Code(f"substitute-{method}", roots, cut=frozenset({_RESAMPLED}))
+        code = Code(f"substitute-{method}", roots)
         parents = {"teacher": self._teacher_of(point["teacher"])}
         return self._node("substitute", point, self._layout.pool(**point), blocks, code, parents)
 
     def _shift(self, point: Mapping[str, Any]) -> Node:
         base = {**point, "method": self._params.base_of(point["method"])}
         blocks = ("runtime", *_DATA, "shift", f"shifts.{point['method']}")
-        code = Code("shift", ("stages.shift", _RESAMPLED), cut=_OPEN_WORLD)
+        code = Code("shift", ("stages.shift",))
         pool = Parent(self._layout.pool(**base), "pool")
         parents = {"teacher": self._teacher_of(point["teacher"]), "base": pool}
         return self._node("shift", point, self._layout.pool(**point), blocks, code, parents)
@@ -207,7 +215,7 @@ class _Branch:
             point,
             self._layout.dictionary(**point),
             ("runtime", *_DATA, "dictionary"),
-            Code("dictionary", ("stages.dictionary",), cut=_OPEN_WORLD | {_RESAMPLED}),
+            Code("dictionary", ("stages.dictionary",)),
             parents,
         )
 
@@ -230,7 +238,7 @@ class _Branch:
         code = Code(
             name,
             ("stages.distill", "kdci.config.recipes", source, *_modules_of(arm)),
-            cut=_OPEN_WORLD | {_RESAMPLED, *_OF_SOME_ARMS},
+            cut=frozenset({_RESAMPLED, *_OF_SOME_ARMS}),
             values=repr(arm),
         )
         artifact = self._layout.student(cell)
@@ -262,7 +270,7 @@ class _Branch:
                 {"teacher": teacher, "student": student, "method": method},
                 self._layout.evaluation(teacher, student, method),
                 ("runtime", "data", "evaluate"),
-                Code("evaluate", ("stages.evaluate",), cut=_OPEN_WORLD | {_RESAMPLED}),
+                Code("evaluate", ("stages.evaluate",)),
                 {"teacher": self._teacher_of(teacher), **students, **pools},
             )
 
@@ -274,7 +282,8 @@ class _Branch:
         return Parent(self._layout.teacher(teacher), "teacher")
 
 
-_REBUILDING = tuple(f"kdci.deconfounding.{n}" for n in ("clustering", "confounder", "rebuilding"))
+_CONFOUNDER = "kdci.deconfounding.confounder"
+_REBUILDING = (_CONFOUNDER, "kdci.deconfounding.clustering", "kdci.deconfounding.rebuilding")
 _COMPENSATION = "kdci.deconfounding.compensation"
 _STRATA = "kdci.deconfounding.strata"
 _ADJUSTMENT = "kdci.deconfounding.logit_adjustment"
@@ -290,5 +299,7 @@ def _modules_of(arm: Arm) -> Iterator[str]:
         yield from _REBUILDING
     if arm.strata:
         yield _STRATA
+    if arm.strata in ("prototypes", "chosen"):
+        yield _CONFOUNDER  # the space of the predictions
     if arm.adjusted:
         yield _ADJUSTMENT

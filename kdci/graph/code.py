@@ -25,6 +25,7 @@ from kdci.store.hashing import hash_json
 
 GLUE = (
     "kdci.config.block",  # values reach a stage by the params, which are tracked
+    "kdci.config.by_method",
     "kdci.config.data",
     "kdci.config.deconfounding",
     "kdci.config.grid",
@@ -36,11 +37,11 @@ GLUE = (
     "kdci.graph",  # places and names
     "kdci.substitution.registry",  # picks the method's own file, which counts
     "kdci.store",  # writes, verifies and restores what others computed
-    "stages._main",  # arguments and exit codes
+    "stages.main",  # arguments and exit codes
     "stages._progress",  # output on a terminal
     "stages._provenance",  # names the code on a card
-    "stages._session",  # lock, checkpoints, card
-    "stages._signals",  # stopping
+    "stages.session",  # lock, checkpoints, card
+    "stages.signals",  # stopping
     "stages._system",  # looks at the process, and tells the timing alone
 )
 """Modules, and packages with all that is in them, that decide nothing of a result."""

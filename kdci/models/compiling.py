@@ -1,4 +1,4 @@
-"""Networks translated by ``torch.compile`` before their first step.
+"""Networks made faster before their first step: folded, or translated by ``torch.compile``.
 
 Translation takes tens of seconds, once for each shape of a batch, and pays in runs of hours. On
 the CPU it needs a C++ compiler. Numbers differ from those of the plain network by rounding.
@@ -11,7 +11,24 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from kdci.models.folding import fold_batch_norms
 from kdci.models.pixel_model import PixelModel
+
+
+def for_predictions(
+    model: PixelModel, image_size: int, *, folded: bool, compiled: bool
+) -> PixelModel:
+    """Return a frozen network for predictions alone.
+
+    Args:
+        model: In eval mode, frozen; stays as it is.
+        image_size: Side of the images in pixels.
+        folded: Whether its batch norms go into its convolutions.
+        compiled: Whether it is translated: its batch size must not change, or it is anew.
+    """
+    if folded:
+        model = fold_batch_norms(model, image_size)
+    return compile_frozen(model) if compiled else model
 
 
 def compile_frozen(model: PixelModel) -> PixelModel:

@@ -14,6 +14,8 @@ from kdci.store.artifacts import Artifact
 from kdci.training.runtime import require_finite
 
 MODEL_FILE = "model.safetensors"
+LEAST_ACCURACY, MOST_ACCURACY = 0.01, 0.999
+"""Bounds of what a method may be told of the teacher's accuracy: neither 0 nor 1."""
 
 
 def build_network(
@@ -105,6 +107,16 @@ def stem_of(artifact: Artifact) -> str:
     A card without the fact is of the time when there was one stem.
     """
     return str(artifact.facts.get("stem", "cifar"))
+
+
+def stated_accuracy(artifact: Artifact) -> float | None:
+    """Return a teacher's accuracy as its card states it, in (0, 1); None: it does not.
+
+    Without test data the training accuracy stands in; a teacher imported without data has neither.
+    """
+    stated = (artifact.facts["accuracy"], artifact.facts["train_accuracy"])
+    percent = next((value for value in stated if value is not None), None)
+    return None if percent is None else min(max(percent / 100, LEAST_ACCURACY), MOST_ACCURACY)
 
 
 def load_weights(module: nn.Module, artifact: Artifact, name: str, *, prefix: str = "") -> None:

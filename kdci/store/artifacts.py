@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdci.errors import IntegrityError, StorageError, UserError
-from kdci.store.hashing import hash_file as hash_file
-from kdci.store.hashing import hash_json
+from kdci.store.hashing import hash_file, hash_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -108,6 +108,15 @@ class Layout:
         """Folder of locks, checkpoints and unfinished output; never tracked."""
         return self.root / ".kdci"
 
+    @property
+    def formats(self) -> Path:
+        """Folder of what networks were found to be fastest in, on this machine."""
+        return self.work / "formats"
+
+    def relative(self, path: Path) -> str:
+        """Return a path of the project as text, relative to the project folder."""
+        return path.relative_to(self.root).as_posix()
+
     def teacher(self, teacher: str) -> Path:
         """Return the folder of a trained teacher."""
         return self.artifacts / "teachers" / teacher

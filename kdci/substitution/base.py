@@ -29,6 +29,15 @@ StratumOf = Callable[[Tensor], Tensor]
 """From images, float32 in [0, 1], (B, C, H, W), to the stratum of each, int64 from 0, (B,)."""
 
 
+def no_open_world() -> OpenWorldPool:
+    """Stand for the unlabelled pool where nothing may be chosen from it.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError("there is no open world here")
+
+
 @dataclass(frozen=True)
 class SourceContext:
     """What every method is built from.
@@ -49,7 +58,7 @@ class SourceContext:
     bank: ImageBank
     seed: int
     teacher_accuracy: float | None
-    open_world: Callable[[], OpenWorldPool]
+    open_world: Callable[[], OpenWorldPool] = no_open_world
     skipped: dict[str, int] = field(default_factory=dict)
 
     @property

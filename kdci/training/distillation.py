@@ -175,6 +175,16 @@ class Distiller:
             values.update(self.compensation.describe(student_logits))
         self.sink.log(self.step, epoch=self.step // self.steps_per_epoch, **values)
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights of student and compensation, as a snapshot holds them."""
+        modules = {"student": self.student, "compensation": self.compensation}
+        return {
+            f"{name}/{key}": value
+            for name, module in modules.items()
+            if module is not None
+            for key, value in module.state_dict().items()
+        }
+
     def state_dict(self) -> State:
         """Return all that resuming between two steps needs."""
         return {

@@ -17,10 +17,11 @@ from kdci.config.open_world import OpenWorld
 from kdci.config.params import Params
 from kdci.deconfounding.arms import ARMS
 from kdci.errors import CombinedUserError, KdciError, UserError
+from kdci.graph.build import graph_of
+from kdci.graph.standing import is_in_place
 from kdci.store.artifacts import read_card, storage_errors
 from kdci.store.layout import Layout, cells, control_cells, shift_cells
 from kdci.substitution.block import MethodBlock
-from pipelines.graph.plan import planned_stages
 from pipelines.importing.check import check_teacher_artifact
 from pipelines.params.spelled_out import check_spelled_out
 
@@ -293,7 +294,7 @@ def _dictionary(params: Params, layout: Layout) -> Iterator[KdciError]:
 
 def summary(params: Params, layout: Layout) -> list[str]:
     """Return what `dvc repro` will make, in lines to print."""
-    grid, stages = params.grid, planned_stages(params, layout)
+    grid, graph = params.grid, graph_of(params, layout.root)
     pairs: dict[str, Sequence[Any]] = {"teacher": grid.teachers, "student": grid.students}
     axes = {
         **({"pair": grid.pairs} if grid.pairs else pairs),
@@ -302,9 +303,9 @@ def summary(params: Params, layout: Layout) -> list[str]:
         "seed": grid.seeds,
     }
     factors = [_counted(len(values), axis) for axis, values in axes.items()]
-    counts = Counter(stage.kind for stage in stages)
+    counts = Counter(node.kind for node in graph.makers)
     made = [_counted(number, kind) for kind, number in counts.items()]
-    in_place = sum(stage.is_in_place() for stage in stages)
+    in_place = sum(is_in_place(graph, node) for node in graph.makers)
     steps = [f"{method} {params.recipe(method).num_steps:,}" for method in grid.methods]
     scaled = "" if params.budget == 1 else f" (at budget {params.budget:g})"
     controls = [cell.method for cell in control_cells(grid)]
@@ -315,13 +316,8 @@ def summary(params: Params, layout: Layout) -> list[str]:
     return [
         f"ok: {len(list(cells(grid)))} cells ({made_of}){beside}",
         f"`dvc repro` makes {', '.join(made)} and the report of {params.preset}; "
-        f"{in_place} of {len(stages)} artifacts are in place with these params",
+        f"{in_place} of {len(graph.makers)} artifacts are in place with these params",
         f"distillation steps a student: {', '.join(steps)}{scaled}",
-        *(
-            f"stages of pair{place} are of {teacher} -> {student}"
-            for place, (teacher, student) in enumerate(grid.all_pairs)
-            if grid.pairs
-        ),
     ]
 
 

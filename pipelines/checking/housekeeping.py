@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from filelock import FileLock, Timeout
 
 from kdci.config.params import Params
 from kdci.errors import IntegrityError, KdciError, StorageError
+from kdci.graph.build import graph_of
+from kdci.graph.cells import sources_of
+from kdci.graph.node import Node
+from kdci.graph.standing import card_at, has_other_parents
 from kdci.store.artifacts import REBUILD, open_artifact, storage_errors
 from kdci.store.hashing import hash_json
 from kdci.store.layout import Layout
-from pipelines.graph.plan import PlannedStage, card_at, planned_stages
-from pipelines.tracking.reading.files import slots
 
 _UNFINISHED = re.compile(r"\.(?P<artifact>.+)\.(old|[a-z0-9_]{8})\.tmp")
 """Names that ``kdci.store.artifacts`` gives folders on their way into or out of place."""
@@ -31,34 +33,32 @@ class Verification:
     """What re-hashing the artifacts of the current params found.
 
     Attributes:
-        intact: Stages whose artifact matches its card.
-        missing: Stages whose artifact is not built.
+        intact: Those whose artifact matches its card.
+        missing: Those whose artifact is not built.
         problems: One error for each artifact that is damaged or can not be read.
     """
 
-    intact: list[PlannedStage] = field(default_factory=list)
-    missing: list[PlannedStage] = field(default_factory=list)
+    intact: list[Node] = field(default_factory=list)
+    missing: list[Node] = field(default_factory=list)
     problems: list[KdciError] = field(default_factory=list)
 
 
 def verify(params: Params, layout: Layout) -> Verification:
-    """Re-hash every artifact of the current params against its card; stages are named as in DVC."""
+    """Re-hash every artifact of the current params against its card."""
     found = Verification()
-    dvc_names = {slot.path: slot.dvc_stage for slot in slots(layout, params.grid)}
-    for planned in planned_stages(params, layout):
-        stage = replace(planned, name=dvc_names.get(planned.artifact, planned.name))
-        if not os.path.lexists(stage.artifact):
-            found.missing.append(stage)
+    for node in graph_of(params, layout.root).makers:
+        if not os.path.lexists(node.artifact):
+            found.missing.append(node)
             continue
         try:
-            with storage_errors(stage.artifact):
-                open_artifact(stage.artifact, kind=stage.kind)
-            found.intact.append(stage)
+            with storage_errors(node.artifact):
+                open_artifact(node.artifact, kind=node.kind)
+            found.intact.append(node)
         except StorageError as error:
             found.problems.append(error)
         except KdciError as error:
             # What is there but is no artifact of its kind is damage too, not an absent parent.
-            what = f"{error.what}; made by {stage.name}"
+            what = f"{error.what}; made by {node.name}"
             found.problems.append(IntegrityError(error.subject, what, REBUILD))
     return found
 
@@ -132,30 +132,28 @@ class _Judge:
     """Tells which work folders no run will go on from."""
 
     def __init__(self, params: Params, layout: Layout) -> None:
-        from stages._provenance import code_hash
-
-        self._planned = {stage.name: stage for stage in planned_stages(params, layout)}
-        self._code = code_hash()
+        self._graph = graph_of(params, layout.root)
+        self._sources = sources_of(self._graph)
 
     def orphaned(self, folder: Path) -> str | None:
         """Return why ``folder`` will not be used again; None: it may be."""
-        stage = self._planned.get(folder.parent.name)
+        node = self._graph.nodes.get(folder.parent.name)
         identity = _identity(folder)
         if identity is None:
             return "does not say what it is of"
-        if stage is None:
+        if node is None:
             return "not in the grid of params.yaml"
-        if identity["params"] != stage.params:
+        if identity["params"] != self._graph.values(node):
             return "begun with other params"
-        if identity["code"] != self._code:
+        if identity["code"] != self._sources.fingerprint(node.code):
             return "begun with other code"
-        if stage.has_other_parents(identity["parents"]):
+        if has_other_parents(node, identity["parents"]):
             return "begun from artifacts that were made anew"
-        return "its artifact is in place" if _is_finished(stage, identity["key"]) else None
+        return "its artifact is in place" if _is_finished(node, identity["key"]) else None
 
 
-def _is_finished(stage: PlannedStage, key: str) -> bool:
-    card = card_at(stage.artifact, stage.kind)
+def _is_finished(node: Node, key: str) -> bool:
+    card = card_at(node.artifact, node.kind)
     if card is None:
         return False
     made_of = {"params": card["params"], "parents": card["parents"], "code": card["code"]["hash"]}

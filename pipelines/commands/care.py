@@ -27,11 +27,12 @@ def explain_stages(
     """Tell why stages would run again, what follows, and what it will take; run nothing."""
     params, layout = project(context, methods=False)
     from pipelines.explaining.explain import explain
+    from pipelines.explaining.tasks import tasks_of
     from pipelines.explaining.text import explanation_lines
     from pipelines.graph.current import current_graph
 
-    current_graph(layout.root, params)
-    explanation = explain(layout, stages or (), limit=limit)
+    tasks = tasks_of(current_graph(layout.root, params))
+    explanation = explain(layout, tasks, stages or (), limit=limit)
     if as_json:
         import json
 
@@ -100,8 +101,8 @@ def verify(context: typer.Context) -> None:
     from pipelines.checking import housekeeping
 
     found = housekeeping.verify(params, layout)
-    for stage in found.missing:
-        typer.echo(f"not built: {stage.name} ({stage.artifact.relative_to(layout.root)})")
+    for node in found.missing:
+        typer.echo(f"not built: {node.name} ({node.artifact.relative_to(layout.root)})")
     if found.problems:
         raise typer.Exit(tell(found.problems))
     typer.echo(f"ok: {len(found.intact)} artifacts match their cards")
@@ -124,3 +125,18 @@ def clean(
         typer.echo(f"{word} {place}: {removal.num_bytes:,} bytes, {removal.reason}")
     total = sum(removal.num_bytes for removal in removals)
     typer.echo(f"{word} {len(removals)} folders, {total:,} bytes")
+
+
+def migrate(context: typer.Context) -> None:
+    """Take over, into DVC's record, what an earlier version of kdci made; see CHANGELOG.md."""
+    root = project_root(context)
+    from pipelines.checking.migration import migrate as carry_over
+
+    found = carry_over(root)
+    for name, why in found.left.items():
+        typer.echo(f"not taken over: {name}: {why}")
+    if found.taken or found.dropped:
+        typer.echo(f"taken over: {len(found.taken)} artifacts; cards and files are as they were")
+        typer.echo(f"dropped from dvc.lock: {len(found.dropped)} entries of stages that are gone")
+    elif not found.left:
+        typer.echo("nothing to take over")

@@ -7,12 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from pipelines.explaining.past_runs import Command, PastRun, command_of
-from pipelines.explaining.work_size import num_steps
-from pipelines.graph.dag import Dag, DagStage
+from pipelines.explaining.past_runs import PastRun
+from pipelines.explaining.tasks import Task
+from pipelines.graph.dag import Dag
 
-_SEEDS = ("seed", "pool-seed")
-_KIND = ("variant", "other")
+_SEEDS = ("seed", "pool_seed")
 
 
 @dataclass(frozen=True)
@@ -34,18 +33,16 @@ class ExpectedTime:
     steps_before: tuple[int, ...] = ()
 
 
-def expected_time(
-    stage: DagStage, steps: int | None, runs: Sequence[PastRun]
-) -> ExpectedTime | None:
+def expected_time(task: Task, steps: int | None, runs: Sequence[PastRun]) -> ExpectedTime | None:
     """Return what a stage will take, from the closest kin that ran; None: none did.
 
     Args:
-        stage: Which.
+        task: What it works on.
         steps: Number of steps it will take; None: it has no such number.
         runs: All past runs.
     """
-    for kin, is_kin, same_unit in _kinship(command_of(stage)):
-        found = [run for run in runs if is_kin(run.command)]
+    for kin, is_kin, same_unit in _kinship(task):
+        found = [run for run in runs if is_kin(run.task)]
         if not found:
             continue
         # Runs of a known number of steps tell more than runs that may have had another.
@@ -64,33 +61,20 @@ def _scaled(run: PastRun, steps: int) -> float:
     return run.seconds + run.loop_seconds * (steps / (run.steps or steps) - 1.0)
 
 
-def _kinship(wanted: Command) -> Iterator[tuple[str, Callable[[Command], bool], bool]]:
+def _kinship(wanted: Task) -> Iterator[tuple[str, Callable[[Task], bool], bool]]:
     """Yield kin from the closest on: a name, who it is, and whether steps mean the same."""
-
-    def same(command: Command, *flags: str) -> bool:
-        if command.module != wanted.module:
-            return False
-        return all(command.flags.get(flag) == wanted.flags.get(flag) for flag in flags)
-
-    method = wanted.flags.get("method")
-    kind = wanted.module.rpartition(".")[2]
-    variant = wanted.flags.get("variant")
-    named = f"{kind} {variant}" if variant else kind
-    axes = [flag for flag in wanted.flags if flag not in _SEEDS]
+    method, variant = wanted.method, wanted.point.get("variant")
+    named = f"{wanted.stage} {variant}" if variant else wanted.stage
+    axes = [axis for axis in wanted.point if axis not in _SEEDS]
     yield "this stage", lambda other: other == wanted, True
-    if len(axes) < len(wanted.flags):
-        yield "other seeds", lambda other: same(other, *axes, *_KIND), True
+    if len(axes) < len(wanted.point):
+        yield "other seeds", lambda other: wanted.is_like(other, *axes), True
     if method:
-        yield f"{named} with {method}", lambda other: same(other, *_KIND, "method"), True
-    yield named, lambda other: same(other, *_KIND), not method
+        of_method = ("variant", "method")
+        yield f"{named} with {method}", lambda other: wanted.is_like(other, *of_method), True
+    yield named, lambda other: wanted.is_like(other, "variant"), not method
     if variant and method:
-        yield f"other arms with {method}", lambda other: same(other, "method"), True
-
-
-def steps_of(stage: DagStage, params: Mapping[str, object]) -> int | None:
-    """Return the number of steps that a stage's params ask for; see ``num_steps``."""
-    command = command_of(stage)
-    return num_steps(command.module, command.flags.get("method", ""), params)
+        yield f"other arms with {method}", lambda other: wanted.is_like(other, "method"), True
 
 
 def wall_seconds(dag: Dag, seconds: Mapping[str, float], limit: int) -> float:

@@ -1,6 +1,7 @@
 """What differs from the last run, with both values: DVC's status names it only.
 
-The old values are those of ``dvc.lock``, the new ones those of the files and of params.yaml.
+The old values are those of ``dvc.lock``, the new ones those of the files, of params.yaml, and of
+cells.yaml, which has a stage's code as a hash.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from kdci.config.params_file import read_yaml
+from kdci.graph.cells import CELLS_FILE
 from pipelines.explaining.forecast import Fate, forecast, overlap
 from pipelines.graph.dag import Change, Dag, DagStage
 
 ABSENT = "(absent)"
+CODE = "code."
+"""Before the names of code in cells.yaml."""
 _HASH_CHARS = 7
 
 
@@ -23,9 +27,9 @@ class Difference:
     """One difference, told in full.
 
     Attributes:
-        kind: `param`, `file`, `artifact` (that another stage makes), `output`, `command`, or
-            `new`: dvc.lock knows nothing of the stage.
-        subject: Dotted key or path; "" where the kind says it all.
+        kind: `param`, `code`, `file`, `artifact` (that another stage makes), `output`, `command`,
+            or `new`: dvc.lock knows nothing of the stage.
+        subject: Dotted key, name of code in cells.yaml, or path; "" where the kind says it all.
         how: `modified`, `new`, `deleted`, ... in DVC's words.
         old: Value or shortened hash at the last run.
         new: That of now.
@@ -88,13 +92,15 @@ def compare(root: Path, dag: Dag) -> Comparison:
     lock = read_yaml_quickly(lock_file.read_text(encoding="utf-8")) if lock_file.exists() else {}
     entries = lock.get("stages") or {}
     params = read_yaml(root / "params.yaml")
+    cells = root / CELLS_FILE
+    tracked = read_yaml_quickly(cells.read_text(encoding="utf-8")) if cells.exists() else {}
     with Repo(str(root), _wait_for_lock=True) as repo:
         cache = CachePlaces(Path(repo.cache.local.path), Path(repo.stage_cache.cache_dir))
         with repo.lock:
             known = {stage.name: stage for stage in repo.index.stages if stage.name in dag.changes}
             hashes = {name: _hashes(known[name], dag.changes[name], root) for name in known}
             fates = forecast(repo, dag)
-    reader = _Reader(dag, entries, params)
+    reader = _Reader(dag, entries, {**tracked, **params})
     found = {name: tuple(reader.differences(name, hashes[name])) for name in hashes}
     return Comparison(entries, params, cache, found, fates)
 
@@ -119,8 +125,9 @@ def values_of(keys: Iterable[str], tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def locked_params(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the params blocks of an entry of dvc.lock, by dotted key."""
-    return dict((entry.get("params") or {}).get("params.yaml") or {})
+    """Return the params blocks of an entry of dvc.lock, of all files, by dotted key."""
+    blocks = (entry.get("params") or {}).values()
+    return {key: value for block in blocks for key, value in (block or {}).items()}
 
 
 def _hashes(stage: Any, changes: Iterable[Change], root: Path) -> dict[str, str]:
@@ -152,12 +159,20 @@ class _Reader:
             return
         stage, entry = self._dag.stages[name], self._lock[name]
         for change in self._dag.changes[name]:
-            if change.kind == "param":
+            if change.kind == "param" and change.subject.startswith(CODE):
+                yield self._code(change, entry)
+            elif change.kind == "param":
                 yield from self._param(change, entry)
             elif change.kind == "command":
                 yield Difference("command", "", change.how, str(entry.get("cmd")), stage.command)
             else:
                 yield self._path(change, stage, entry, hashes)
+
+    def _code(self, change: Change, entry: Mapping[str, Any]) -> Difference:
+        key = change.subject
+        trees = (locked_params(entry), values_of([key], self._params))
+        old, new = (str(tree.get(key, ""))[:_HASH_CHARS] for tree in trees)
+        return Difference("code", key.removeprefix(CODE), change.how, old, new)
 
     def _param(self, change: Change, entry: Mapping[str, Any]) -> Iterator[Difference]:
         key = change.subject

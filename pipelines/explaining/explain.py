@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kdci.graph.cells import LOOKED_FILE
 from kdci.store.layout import Layout
-from pipelines.explaining.costs import ExpectedTime, expected_time, steps_of, wall_seconds
-from pipelines.explaining.differences import Comparison, Difference, compare, values_of
+from pipelines.explaining.costs import ExpectedTime, expected_time, wall_seconds
+from pipelines.explaining.differences import CODE, Comparison, Difference, compare, values_of
 from pipelines.explaining.forecast import Fate
 from pipelines.explaining.past_runs import PastRun, read_past_runs
+from pipelines.explaining.tasks import Task
+from pipelines.explaining.work_size import num_steps
 from pipelines.graph.dag import Dag, DagStage, read_dag
 
 
@@ -20,26 +23,25 @@ class Explained:
 
     Attributes:
         name: Its name in DVC.
+        group: Its entry of ``dvc.yaml``.
         fate: What would become of it.
         differences: Why, for what differs in itself.
         follows_from: Why, where nothing else does: stages with a difference, earlier on.
         made_from: The stages that its inputs come from.
-        inputs: Its params blocks, and the number of its code files.
+        inputs: Its params blocks.
+        code: Its code by the names in cells.yaml, and files that no stage makes.
         expected_time: What it will take; None: not known.
     """
 
     name: str
+    group: str
     fate: Fate
     differences: tuple[Difference, ...] = ()
     follows_from: tuple[str, ...] = ()
     made_from: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
     expected_time: ExpectedTime | None = None
-
-    @property
-    def group(self) -> str:
-        """Its entry of ``dvc.yaml``."""
-        return self.name.partition("@")[0]
 
     @property
     def takes_time(self) -> bool:
@@ -87,11 +89,14 @@ class Explanation:
         return asdict(self)
 
 
-def explain(layout: Layout, targets: Sequence[str] = (), *, limit: int = 1) -> Explanation:
+def explain(
+    layout: Layout, tasks: Mapping[str, Task], targets: Sequence[str] = (), *, limit: int = 1
+) -> Explanation:
     """Explain stages; nothing is run and nothing written.
 
     Args:
         layout: The project's places.
+        tasks: What the stages work on, by name.
         targets: Stages, entries of dvc.yaml, or patterns of either with `*`; none: all that
             would run.
         limit: How many stages are to run at a time.
@@ -102,7 +107,8 @@ def explain(layout: Layout, targets: Sequence[str] = (), *, limit: int = 1) -> E
     dag = read_dag(layout.root)
     asked = dag.named(targets)
     comparison = compare(layout.root, dag)
-    explainer = _Explainer(dag, comparison, read_past_runs(layout, dag, comparison))
+    runs = read_past_runs(layout, dag, tasks, comparison)
+    explainer = _Explainer(dag, tasks, comparison, runs)
     explained = [explainer.explain(name) for name in (asked or explainer.changed)]
     changing = [one.name for one in explained if one.fate is not Fate.up_to_date]
     after = dag.descendants(changing)
@@ -114,8 +120,15 @@ def explain(layout: Layout, targets: Sequence[str] = (), *, limit: int = 1) -> E
 
 
 class _Explainer:
-    def __init__(self, dag: Dag, comparison: Comparison, runs: Sequence[PastRun]) -> None:
+    def __init__(
+        self,
+        dag: Dag,
+        tasks: Mapping[str, Task],
+        comparison: Comparison,
+        runs: Sequence[PastRun],
+    ) -> None:
         self._dag = dag
+        self._tasks = tasks
         self._comparison = comparison
         self._runs = runs
         self._own = {name: self._own_differences(name) for name in dag.changes}
@@ -126,11 +139,13 @@ class _Explainer:
         own = self._own.get(name, ())
         return Explained(
             name,
+            stage.group,
             fate,
             differences=own,
             follows_from=() if own else self._roots(name),
             made_from=stage.upstream,
-            inputs=_inputs(stage, self._dag),
+            inputs=tuple(values_of(stage.params, self._comparison.params)),
+            code=_code(stage, self._dag),
             expected_time=None if fate is Fate.restored else self._expected_time(stage),
         )
 
@@ -149,15 +164,19 @@ class _Explainer:
         return tuple(other for other in self.changed if other in earlier)
 
     def _expected_time(self, stage: DagStage) -> ExpectedTime | None:
+        task = self._tasks.get(stage.name)
+        if task is None:
+            return None
         params = values_of(stage.params, self._comparison.params)
-        return expected_time(stage, steps_of(stage, params), self._runs)
+        return expected_time(task, num_steps(task, params), self._runs)
 
 
-def _inputs(stage: DagStage, dag: Dag) -> tuple[str, ...]:
+def _code(stage: DagStage, dag: Dag) -> tuple[str, ...]:
     made = [out for parent in stage.upstream for out in dag.stages[parent].outs]
-    code = [dep for dep in stage.deps if not any(out.startswith(dep) for out in made)]
-    files = "1 file" if len(code) == 1 else f"{len(code)} files"
-    return (*stage.params, f"{files} of code")
+    files = [dep for dep in stage.deps if not any(out.startswith(dep) for out in made)]
+    files = [file for file in files if file != LOOKED_FILE]
+    names = [key.removeprefix(CODE) for key in stage.params if key.startswith(CODE)]
+    return (*names, *files)
 
 
 def _cost(dag: Dag, stages: Iterable[Explained], limit: int) -> Cost:

@@ -10,6 +10,7 @@ from pipelines.explaining.costs import ExpectedTime
 from pipelines.explaining.differences import Difference
 from pipelines.explaining.explain import Cost, Explained, Explanation
 from pipelines.explaining.forecast import Fate
+from pipelines.graph.dag import DagStage
 
 _MAX_VALUE = 48
 _MAX_NAMES = 6
@@ -110,9 +111,8 @@ def _up_to_date_rows(one: Explained) -> Iterator[tuple[str, str, str]]:
     yield from (("from", parent, "") for parent in one.made_from[:_MAX_NAMES])
     if len(one.made_from) > _MAX_NAMES:
         yield "", f"... {len(one.made_from)} stages in all", ""
-    *params, code = one.inputs
-    yield "params", ", ".join(params), ""
-    yield "code", code, ""
+    yield "params", ", ".join(one.inputs), ""
+    yield "code", ", ".join(one.code), ""
 
 
 def _time_row(block: Sequence[Explained]) -> tuple[str, str, str]:
@@ -191,9 +191,10 @@ def _by_group(stages: Sequence[Explained]) -> Iterator[list[Explained]]:
 
 
 def _by_entry(names: Sequence[str]) -> str:
-    entries = dict.fromkeys(name.partition("@")[0] for name in names)
+    stages = [DagStage(name, "", ()) for name in names]
+    entries = dict.fromkeys(stage.group for stage in stages)
     return ", ".join(
-        together([name for name in names if name.partition("@")[0] == entry]) for entry in entries
+        together([stage.name for stage in stages if stage.group == entry]) for entry in entries
     )
 
 

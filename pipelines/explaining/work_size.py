@@ -8,14 +8,14 @@ from typing import Any
 
 from kdci.config.recipes import scaled_calls, scaled_count, scaled_epochs
 from kdci.substitution.registry import block_of, names
+from pipelines.explaining.tasks import Task
 
 
-def num_steps(module: str, method: str, params: Mapping[str, Any]) -> int | None:
+def num_steps(task: Task, params: Mapping[str, Any]) -> int | None:
     """Return the number of steps of a stage's loop.
 
     Args:
-        module: Its module: `stages.distill`.
-        method: Of its pool; "" for a teacher.
+        task: What it works on.
         params: The params blocks it depends on, by dotted key.
 
     Returns:
@@ -23,15 +23,15 @@ def num_steps(module: str, method: str, params: Mapping[str, Any]) -> int | None
         params.yaml leaves a part of it to its default.
     """
     budget = params.get("budget", 1.0)
-    if module == "stages.teacher":
+    if task.stage == "teacher":
         return _product(params.get("teacher"), ("num_epochs",))
-    if module == "stages.distill":
+    if task.stage == "distill":
         recipes = [block for key, block in params.items() if key.startswith("recipes.")]
         keys = ("num_epochs", "steps_per_epoch")
         return _product(recipes[0] if recipes else None, keys, budget, scaled=scaled_epochs)
-    if module == "stages.substitute":
-        block = params.get(f"methods.{method}")
-        factors = block_of(method).pool_steps if method in names() else ()
+    if task.stage == "substitute":
+        block = params.get(f"methods.{task.method}")
+        factors = block_of(task.method).pool_steps if task.method in names() else ()
         return _product(block, factors, budget)
     return None
 

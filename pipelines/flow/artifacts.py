@@ -10,16 +10,16 @@ import re
 from collections.abc import Mapping
 
 from kdci.config.params import Params
+from kdci.graph.node import Node
 from kdci.store.layout import Layout
-from pipelines.tracking.reading.files import Slot
 
 
-def publish(slot: Slot, params: Params, layout: Layout) -> None:
+def publish(node: Node, params: Params, layout: Layout) -> None:
     """Show the artifact of a stage, if it is one that is looked at: a pool or a dictionary."""
-    if slot.kind == "pool":
-        _publish_pool(slot, params, layout)
-    elif slot.kind == "dictionary":
-        _publish_dictionary(slot, params, layout)
+    if node.kind == "pool":
+        _publish_pool(node, params, layout)
+    elif node.kind == "dictionary":
+        _publish_dictionary(node, params, layout)
 
 
 def publish_results(layout: Layout) -> None:
@@ -66,31 +66,31 @@ def _shown(link: str) -> str:
     return f"[{link.rpartition('/')[2]}]({link})"
 
 
-def _publish_pool(slot: Slot, params: Params, layout: Layout) -> None:
+def _publish_pool(node: Node, params: Params, layout: Layout) -> None:
     from prefect.artifacts import create_image_artifact
 
     from kdci.reporting.figures.images import substitutes
     from kdci.reporting.figures.style import drawing, png
     from kdci.reporting.gather import pool_view
 
-    place, of, key = _place(slot, params, layout)
+    place, of, key = _place(node, params, layout)
     pool = pool_view(place, *key)
     with drawing():
         image = base64.b64encode(png(substitutes(pool, of.data.spec.class_names))).decode()
     create_image_artifact(
-        key=_key("pool", slot.dvc_stage),
+        key=_key("pool", node.name),
         image_url=f"data:image/png;base64,{image}",
-        description=f"Substitution images of {slot.dvc_stage}: {len(pool.images)} in all, "
+        description=f"Substitution images of {node.name}: {len(pool.images)} in all, "
         f"{100 * pool.total_variation:.0f} % of them would have to change class to balance it",
     )
 
 
-def _publish_dictionary(slot: Slot, params: Params, layout: Layout) -> None:
+def _publish_dictionary(node: Node, params: Params, layout: Layout) -> None:
     from prefect.artifacts import create_table_artifact
 
     from kdci.reporting.gather import dictionary_view
 
-    place, of, key = _place(slot, params, layout)
+    place, of, key = _place(node, params, layout)
     view = dictionary_view(place, *key)
     names = of.data.spec.class_names
     order = sorted(range(len(view.proportions)), key=lambda i: -view.proportions[i])
@@ -103,22 +103,19 @@ def _publish_dictionary(slot: Slot, params: Params, layout: Layout) -> None:
         for i in order
     ]
     create_table_artifact(
-        key=_key("dictionary", slot.dvc_stage),
+        key=_key("dictionary", node.name),
         table=table,
-        description=f"Confounder dictionary of {slot.dvc_stage}: N = {len(table)} prototypes in "
+        description=f"Confounder dictionary of {node.name}: N = {len(table)} prototypes in "
         f"{view.facts['space']}, of {view.facts['num_predictions']} predictions",
     )
 
 
 def _place(
-    slot: Slot, params: Params, layout: Layout
+    node: Node, params: Params, layout: Layout
 ) -> tuple[Layout, Params, tuple[str, str, int]]:
     """Return the pipeline that an artifact belongs to, and its axes."""
-    fields = slot.fields
-    method, seed = fields["method"], int(fields.get("pool_seed", params.grid.pool_seeds[0]))
-    if "other" in fields:
-        return layout.other, params.of_other(), (fields["other"], method, seed)
-    return layout, params, (fields["teacher"], method, seed)
+    axes = (str(node.point["teacher"]), node.method, int(node.point["pool_seed"]))
+    return (layout.other, params.of_other(), axes) if node.of_other else (layout, params, axes)
 
 
 def _key(kind: str, name: str) -> str:

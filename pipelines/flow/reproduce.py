@@ -35,7 +35,6 @@ from pipelines.running.limits import Run, open_run
 from pipelines.running.scheduler import PATIENCE
 from pipelines.running.stage_process import Outcome, State
 from pipelines.running.stopping import stopped_by_signals
-from pipelines.tracking.reading.files import slots
 from pipelines.tracking.recorder import Recorder
 from pipelines.tracking.uri import redacted
 
@@ -204,9 +203,9 @@ def run_stage(stage: str) -> PrefectState[Any]:
     logger = get_run_logger()
     outcome = run.scheduler.follow(stage, logger.info)
     if outcome.state in (State.completed, State.restored):
-        slot = {slot.dvc_stage: slot for slot in slots(run.layout, run.params.grid)}.get(stage)
-        if slot is not None:
-            _try(lambda: publish(slot, run.params, run.layout))
+        node = run.graph.nodes.get(stage)
+        if node is not None:
+            _try(lambda: publish(node, run.params, run.layout))
     return _state(outcome)
 
 

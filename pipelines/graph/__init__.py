@@ -1,1 +1,1 @@
-"""DVC's graph of stages with its status, and what the params plan."""
+"""DVC's graph of stages with its status, and the graph as it is now."""

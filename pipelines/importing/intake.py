@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdci.config.catalog import DatasetSpec
+from kdci.graph.code import Code, Sources
 from kdci.store.artifacts import new_artifact, read_card, remove_leftovers
 from kdci.store.hashing import hash_json
+from kdci.store.revision import code_revision
 from pipelines.importing.options import Options, folder_of, require_names, spec_of
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from kdci.intake.sanity import NoiseAnswers
     from kdci.models import PixelModel
     from kdci.training.runtime import Runtime
+
+_CODE = Code("import-teacher", ("pipelines.importing.intake",))
 
 
 @dataclass(frozen=True)
@@ -147,14 +151,13 @@ def _write(
 ) -> str:
     from kdci.models.pretrained import MODEL_FILE
     from kdci.training.runtime import versions
-    from stages._provenance import code_hash, git_revision
 
     params = {"data": {"name": options.dataset}}
     card = {
         "stage": "import-teacher",
         "params": params,
         "params_hash": hash_json(params),
-        "code": {"revision": git_revision(options.root), "hash": code_hash()},
+        "code": {"revision": code_revision(), "hash": Sources().fingerprint(_CODE)},
         "seeds": {},
         "parents": {},
         "versions": versions(),

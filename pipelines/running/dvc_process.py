@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from pipelines.flow.telemetry import switch_off
-from stages._signals import StopFlag, die_with_parent
+from stages.signals import StopFlag, die_with_parent
 
 
 def main() -> int:

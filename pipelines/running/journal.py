@@ -10,12 +10,15 @@ import errno
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from kdci.errors import KdciError
+from kdci.errors import KdciError, StorageError
+from kdci.graph.node import Node
 from kdci.store.artifacts import read_card, storage_errors
 from kdci.store.layout import Layout
+from pipelines.running.stage_process import Outcome, State
 
 JOURNAL = "journal.jsonl"
 
@@ -33,6 +36,8 @@ class Execution:
         exit_code: That of the stage; 0: it succeeded.
         card: SHA-256 on the card of the artifact that it left; "": none.
         links: Tags of other tools: ``prefect.flow_run_id``, ``ray.trial_id``, ...
+        kind: Which stage it is: `teacher`, `distill`, ...; "": not told.
+        point: Its axes as text, as ``Node.fields`` has them.
     """
 
     stage: str
@@ -43,6 +48,39 @@ class Execution:
     exit_code: int = 0
     card: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
+    kind: str = ""
+    point: Mapping[str, str] = field(default_factory=dict)
+
+
+def note(
+    layout: Layout, outcome: Outcome, node: Node | None, *, runner: str, links: Mapping[str, str]
+) -> None:
+    """Add what came of a stage; one that was not even started, or had nothing to do, is left out.
+
+    Args:
+        layout: The project's places.
+        outcome: What came of it.
+        node: The stage; None: the params do not know it.
+        runner: As in ``Execution``.
+        links: As in ``Execution``.
+    """
+    if outcome.state in (State.cached, State.not_run):
+        return
+    card = card_of(node.artifact, node.kind) if node and outcome.has_result else ""
+    execution = Execution(
+        stage=outcome.stage,
+        outcome=str(outcome.state),
+        runner=runner,
+        started=outcome.started,
+        seconds=round(outcome.seconds, 3),
+        exit_code=outcome.exit_code,
+        card=card,
+        links=links,
+        kind=node.stage if node else "",
+        point=node.fields if node else {},
+    )
+    with suppress(StorageError):  # the stage is done, whether or not it can be noted
+        append(layout, execution)
 
 
 def append(layout: Layout, execution: Execution) -> None:

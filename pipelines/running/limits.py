@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
-from kdci.errors import KdciError, StorageError, UserError
+from kdci.errors import KdciError, UserError
+from kdci.graph.build import Graph
 from kdci.store.layout import Layout
 from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, Verdict, read_dag
@@ -23,7 +24,6 @@ from pipelines.running.exit_codes import gravest
 from pipelines.running.scheduler import Scheduler
 from pipelines.running.stage_process import Outcome, StageProcess, State
 from pipelines.running.workspace import only_runner
-from pipelines.tracking.reading.files import Slot, slots
 
 Line = Callable[[str, str], None]
 _ENDED_BADLY = (State.failed, State.stopped)
@@ -34,20 +34,28 @@ class Run:
     """A run in progress; it holds the workspace.
 
     Attributes:
-        params: The params it began with.
-        layout: Its places.
+        graph: Of the params it began with.
         dag: The stages it is about.
         scheduler: Runs them.
         limit: Stages at work at a time.
         links: Ids of other tools by stage, for the journal; "" holds for every stage.
     """
 
-    params: Params
-    layout: Layout
+    graph: Graph
     dag: Dag
     scheduler: Scheduler
     limit: int
     links: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def params(self) -> Params:
+        """The params it began with."""
+        return self.graph.params
+
+    @property
+    def layout(self) -> Layout:
+        """Its places."""
+        return self.graph.layout
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -102,18 +110,18 @@ def open_run(
         put_back = prepare(root, preset=preset, seeds=seeds)
         try:
             params = load_params(root / "params.yaml")
-            layout = Layout(root, params.preset)
-            current_graph(root, params)
-            dag = _checked_dag(params, layout, targets)
+            graph = current_graph(root, params)
+            dag = _checked_dag(params, graph.layout, targets)
         except BaseException:
             put_back()  # nothing is run: nothing has changed
             with suppress(KdciError):
                 current_graph(root)
             raise
-        writer = _JournalWriter(layout, params, runner)
 
         def settled(outcome: Outcome) -> None:
-            writer.write(outcome, run.links)
+            links = {**run.links.get("", {}), **run.links.get(outcome.stage, {})}
+            node = graph.nodes.get(outcome.stage)
+            journal.note(graph.layout, outcome, node, runner=runner, links=links)
             on_outcome(run, outcome)
 
         chosen = limit or default_limit(params)
@@ -124,7 +132,7 @@ def open_run(
             on_line=on_line,
             on_outcome=settled,
         )
-        run = Run(params, layout, dag, scheduler, chosen)
+        run = Run(graph, dag, scheduler, chosen)
         yield run
 
 
@@ -167,30 +175,3 @@ def _available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-class _JournalWriter:
-    """Writes what was done with each stage into the workspace's journal."""
-
-    def __init__(self, layout: Layout, params: Params, runner: str) -> None:
-        self._layout = layout
-        self._runner = runner
-        self._slots: dict[str, Slot] = {slot.dvc_stage: slot for slot in slots(layout, params.grid)}
-
-    def write(self, outcome: Outcome, links: Mapping[str, Mapping[str, str]]) -> None:
-        if outcome.state in (State.cached, State.not_run):
-            return
-        slot = self._slots.get(outcome.stage)
-        card = journal.card_of(slot.path, slot.kind) if slot and outcome.has_result else ""
-        execution = journal.Execution(
-            stage=outcome.stage,
-            outcome=str(outcome.state),
-            runner=self._runner,
-            started=outcome.started,
-            seconds=round(outcome.seconds, 3),
-            exit_code=outcome.exit_code,
-            card=card,
-            links={**links.get("", {}), **links.get(outcome.stage, {})},
-        )
-        with suppress(StorageError):  # the stage is done, whether or not it can be noted
-            journal.append(self._layout, execution)

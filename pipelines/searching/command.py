@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from kdci.graph.node import KINDS
 from pipelines.flow.telemetry import switch_off
 from pipelines.searching.driver import Listener, SearchOutcome, search
 from pipelines.searching.options import SearchOptions
@@ -84,7 +85,7 @@ class _Display:
 
 
 def _changes_pool(found: Search) -> bool:
-    pools = any(call.module in ("substitute", "shift") for call in found.stages)
+    pools = any(KINDS[call.stage] == "pool" for call in found.stages)
     return pools and found.criterion == "agreement"
 
 

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+from kdci.config.catalog import facts_of_spec, stem_for
 from kdci.config.params import Params
 from kdci.deconfounding.arms import ARMS
 from kdci.errors import IntegrityError, UserError
-from kdci.store.artifacts import Artifact
-from kdci.store.layout import Cell, Layout
+from kdci.graph.build import Graph
+from kdci.store.artifacts import Artifact, open_artifact
+from kdci.store.layout import Cell
 
 if TYPE_CHECKING:
     from kdci.data.datasets.labelled import Split
     from kdci.models.students import Student
-    from stages._scoring import ScoredSet
+    from kdci.training.scoring import ScoredSet
 
 AGREEMENT = "agreement"
 ACCURACY = "accuracy"
@@ -76,8 +78,7 @@ class Scorer:
     """Scores the students of a trial as evaluate does: the same code, device and threads.
 
     Args:
-        params: The trial's.
-        layout: Of the trial's root.
+        graph: The trial's, in its root.
         project: The project folder: relative data paths start there.
         criterion: What is measured.
         cells: The students.
@@ -85,41 +86,42 @@ class Scorer:
 
     def __init__(
         self,
-        params: Params,
-        layout: Layout,
+        graph: Graph,
         project: Path,
         criterion: Criterion,
         cells: list[Cell],
     ) -> None:
+        from kdci.models.networks import Networks
         from kdci.training.runtime import start
-        from stages._pool import open_teacher
-        from stages._session import Session, StageIdentity
 
-        first = cells[0]
-        axes = {"teacher": first.teacher, "student": first.student, "method": first.method}
-        place = layout.evaluation(first.teacher, first.student, first.method)
-        self._session = Session(params, layout, StageIdentity("evaluate", axes, {}, place))
+        params, layout = graph.params, graph.layout
+        first, block = cells[0], params.runtime
+        self._params, self._layout, self._first = params, layout, first
         self._project = project
         self._criterion = criterion
-        teacher = self._session.parent("teacher", layout.teacher(first.teacher))
-        for pool_seed in {cell.pool_seed for cell in cells}:
-            pool = layout.pool(first.teacher, first.method, pool_seed)
-            self._session.parent(f"pool{pool_seed}", pool, kind="pool")
-        block = params.runtime
-        self._session.runtime = start(
-            device=block.device, threads=block.threads, precision=block.precision
-        )
-        self._teacher = open_teacher(self._session, teacher, self._session.runtime)
+        runtime = start(device=block.device, threads=block.threads, precision=block.precision)
+        networks, spec = Networks(runtime, layout.formats), params.data.spec
+        teacher = open_artifact(layout.teacher(first.teacher), kind="teacher")
+        self._teacher = networks.teacher(teacher, spec)
+        stem = stem_for(params.backbone.stem, spec.image_size)
+        self._format = networks.format_of(first.student, spec, stem=stem, training=False)
+        self._device = runtime.device
         self._sets: dict[int, ScoredSet] = {}
 
     def score(self, student: Student, cell: Cell) -> float:
         """Return a student's score in percent."""
-        from stages._scoring import percentages, score
+        from kdci.training.scoring import percentages, score
 
-        on = self._set(cell.pool_seed)
-        measures = percentages(score(self._session, student, on), on, self._criterion.measure)
-        params = self._session.params
-        part = params.evaluate.deploy if ARMS[cell.variant].compensated else "backbone"
+        on, block = self._set(cell.pool_seed), self._params.evaluate
+        scores = score(
+            student,
+            on.images,
+            chosen=self._format,
+            device=self._device,
+            batch_size=block.batch_size,
+        )
+        measures = percentages(scores, on, self._criterion.measure)
+        part = block.deploy if ARMS[cell.variant].compensated else "backbone"
         found = measures[f"{self._criterion.measure}_{part}"]
         assert found is not None
         return found
@@ -131,14 +133,16 @@ class Scorer:
         return self._sets[key]
 
     def _load(self, pool_seed: int) -> ScoredSet:
-        from stages._scoring import ScoredSet
-        from stages.evaluate import _holdout_set
+        from kdci.data.bank.mapped_images import MappedImages
+        from kdci.data.datasets.loading import load_split
+        from kdci.training.scoring import ScoredSet
 
         if self._criterion.split is None:
-            return _holdout_set(self._session, self._teacher, pool_seed)
-        from kdci.data.datasets.loading import load_split
-
-        data = self._session.params.data
+            place = self._layout.pool(self._first.teacher, self._first.method, pool_seed)
+            images = MappedImages(open_artifact(place, kind="pool").file("holdout.npy"))
+            batch_size = self._params.evaluate.batch_size
+            return ScoredSet.of_teacher(self._teacher, images, batch_size=batch_size)
+        data = self._params.data
         path = self._project / data.path if data.path else None
         labelled = load_split(data.spec, path=path, split=cast("Split", self._criterion.split))
         return ScoredSet(labelled.images, expected=labelled.labels, teacher=labelled.labels)
@@ -184,11 +188,7 @@ def _facts(params: Params, cell: Cell, shapes: Mapping[str, Any]) -> dict[str, A
         }
     return {
         "student": cell.student,
-        "dataset": spec.name,
-        "num_classes": spec.num_classes,
-        "channels": spec.channels,
-        "image_size": spec.image_size,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
+        **facts_of_spec(spec),
+        "stem": stem_for(params.backbone.stem, spec.image_size),
         "compensation": compensation,
     }

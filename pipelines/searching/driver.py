@@ -14,8 +14,10 @@ from typing import Any
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import UserError
+from kdci.graph.build import Graph, graph_of
 from kdci.store.artifacts import replace_file
 from kdci.store.layout import Layout
+from pipelines.graph.current import current_graph
 from pipelines.graph.dag import read_dag
 from pipelines.running.workspace import is_held, only_runner
 from pipelines.searching.criteria import Criterion, parse_criterion
@@ -25,6 +27,7 @@ from pipelines.searching.plan import (
     Subject,
     choose_subject,
     contents,
+    fingerprints,
     plan_trials,
 )
 from pipelines.searching.results import (
@@ -124,10 +127,8 @@ def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, 
         UserError: Something does not fit.
     """
     from pipelines.params.edit import checked, with_values
-    from stages._provenance import code_hash
 
     require_options(options)
-    layout = Layout(root, params.preset)
     criterion = parse_criterion(options.criterion, params)
     space = read_space(options.space, options.keys)
     subject = choose_subject(
@@ -146,8 +147,11 @@ def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, 
     require_valid(space, trial_params)
     # A block that the file leaves to its defaults has no place for a value yet.
     with_values(text, {key: each.extremes[0] for key, each in space.items()})
-    plan = plan_trials(trial_params, layout, subject, space, read_dag(root))
-    found = _search_of(trial_params, layout, options, subject, criterion, space, plan, code_hash())
+    current_graph(root, params)
+    graph = graph_of(trial_params, root)
+    plan = plan_trials(graph, subject, space, read_dag(root))
+    found = _search_of(graph, options, subject, criterion, space, plan)
+    layout = graph.layout
     _require_same(layout, found)
     write_search(layout, found)
     replace_file(search_folder(layout, found.name) / "params.yaml", text.encode())
@@ -155,15 +159,14 @@ def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, 
 
 
 def _search_of(
-    params: Params,
-    layout: Layout,
+    graph: Graph,
     options: SearchOptions,
     subject: Subject,
     criterion: Criterion,
     space: Space,
     plan: SearchPlan,
-    code: str,
 ) -> Search:
+    params = graph.params
     num_points = len(subject.cells) * params.distill.num_snapshots
     found = Search(
         name=options.name or "",
@@ -184,8 +187,8 @@ def _search_of(
         reduction=options.reduction,
         num_points=num_points,
         given=plan.given,
-        upstream=contents(layout, plan.upstream),
-        code=code,
+        upstream=contents(graph, plan.upstream),
+        code=fingerprints(graph, plan.stages),
         links=plan.links,
         stages=plan.stages,
     )

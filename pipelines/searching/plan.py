@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdci.config.params import Grid, Params
 from kdci.deconfounding.arms import ARMS, BASE_ARMS, FURTHER_ARMS, OTHER_ARM
 from kdci.errors import CombinedUserError, UserError
+from kdci.graph.build import Graph
+from kdci.graph.cells import sources_of
+from kdci.graph.node import Node
 from kdci.store.artifacts import read_card
-from kdci.store.layout import Cell, Layout
+from kdci.store.layout import Cell
 from pipelines.graph.dag import Dag, Verdict
 from pipelines.searching.results import StageCall
-
-if TYPE_CHECKING:
-    from pipelines.graph.plan import PlannedStage
 
 FIXED = {
     "runtime": "is the same for all trials, or their scores could not be compared",
@@ -38,7 +38,6 @@ FIXED = {
 All that a teacher depends on is among them: no trial makes one, and a finished one is adopted by
 the workspace alone.
 """
-_OTHER = "_other"
 
 
 @dataclass(frozen=True)
@@ -170,14 +169,11 @@ class SearchPlan:
     given: dict[str, Any]
 
 
-def plan_trials(
-    params: Params, layout: Layout, subject: Subject, keys: Iterable[str], dag: Dag
-) -> SearchPlan:
+def plan_trials(graph: Graph, subject: Subject, keys: Iterable[str], dag: Dag) -> SearchPlan:
     """Work out what trials run.
 
     Args:
-        params: The params that trials start from, with the subject's grid.
-        layout: Of the workspace.
+        graph: Of the params that trials start from, with the subject's grid, in the workspace.
         subject: Whose hyper-parameters are searched.
         keys: The searched keys.
         dag: The workspace's stages, with their status.
@@ -187,30 +183,26 @@ def plan_trials(
             artifact that trials share is not up to date.
     """
     keys = list(keys)
-    chain = _chain(params, layout, subject)
+    chain = _chain(graph, subject)
     reached = _reached(chain, keys)
-    problems = list(_misplaced(params, subject, chain, keys))
+    problems = list(_misplaced(graph.params, subject, chain, keys))
     if problems:
         raise CombinedUserError(problems)
-    makers = {out: stage.name for stage in dag.stages.values() for out in stage.outs}
-    students = {layout.student(cell): cell for cell in subject.cells}
-    stages, upstream = [], []
-    for stage in chain:
-        place = stage.artifact.relative_to(layout.root).as_posix()
-        if stage.name in reached or stage.artifact in students:
-            cell = students.get(stage.artifact)
-            stages.append(_call(stage, place, cell, makers.get(place, stage.name)))
-        else:
-            upstream.append(place)
-    _require_up_to_date(upstream, makers, dag)
-    blocks = {key: None for stage in chain for key in stage.params}
+    own = [node for node in chain if node.name in reached or node.stage == "distill"]
+    shared = [node for node in chain if node not in own]
+    _require_up_to_date(graph, shared, dag)
+    blocks = {key: None for node in chain for key in node.blocks.values()}
     given = {
         key: value
-        for key, value in leaves(params, [*blocks, "evaluate"]).items()
+        for key, value in leaves(graph.params, [*blocks, "evaluate"]).items()
         if key not in set(keys)
     }
-    links = _adopted(params, stages)
-    return SearchPlan(tuple(stages), tuple(upstream), links, given)
+    return SearchPlan(
+        stages=tuple(_call(graph, node) for node in own),
+        upstream=tuple(_place(graph, node.artifact) for node in shared),
+        links=_links(graph, own),
+        given=given,
+    )
 
 
 def leaves(params: Params, blocks: Iterable[str]) -> dict[str, Any]:
@@ -229,55 +221,51 @@ def leaves(params: Params, blocks: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def contents(layout: Layout, places: Iterable[str]) -> dict[str, str]:
+def contents(graph: Graph, places: Iterable[str]) -> dict[str, str]:
     """Return the content hash on the card of each artifact, by its place below the root.
 
     Raises:
         UserError: One is not there.
         IntegrityError: A card is damaged.
     """
+    nodes = {place: graph.by_artifact[graph.layout.root / place] for place in places}
     return {
-        place: str(read_card(layout.root / place, kind=kind_of(place))["content"])
-        for place in places
+        place: str(read_card(node.artifact, kind=node.kind)["content"])
+        for place, node in nodes.items()
     }
 
 
-def kind_of(place: str) -> str:
-    """Return the kind of the artifact at a place that DVC knows."""
-    folders = {
-        "teachers": "teacher",
-        "pools": "pool",
-        "dictionaries": "dictionary",
-        "students": "student",
+def fingerprints(graph: Graph, stages: Iterable[StageCall]) -> dict[str, str]:
+    """Return by stage the hash of the code that a trial's score depends on, evaluate's included."""
+    nodes = [graph.by_artifact[graph.layout.root / call.artifact] for call in stages]
+    student = next(node.student for node in nodes if node.student is not None)
+    sources = sources_of(graph)
+    return {
+        node.name: sources.fingerprint(node.code) for node in (*nodes, graph.evaluation_of(student))
     }
-    return next(kind for folder, kind in folders.items() if f"/{folder}/" in f"/{place}")
 
 
-def _chain(params: Params, layout: Layout, subject: Subject) -> list[PlannedStage]:
-    """Return the stages that the students are made by, parents first."""
-    from pipelines.graph.plan import planned_stages
-
-    planned = planned_stages(params, layout)
-    makers = {stage.artifact: stage for stage in planned}
+def _chain(graph: Graph, subject: Subject) -> list[Node]:
+    """Return the nodes that the students are made by, parents first."""
     wanted: set[str] = set()
-    waiting = [layout.student(cell) for cell in subject.cells]
+    waiting = [graph.layout.student(cell) for cell in subject.cells]
     while waiting:
-        stage = makers.get(waiting.pop())
-        if stage is not None and stage.name not in wanted:
-            wanted.add(stage.name)
-            waiting += stage.parents.values()
-    return [stage for stage in planned if stage.name in wanted]
+        node = graph.by_artifact.get(waiting.pop())
+        if node is not None and node.name not in wanted:
+            wanted.add(node.name)
+            waiting += [parent.path for parent in node.parents.values()]
+    return [node for node in graph.nodes.values() if node.name in wanted]
 
 
-def _reached(chain: Sequence[PlannedStage], keys: Sequence[str]) -> set[str]:
-    """Return the names of the stages that come out differently for other values of the keys."""
+def _reached(chain: Sequence[Node], keys: Sequence[str]) -> set[str]:
+    """Return the names of the nodes that come out differently for other values of the keys."""
     reached: set[str] = set()
     places: set[Path] = set()
-    for stage in chain:  # parents come first
-        own = any(_lies_in(key, block) for key in keys for block in stage.params)
-        if own or places.intersection(stage.parents.values()):
-            reached.add(stage.name)
-            places.add(stage.artifact)
+    for node in chain:  # parents come first
+        own = any(_lies_in(key, block) for key in keys for block in node.blocks.values())
+        if own or places.intersection(parent.path for parent in node.parents.values()):
+            reached.add(node.name)
+            places.add(node.artifact)
     return reached
 
 
@@ -286,10 +274,10 @@ def _lies_in(key: str, block: str) -> bool:
 
 
 def _misplaced(
-    params: Params, subject: Subject, chain: Sequence[PlannedStage], keys: Sequence[str]
+    params: Params, subject: Subject, chain: Sequence[Node], keys: Sequence[str]
 ) -> Iterator[UserError]:
     """Find keys that must not change, and those whose change would not be seen."""
-    blocks = {block for stage in chain for block in stage.params}
+    blocks = {block for node in chain for block in node.blocks.values()}
     arm = ARMS[subject.variant]
     fixed_by_arm = {f"compensation.{name.rstrip('_')}" for name in arm.changes}
     for key in keys:
@@ -335,45 +323,39 @@ def _overridden(params: Params, subject: Subject, key: str) -> Iterator[UserErro
         yield UserError(key, f"is set by {'.'.join(holding)} itself", f"search {better}")
 
 
-def _call(stage: PlannedStage, place: str, cell: Cell | None, dvc_name: str) -> StageCall:
-    group = stage.name.partition("@")[0]
-    of_other = group in {f"{name}{_OTHER}" for name in ("teacher", "substitute", "dictionary")}
-    arguments = ["--other"] if of_other else []
-    module, _, arm = group.partition("_")
-    if module == "distill":
-        arguments += ["--variant", arm]
-    for axis, value in stage.cell.items():
-        arguments += [f"--{axis.replace('_', '-')}", str(value)]
+def _call(graph: Graph, node: Node) -> StageCall:
     return StageCall(
-        name=stage.name,
-        dvc_name=dvc_name,
-        module=module,
-        arguments=tuple(arguments),
-        artifact=place,
-        cell=None if cell is None else cell.asdict(),
+        name=node.name,
+        stage=node.stage,
+        cell=node.cell,
+        artifact=_place(graph, node.artifact),
+        student=None if node.student is None else node.student.asdict(),
     )
 
 
-def _require_up_to_date(places: Iterable[str], makers: Mapping[str, str], dag: Dag) -> None:
+def _place(graph: Graph, path: Path) -> str:
+    return path.relative_to(graph.layout.root).as_posix()
+
+
+def _require_up_to_date(graph: Graph, nodes: Iterable[Node], dag: Dag) -> None:
     problems, stale = [], []
     verdicts = dag.verdicts
-    for place in places:
-        maker = makers.get(place)
-        if maker is None:
+    for node in nodes:
+        if node.name not in dag.stages:
             what = "trials are made from it, and no stage of params.yaml makes it"
+            place = _place(graph, node.artifact)
             problems.append(UserError(place, what, "add its seed to the grid"))
-        elif verdicts[maker] is not Verdict.unchanged:
-            stale.append(maker)
+        elif verdicts[node.name] is not Verdict.unchanged:
+            stale.append(node.name)
     if stale:
-        names = " ".join(dict.fromkeys(stale))
         what = "trials are made from it, and it is not up to date"
-        problems.append(UserError(stale[0], what, f"run `kdci run {names}` first"))
+        problems.append(UserError(stale[0], what, f"run `kdci run {' '.join(stale)}` first"))
     if problems:
         raise CombinedUserError(problems)
 
 
-def _adopted(params: Params, stages: Sequence[StageCall]) -> tuple[str, ...]:
-    """Return the place of a dictionary that trials adopt themselves."""
-    place = params.dictionary.artifact
-    adopts = any(call.module == "dictionary" and "--other" not in call.arguments for call in stages)
-    return (place,) if place is not None and adopts and not Path(place).is_absolute() else ()
+def _links(graph: Graph, nodes: Iterable[Node]) -> tuple[str, ...]:
+    """Return the places of what trials adopt themselves: no node makes it."""
+    parents = [parent.path for node in nodes for parent in node.parents.values()]
+    adopted = dict.fromkeys(path for path in parents if path not in graph.by_artifact)
+    return tuple(_place(graph, path) for path in adopted if path.is_relative_to(graph.layout.root))

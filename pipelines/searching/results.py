@@ -30,26 +30,26 @@ class StageCall:
     """A stage that a trial runs in its own root.
 
     Attributes:
-        name: Its own name, which its work folder and lock have.
-        dvc_name: Its name in DVC.
-        module: ``stages.<module>`` is its command.
-        arguments: Of the command.
+        name: Of its node.
+        stage: ``stages.<stage>`` is its command.
+        cell: The command's argument.
         artifact: Where its result lies, relative to the root.
-        cell: The student, of a distillation.
+        student: Axes of the student, of a distillation.
     """
 
     name: str
-    dvc_name: str
-    module: str
-    arguments: tuple[str, ...]
+    stage: str
+    cell: str
     artifact: str
-    cell: dict[str, Any] | None = None
+    student: dict[str, Any] | None = None
 
-    @property
-    def student(self) -> Cell:
-        """The student that a distillation makes."""
-        assert self.cell is not None
-        return Cell(**self.cell)
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild what was written; one of before cells had names can be read, and not run."""
+        if "dvc_name" in values:
+            name, stage = values["dvc_name"], values["module"]
+            return cls(name, stage, "", values["artifact"], values["cell"])
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Search:
         num_points: Scores of a complete trial, at most.
         given: The params taken as given, by dotted key.
         upstream: Contents of the artifacts that trials share with the workspace, by place.
-        code: Hash of the library's and the stages' sources.
+        code: Hash of the code that a score depends on, by stage.
         links: Further places that trials see of the workspace.
         stages: What each trial runs, in order.
     """
@@ -100,7 +100,7 @@ class Search:
     num_points: int
     given: dict[str, Any]
     upstream: dict[str, str]
-    code: str
+    code: dict[str, str]
     links: tuple[str, ...] = ()
     stages: tuple[StageCall, ...] = ()
 
@@ -112,7 +112,7 @@ class Search:
     @property
     def cells(self) -> list[Cell]:
         """The replicates: one student each."""
-        return [call.student for call in self.stages if call.cell is not None]
+        return [Cell(**call.student) for call in self.stages if call.student is not None]
 
     def asdict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -122,10 +122,7 @@ class Search:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """Rebuild what ``asdict`` returned."""
-        stages = tuple(
-            StageCall(**{**call, "arguments": tuple(call["arguments"])})
-            for call in values["stages"]
-        )
+        stages = tuple(map(StageCall.of, values["stages"]))
         lists = {key: tuple(values[key]) for key in ("pool_seeds", "seeds", "links")}
         return cls(**{**values, **lists, "stages": stages})
 
@@ -148,12 +145,12 @@ class TrialRecord:
         num_steps: Steps of a complete trial; 0: not known yet.
         status: `running` (or interrupted), `complete`, `stopped` (early) or `failed`.
         error: Why it failed, in a line.
-        stages: DVC's names of the stages that it runs.
+        stages: Names of the stages that it runs.
         students: Its students' places in its root.
         started: Unix seconds.
         finished: The same; None: it is not.
         threads: Of torch, as the students' cards say.
-        code: Hash of the sources that ran.
+        code: Hash of the code that the score depends on, by stage; as cards say, where they do.
         upstream: Contents of what it was made from, by place.
         given: The params taken as given, by dotted key.
         links: Ids of other tools.
@@ -177,7 +174,7 @@ class TrialRecord:
     started: float = 0.0
     finished: float | None = None
     threads: int | None = None
-    code: str = ""
+    code: dict[str, str] = field(default_factory=dict)
     upstream: dict[str, str] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)

@@ -13,8 +13,8 @@ from typing import Any
 
 from ray import tune
 
-from kdci.errors import KdciError
-from kdci.store.artifacts import read_card
+from kdci.graph.node import KINDS
+from kdci.graph.standing import card_at
 from kdci.store.layout import Layout
 from pipelines.searching.results import (
     Search,
@@ -144,25 +144,23 @@ def new_record(search: Search, config: dict[str, Any]) -> TrialRecord:
         suggested=dict(config["suggested"]),
         criterion=search.criterion,
         metric=search.metric,
-        stages=[call.dvc_name for call in search.stages],
+        stages=[call.name for call in search.stages],
         started=time.time(),
-        code=search.code,
+        code=dict(search.code),
         upstream=dict(search.upstream),
         given=dict(search.given),
     )
 
 
 def _read_cards(layout: Layout, search: Search, record: TrialRecord) -> None:
-    """Note the students that are there, and what their cards say of how they were made."""
+    """Note the students that are there, and what cards say of how they were made."""
     root = trial_folder(layout, search.name, record.trial_id)
     record.students = []
     for call in search.stages:
-        if call.cell is None:
+        card = card_at(root / call.artifact, KINDS[call.stage])
+        if card is None:
             continue
-        try:
-            card = read_card(root / call.artifact, kind="student")
-        except KdciError:
-            continue
-        record.students.append(call.artifact)
-        record.code = card["code"]["hash"]
-        record.threads = card["runtime"]["threads"]
+        record.code[call.name] = card["code"]["hash"]
+        if call.student is not None:
+            record.students.append(call.artifact)
+            record.threads = card["runtime"]["threads"]

@@ -21,10 +21,14 @@ from typing import TYPE_CHECKING, Any
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import KdciError, UserError
-from kdci.store.artifacts import Artifact, open_artifact, read_card, replace_file, storage_errors
-from kdci.store.layout import Layout
+from kdci.graph.build import Graph, graph_of
+from kdci.graph.node import KINDS
+from kdci.graph.standing import card_at
+from kdci.store.artifacts import Artifact, open_artifact, replace_file, storage_errors
+from kdci.store.layout import Cell, Layout
+from kdci.training.snapshots import snapshot_name, snapshot_steps
 from pipelines.searching.criteria import Criterion, Scorer, load_snapshot
-from pipelines.searching.plan import contents, kind_of
+from pipelines.searching.plan import contents
 from pipelines.searching.results import (
     STOP_FILE,
     Search,
@@ -105,7 +109,7 @@ class Trial:
         self.layout = Layout(self.root, layout.preset)
         self._stop_file = search_folder(layout, search.name) / STOP_FILE
         self._process: subprocess.Popen[bytes] | None = None
-        self._params: Params | None = None
+        self._graph: Graph | None = None
 
     # -- the root -----------------------------------------------------------------------
 
@@ -122,15 +126,15 @@ class Trial:
             self.root.mkdir(parents=True, exist_ok=True)
             for place in (*self._search.upstream, *self._search.links):
                 self._link(place)
-        found = contents(self.layout, self._search.upstream)
+        base = (self.root.parents[1] / PARAMS_FILE).read_text(encoding="utf-8")
+        file = self.root / PARAMS_FILE
+        replace_file(file, with_values(base, self._values).encode())
+        self._graph = graph_of(load_params(file), self.root)
+        found = contents(self._graph, self._search.upstream)
         for place, content in self._search.upstream.items():
             if found[place] != content:
                 what = "has changed since the search began"
                 raise UserError(place, what, "bring it back, or search under another name")
-        base = (self.root.parents[1] / PARAMS_FILE).read_text(encoding="utf-8")
-        file = self.root / PARAMS_FILE
-        replace_file(file, with_values(base, self._values).encode())
-        self._params = load_params(file)
 
     def _link(self, place: str) -> None:
         link = self.root / place
@@ -139,10 +143,15 @@ class Trial:
             link.symlink_to((self._project / place).absolute())
 
     @property
+    def graph(self) -> Graph:
+        """The trial's graph, in its root."""
+        assert self._graph is not None
+        return self._graph
+
+    @property
     def params(self) -> Params:
         """The trial's params."""
-        assert self._params is not None
-        return self._params
+        return self.graph.params
 
     # -- the run ------------------------------------------------------------------------
 
@@ -177,11 +186,11 @@ class Trial:
     def _points(self) -> Iterator[Point]:
         calls = self._search.stages
         for call in calls:
-            if call.cell is None and not self._is_done(call):
+            if call.student is None and not self._is_done(call):
                 self._start(call)
                 while not self._has_ended(call):
                     time.sleep(POLL_SECONDS)
-        students = [call for call in calls if call.cell is not None]
+        students = [call for call in calls if call.student is not None]
         length = self.params.recipe(self._search.method).num_steps
         finished: list[float] = []
         for position, call in enumerate(students):
@@ -197,62 +206,50 @@ class Trial:
 
     def _distilled(self, call: StageCall) -> Iterator[tuple[int, float]]:
         """Distil a student, and yield steps with its scores after them."""
-        marks = self._marks()
+        marks, cell = self._marks(), self.graph.nodes[call.name].student
+        assert cell is not None
         if not self._is_done(call):
             self._start(call)
             _ = self._scorer  # loads what it needs while the stage does
             while marks[1:] and not self._has_ended(call):
-                student = self._snapshot(call, marks[0])
+                student = self._snapshot(call.name, cell, marks[0])
                 if student is not None:
-                    yield marks.pop(0), self._scorer.score(student, call.student)
+                    yield marks.pop(0), self._scorer.score(student, cell)
                 else:
                     time.sleep(POLL_SECONDS)
             while not self._has_ended(call):
                 time.sleep(POLL_SECONDS)
         artifact = open_artifact(self.root / call.artifact, kind="student")
         for step in marks:
-            yield step, self._scorer.score(_student_at(artifact, step), call.student)
+            yield step, self._scorer.score(_student_at(artifact, step), cell)
 
     def _marks(self) -> list[int]:
-        from stages.distill import snapshot_steps
-
         recipe = self.params.recipe(self._search.method)
         count = self.params.distill.num_snapshots
         return snapshot_steps(recipe.num_epochs, recipe.steps_per_epoch, count)
 
-    def _snapshot(self, call: StageCall, step: int) -> Student | None:
-        from stages.distill import _snapshot_name
-
-        work = self.layout.work / "work" / call.name
-        found = sorted(work.glob(f"*/{_snapshot_name(step)}"), key=_age)
-        return load_snapshot(found[0], self.params, call.student) if found else None
+    def _snapshot(self, name: str, cell: Cell, step: int) -> Student | None:
+        work = self.layout.work / "work" / name
+        found = sorted(work.glob(f"*/{snapshot_name(step)}"), key=_age)
+        return load_snapshot(found[0], self.params, cell) if found else None
 
     @cached_property
     def _scorer(self) -> Scorer:
         measure, _, split = self._search.criterion.partition(":")
         criterion = Criterion(measure, split or None)  # type: ignore[arg-type]
-        return Scorer(self.params, self.layout, self._project, criterion, self._search.cells)
+        return Scorer(self.graph, self._project, criterion, self._search.cells)
 
     # -- stages -------------------------------------------------------------------------
 
     def _is_done(self, call: StageCall) -> bool:
         """Tell whether an earlier run of this trial finished the stage."""
-        try:
-            read_card(self.root / call.artifact, kind=kind_of(call.artifact))
-        except KdciError:
-            return False
-        return True
+        return card_at(self.root / call.artifact, KINDS[call.stage]) is not None
 
     def _start(self, call: StageCall) -> None:
         self._raise_if_stopped()
-        module_call = [
-            f"stages.{call.module}",
-            *("--params", str(self.root / PARAMS_FILE)),
-            *call.arguments,
-        ]
-        environment = stage_environment(
-            os.environ, self._environment, stage=call.dvc_name, root=str(self._project)
-        )
+        params = ("--params", str(self.root / PARAMS_FILE))
+        module_call = [f"stages.{call.stage}", *params, call.cell]
+        environment = stage_environment(os.environ, self._environment, root=str(self._project))
         log = self.root / LOG_FILE
         with storage_errors(log), log.open("wb") as out:
             self._process = subprocess.Popen(

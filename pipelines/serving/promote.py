@@ -15,18 +15,21 @@ from typing import Any
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import CombinedUserError, KdciError, UserError
+from kdci.graph.build import graph_of
 from kdci.store.artifacts import replace_file
 from kdci.store.layout import Cell, Layout, all_cells
+from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, Verdict, read_dag
 from pipelines.params.edit import checked, with_values
 from pipelines.running.workspace import only_runner
-from pipelines.searching.plan import contents, leaves
+from pipelines.searching.plan import contents, fingerprints, leaves
 from pipelines.searching.results import (
     Search,
     TrialRecord,
     best_of,
     read_search,
     read_trials,
+    search_folder,
     searches,
 )
 
@@ -103,6 +106,7 @@ def plan_promotion(layout: Layout, run: str) -> Promotion:
         raise UserError("preset", what, "set it back, or search again")
     new_text = with_values(text, record.values)
     after = checked(new_text)
+    current_graph(layout.root, before)
     old = leaves(before, before.model_dump(by_alias=True))
     _require_given(search, record, old)
     new = leaves(after, after.model_dump(by_alias=True))
@@ -175,13 +179,12 @@ def _require_given(search: Search, record: TrialRecord, now: Mapping[str, Any]) 
 
 def _warnings(layout: Layout, params: Params, search: Search, record: TrialRecord) -> Iterator[str]:
     """Tell what the promised number was made with that is different now."""
-    from stages._provenance import code_hash
-
-    if record.code != code_hash():
+    graph = graph_of(load_params(search_folder(layout, search.name) / "params.yaml"), layout.root)
+    if record.code != fingerprints(graph, search.stages):
         yield "the code has changed since the search: the number may come out otherwise"
     for place, content in search.upstream.items():
         try:
-            same = contents(layout, [place])[place] == content
+            same = contents(graph, [place])[place] == content
         except KdciError:
             same = False
         if not same:

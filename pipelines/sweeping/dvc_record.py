@@ -10,47 +10,36 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kdci.errors import KdciError
-from pipelines.graph.dag import DagStage
-from pipelines.sweeping.expected import read_expected
+from kdci.graph.standing import differences
 
 OnRecorded = Callable[[str, str | None], None]
 """Hears a stage and why its result was not recorded; None: it was."""
 
 
-def record(root: Path, stages: Sequence[DagStage]) -> dict[str, str | None]:
+def record(root: Path, names: Sequence[str]) -> dict[str, str | None]:
     """Put results that are in place into DVC's cache and dvc.lock.
 
     A result that was not made of what is there now is left alone: DVC would take it for one.
 
     Args:
         root: The project folder.
-        stages: Whose results.
+        names: The stages whose results these are.
 
     Returns:
         By stage: why it was not recorded; None: it was.
     """
-    try:
-        _, expected = read_expected(root)
-    except KdciError as error:  # params.yaml was edited and does not read any more
-        return dict.fromkeys((stage.name for stage in stages), str(error))
-    outcome: dict[str, str | None] = {}
-    for stage in stages:
-        wanted = expected.get(stage.outs[0])
-        outcome[stage.name] = "the params no longer ask for it" if wanted is None else None
-        if wanted is not None:
-            outcome[stage.name] = wanted.difference()
+    outcome = differences(root, names)
     sound = [name for name, problem in outcome.items() if problem is None]
-    return {**outcome, **_commit(root, sound)}
+    return {**outcome, **commit(root, sound)}
 
 
-def _commit(root: Path, names: Sequence[str]) -> dict[str, str | None]:
-    """Commit stages at once or, if that does not go, each by itself."""
+def commit(root: Path, names: Sequence[str]) -> dict[str, str | None]:
+    """Commit stages at once or, if that does not go, each by itself; nothing is compared."""
     if not names:
         return {}
     problem = _dvc_commit(root, names)
@@ -82,13 +71,11 @@ class DvcCommitter:
 
     Args:
         root: The project folder.
-        stages: All stages, by name.
         on_recorded: Hears what came of each; called in that thread.
     """
 
-    def __init__(self, root: Path, stages: Mapping[str, DagStage], on_recorded: OnRecorded) -> None:
+    def __init__(self, root: Path, on_recorded: OnRecorded) -> None:
         self._root = root
-        self._stages = stages
         self._on_recorded = on_recorded
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="dvc-record")
@@ -118,7 +105,5 @@ class DvcCommitter:
                 batch.append(self._waiting.get())
             over = None in batch
             names = dict.fromkeys(name for name in batch if name is not None)
-            if names:
-                outcome = record(self._root, [self._stages[name] for name in names])
-                for name, problem in outcome.items():
-                    self._on_recorded(name, problem)
+            for name, problem in record(self._root, [*names]).items():
+                self._on_recorded(name, problem)

@@ -11,7 +11,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from stages._signals import StopFlag, die_with_parent
+from stages.signals import StopFlag, die_with_parent
 
 
 def command(module_call: Sequence[str], *, gpu_share: float) -> list[str]:

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdci.config.params_file import load_params
-from kdci.errors import KdciError, StorageError
+from kdci.errors import KdciError
+from kdci.graph.build import graph_of
+from kdci.graph.node import Node
 from kdci.store.layout import Layout
 from pipelines.running import journal
 from pipelines.running.exit_codes import gravest
@@ -94,18 +96,9 @@ class Outcomes:
         if outcome.state in (State.cached, State.not_run):
             return
         self._tell(outcome)
-        execution = journal.Execution(
-            stage=outcome.stage,
-            outcome=str(outcome.state),
-            runner="plain" if links is None else "ray",
-            started=outcome.started,
-            seconds=round(outcome.seconds, 3),
-            exit_code=outcome.exit_code,
-            card=self._card(outcome.stage) if outcome.has_result else "",
-            links=links or {},
-        )
-        with suppress(StorageError):  # the stage is done, whether or not it can be noted
-            journal.append(self._layout, execution)
+        runner = "plain" if links is None else "ray"
+        node = self._node(outcome.stage)
+        journal.note(self._layout, outcome, node, runner=runner, links=links or {})
 
     @property
     def exit_code(self) -> int:
@@ -143,12 +136,9 @@ class Outcomes:
             tell, text = self._warn, f"{text}: {(outcome.message.splitlines() or [''])[-1]}"
         tell(f"{time.strftime('%H:%M:%S')}  [{done}/{self._total}] {text}")
 
-    def _card(self, stage: str) -> str:
-        from pipelines.tracking.reading.files import slots
-
+    def _node(self, stage: str) -> Node | None:
+        root = self._layout.root
         with suppress(KdciError):  # params.yaml is being edited
-            params = load_params(self._layout.root / "params.yaml", methods=False)
-            for slot in slots(self._layout, params.grid):
-                if slot.dvc_stage == stage:
-                    return journal.card_of(slot.path, slot.kind)
-        return ""
+            params = load_params(root / "params.yaml", methods=False)
+            return graph_of(params, root).nodes.get(stage)
+        return None

@@ -32,15 +32,15 @@ def deciding(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def stage_environment(
-    worker: Mapping[str, str], runner: Mapping[str, str], *, stage: str, root: str
+    worker: Mapping[str, str], runner: Mapping[str, str], *, root: str, stage: str | None = None
 ) -> dict[str, str]:
     """Return the environment of a stage.
 
     Args:
         worker: The environment of the Ray worker, whose paths and GPU the stage has.
         runner: The deciding variables of the runner; those that it lacks are unset.
-        stage: The stage's name in DVC.
         root: The project folder.
+        stage: The stage's name in DVC; None: DVC is to record nothing of it.
 
     Returns:
         The worker's environment with the runner's deciding variables, and nothing of Ray's: its
@@ -51,5 +51,6 @@ def stage_environment(
         for name, value in worker.items()
         if not name.startswith((*DECIDING, "RAY_", "TUNE_")) and name != "PYTHONBREAKPOINT"
     }
-    added = {"DVC_STAGE": stage, "DVC_ROOT": root, "PYTHONUNBUFFERED": "1"}
+    added = {"DVC_ROOT": root, "PYTHONUNBUFFERED": "1"}
+    added |= {} if stage is None else {"DVC_STAGE": stage}
     return {**kept, **runner, **added}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,16 @@ from typing import Any
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import UserError
+from kdci.graph.build import Graph
+from kdci.graph.standing import differences
 from kdci.store.layout import Layout
 from pipelines.flow.telemetry import switch_off
-from pipelines.graph.dag import Dag, DagStage, Verdict, read_dag
+from pipelines.graph.current import current_graph
+from pipelines.graph.dag import Dag, Verdict, read_dag
 from pipelines.running.stage_process import Outcome, StageProcess, State
 from pipelines.running.workspace import only_runner, stages_at_work
 from pipelines.sweeping import attempts
-from pipelines.sweeping.dvc_record import DvcCommitter, record
-from pipelines.sweeping.expected import Expected, read_expected
+from pipelines.sweeping.dvc_record import DvcCommitter, commit
 from pipelines.sweeping.outcomes import Outcomes, Say
 from pipelines.sweeping.places import attempts_of, log_of, prepare_folder
 from pipelines.sweeping.ray_session import ray_session
@@ -34,7 +36,7 @@ from pipelines.sweeping.resources import Resources, choose_resources, complaints
 from pipelines.sweeping.run_cache import restorable
 from pipelines.sweeping.stage_environment import deciding
 from pipelines.sweeping.stopping import StopRequest
-from pipelines.sweeping.trial import StageTrial, module_call
+from pipelines.sweeping.trial import StageTrial
 from pipelines.tracking.recorder import Recorder
 
 METRIC_SECONDS = 30.0
@@ -88,7 +90,8 @@ def sweep_grid(root: Path, options: SweepOptions, *, say: Say, warn: Say) -> int
     with only_runner(Layout(root, ""), "kdci sweep"), stop.installed():
         params = load_params(root / "params.yaml")
         layout = Layout(root, params.preset)
-        verdicts = read_dag(root).select(options.targets).verdicts.values()
+        dag, _ = _read(root, options)
+        verdicts = dag.verdicts.values()
         total = sum(verdict is not Verdict.unchanged for verdict in verdicts)
         if not total:
             say("everything is up to date")
@@ -116,6 +119,12 @@ def _require_counts(options: SweepOptions) -> None:
         raise UserError("--max-concurrent", f"is {options.max_concurrent}", "give 1 or more")
     if options.max_failures < 0:
         raise UserError("--max-failures", f"is {options.max_failures}", "give 0 or more")
+
+
+def _read(root: Path, options: SweepOptions) -> tuple[Dag, Graph]:
+    """Return DVC's part of what is asked for, and the graph, both of the params as they are now."""
+    graph = current_graph(root)
+    return read_dag(root).select(options.targets), graph
 
 
 def _await_orphans(layout: Layout) -> None:
@@ -163,41 +172,31 @@ class _Sweep:
 
     def run(self, params: Params) -> None:
         """Run the waves, then on this machine what comes after them."""
-        dag = self._read()
         with ExitStack() as session:
             while not self._stop:
-                dag, names = self._next_wave(dag)
+                graph, names = self._next_wave()
                 if not names or self._stop:
                     break
-                self._wave(dag, names, self._connect(session, params))
-                dag = self._read()
+                self._wave(graph, names, self._connect(session, params))
         if not self._stop:
-            self._run_rest(dag, params)
-
-    def _read(self) -> Dag:
-        return read_dag(self._root).select(self._options.targets)
+            self._run_rest(params)
 
     # -- what needs no trial ------------------------------------------------------------------
 
-    def _next_wave(self, dag: Dag) -> tuple[Dag, list[str]]:
+    def _next_wave(self) -> tuple[Graph, list[str]]:
         """Return the stages to train next, once all that needs no training has its result."""
         while True:
-            _, expected = read_expected(self._root)
-            ready = ready_stages(dag, expected)
+            dag, graph = _read(self._root, self._options)
+            ready = ready_stages(dag, trials_of(graph))
             ready = [name for name in ready if name not in self._outcomes.by_stage]
-            if self._stop or not (
-                self._record_finished(dag, ready, expected) or self._restore(ready)
-            ):
-                return dag, ready
-            dag = self._read()
+            if self._stop or not (self._record_finished(ready) or self._restore(ready)):
+                return graph, ready
 
-    def _record_finished(
-        self, dag: Dag, ready: Sequence[str], expected: Mapping[str, Expected]
-    ) -> bool:
+    def _record_finished(self, names: Sequence[str]) -> bool:
         """Record what a killed sweep left finished; tell whether there was anything."""
-        stages = [dag.stages[name] for name in ready]
-        finished = [s for s in stages if expected[s.outs[0]].difference() is None]
-        for name, problem in record(self._root, finished).items():
+        found = differences(self._root, names)
+        finished = [name for name, problem in found.items() if problem is None]
+        for name, problem in commit(self._root, finished).items():
             self._outcomes.recorded(name, problem)
         return bool(finished)
 
@@ -233,17 +232,16 @@ class _Sweep:
         self._say(f"Ray: {len(nodes)} nodes; {cpus:g} CPUs and {gpus:g} GPUs a trial")
         return self._resources
 
-    def _wave(self, dag: Dag, names: Sequence[str], resources: Resources) -> None:
+    def _wave(self, graph: Graph, names: Sequence[str], resources: Resources) -> None:
         from pipelines.sweeping import waves
 
         self._num_waves += 1
-        _, expected = read_expected(self._root)
-        plans = {name: self._plan(dag.stages[name], expected, resources) for name in names}
+        plans = {name: self._plan(graph, name, resources) for name in names}
         for name in names:
             attempts.forget(attempts_of(self._folder, name))
             log_of(self._folder, name).unlink(missing_ok=True)
         self._say(f"wave {self._num_waves}: {len(names)} stages")
-        with DvcCommitter(self._root, dag.stages, self._outcomes.recorded) as committer:
+        with DvcCommitter(self._root, self._outcomes.recorded) as committer:
             waves.run_wave(
                 f"{self._name}-{self._num_waves}",
                 plans,
@@ -257,17 +255,15 @@ class _Sweep:
                     self._show_metrics, lambda name, error: self._ended(name, error, committer)
                 ),
             )
-        self._settle_missed(dag, plans)
+        self._settle_missed(names)
 
-    def _plan(
-        self, stage: DagStage, expected: Mapping[str, Expected], resources: Resources
-    ) -> StageTrial:
+    def _plan(self, graph: Graph, name: str, resources: Resources) -> StageTrial:
+        node = graph.nodes[name]
         return StageTrial(
-            stage=stage.name,
-            call=module_call(stage),
+            stage=name,
+            call=(f"stages.{node.stage}", node.cell),
             root=self._root,
             folder=self._folder,
-            expected=expected[stage.outs[0]],
             environment=deciding(os.environ),
             gpu_share=resources.gpu_share,
         )
@@ -280,15 +276,12 @@ class _Sweep:
         else:
             self._outcomes.without_result(name, error)
 
-    def _settle_missed(self, dag: Dag, plans: Mapping[str, StageTrial]) -> None:
+    def _settle_missed(self, names: Sequence[str]) -> None:
         """Look at the files for what Ray did not tell: it was stopped, or it lost a trial."""
         _await_orphans(self._layout)
-        left = [name for name in plans if name not in self._outcomes.by_stage]
-        finished = [name for name in left if plans[name].expected.difference() is None]
-        for name, problem in record(self._root, [dag.stages[n] for n in finished]).items():
-            self._outcomes.recorded(name, problem)
-        for name in left:
-            if name not in finished:
+        self._record_finished([name for name in names if name not in self._outcomes.by_stage])
+        for name in names:
+            if name not in self._outcomes.by_stage:
                 self._outcomes.without_result(name)
 
     def _show_metrics(self, name: str, metrics: Mapping[str, Any]) -> None:
@@ -302,13 +295,13 @@ class _Sweep:
 
     # -- what comes after ---------------------------------------------------------------------
 
-    def _run_rest(self, dag: Dag, params: Params) -> None:
+    def _run_rest(self, params: Params) -> None:
         """Run evaluations and the report on this machine, as far as all they need is there."""
         from pipelines.running.limits import default_limit
         from pipelines.running.scheduler import Scheduler
 
-        _, expected = read_expected(self._root)
-        rest, lost = split_rest(dag, expected)
+        dag, graph = _read(self._root, self._options)
+        rest, lost = split_rest(dag, trials_of(graph))
         for name in lost:
             if name not in self._outcomes.by_stage:
                 what = "what it is made from has no result"
@@ -323,33 +316,37 @@ class _Sweep:
             scheduler.run_all()
 
 
-def ready_stages(dag: Dag, expected: Mapping[str, Expected]) -> list[str]:
+def trials_of(graph: Graph) -> set[str]:
+    """Return the stages that are trials; evaluations and the report run on the runner's machine."""
+    return {node.name for node in graph.makers if node.stage != "evaluate"}
+
+
+def ready_stages(dag: Dag, trials: Collection[str]) -> list[str]:
     """Return the stages that can be trained now: changed, all that they are made from unchanged.
 
     Args:
         dag: The graph with its status.
-        expected: By artifact, what a trial can make; others are for the runner's own machine.
+        trials: What a trial can make; others are for the runner's own machine.
     """
     verdicts = dag.verdicts
     return [
         name
         for name, stage in dag.stages.items()
         if verdicts[name] is Verdict.changed
-        and stage.outs
-        and stage.outs[0] in expected
+        and name in trials
         and all(verdicts[parent] is Verdict.unchanged for parent in stage.upstream)
     ]
 
 
-def split_rest(dag: Dag, expected: Mapping[str, Expected]) -> tuple[Dag, list[str]]:
+def split_rest(dag: Dag, trials: Collection[str]) -> tuple[Dag, list[str]]:
     """Return what is left to run on the runner's machine, and what can not be run.
 
     Args:
         dag: The graph with its status, after the last wave.
-        expected: By artifact, what a trial could have made; what of it is missing has failed.
+        trials: What a trial could have made; what of it is missing has failed.
     """
     waiting = [n for n, verdict in dag.verdicts.items() if verdict is not Verdict.unchanged]
-    missing = {name for name in waiting if {*dag.stages[name].outs} & {*expected}}
+    missing = {name for name in waiting if name in trials}
     lost = {*missing, *dag.descendants(missing)}
     rest = {name: dag.stages[name] for name in waiting if name not in lost}
     changes = {name: dag.changes[name] for name in rest if name in dag.changes}

@@ -7,7 +7,6 @@ whatever ends the trial early leaves the stage's checkpoint, from which the next
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -19,11 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdci.errors import UserError
+from kdci.graph.standing import differences
 from kdci.store.metrics import read_metrics
-from pipelines.graph.dag import DagStage
 from pipelines.sweeping import attempts
-from pipelines.sweeping.expected import Expected
 from pipelines.sweeping.guarded import command
 from pipelines.sweeping.places import attempts_of, log_of, stop_file
 from pipelines.sweeping.stage_environment import stage_environment
@@ -46,10 +43,9 @@ class StageTrial:
 
     Attributes:
         stage: Its name in DVC.
-        call: The module it runs, with arguments.
+        call: The module it runs, and its cell.
         root: The project folder: the same on every node.
         folder: Where the sweep keeps its files.
-        expected: What it will make.
         environment: Variables of the runner that decide threads and bits.
         gpu_share: Share of a GPU's memory it may take; 0: all.
     """
@@ -58,26 +54,12 @@ class StageTrial:
     call: tuple[str, ...]
     root: Path
     folder: Path
-    expected: Expected
     environment: Mapping[str, str]
     gpu_share: float = 0.0
 
 
 class AttemptFailedError(Exception):
     """An attempt ended in a way that another one may not; Ray makes that one."""
-
-
-def module_call(stage: DagStage) -> tuple[str, ...]:
-    """Return the module and the arguments of a stage's command.
-
-    Raises:
-        UserError: The command is none of ours: a worker has no shell for it.
-    """
-    words = shlex.split(stage.command)
-    if words[:2] != ["python", "-m"] or len(words) < 3 or not words[2].startswith("stages."):
-        what = f"`{stage.command}` is no `python -m stages.*` command"
-        raise UserError(stage.name, what, "run it with `dvc repro`")
-    return tuple(words[2:])
 
 
 def run_trial(config: Mapping[str, Any], plans: Mapping[str, StageTrial]) -> None:
@@ -105,7 +87,8 @@ def execute(plan: StageTrial, links: Mapping[str, str], report: Report) -> int:
     """
     notes = attempts_of(plan.folder, plan.stage)
     attempts.begin(notes, links)
-    if plan.expected.difference() is None:  # finished by a worker that died before it could say so
+    # Finished by a worker that died before it could say so?
+    if differences(plan.root, [plan.stage])[plan.stage] is None:
         attempts.end(notes, 0, "")
         return 0
     if stop_file(plan.folder).exists():
@@ -170,7 +153,7 @@ def _follow(process: subprocess.Popen[bytes], plan: StageTrial, report: Report) 
 
 def newest_metrics(plan: StageTrial, *, since: float) -> dict[str, float]:
     """Return the last line of the metrics that the stage wrote since then; empty: none."""
-    folder = plan.root / ".kdci" / "work" / plan.expected.identity
+    folder = plan.root / ".kdci" / "work" / plan.stage
     files = [file for file in folder.glob("*/metrics.jsonl") if _changed(file) >= since]
     for file in sorted(files, key=_changed, reverse=True):
         with suppress(OSError):  # the stage has just finished

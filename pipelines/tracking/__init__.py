@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from kdci.config.params import Params
 from kdci.errors import BusyError, KdciError, UserError
+from kdci.graph.build import graph_of
 from kdci.store.artifacts import storage_errors
 from kdci.store.layout import Layout, all_cells
 from pipelines.tracking.models import Models
@@ -72,7 +73,8 @@ def links(
     Raises:
         StorageError: The store does not answer.
     """
-    return run_links(layout, params, Store(resolve_uri(layout.root, tracking_uri), layout))
+    store = Store(resolve_uri(layout.root, tracking_uri), layout)
+    return run_links(graph_of(params, layout.root), store)
 
 
 def set_champion(
@@ -102,7 +104,7 @@ def set_champion(
     with _only_writer(layout, uri):
         store = Store(uri, layout)
         _one_pass(layout, params, store, register=False)
-        snapshot = take_snapshot(layout, params, trusted=store.logged())
+        snapshot = take_snapshot(graph_of(params, layout.root), trusted=store.logged())
         version = Models(snapshot, store).set_champion(by_name[cell])
     return version.name, version.number
 
@@ -160,7 +162,7 @@ def follow(
 
 def _one_pass(layout: Layout, params: Params, store: Store, *, register: bool) -> SyncSummary:
     store.refresh()
-    snapshot = take_snapshot(layout, params, trusted=store.logged())
+    snapshot = take_snapshot(graph_of(params, layout.root), trusted=store.logged())
     return write_view(snapshot, store, register=register)
 
 

@@ -59,10 +59,11 @@ class Models:
             record = self._run_of(finished)
             if record is None:
                 continue
-            if finished.slot.kind == "dictionary":
+            cell = finished.node.student
+            if finished.node.kind == "dictionary":
                 self._register_dictionary(finished, record)
-            elif finished.slot.cell is not None and self._stands_for_its_arm(finished.slot.cell):
-                waiting += not self._register_arm(finished, record, finished.slot.cell, deadline)
+            elif cell is not None and self._stands_for_its_arm(cell):
+                waiting += not self._register_arm(finished, record, cell, deadline)
         if waiting:
             self.warnings.append(
                 f"{waiting} students wait for their place in the registry (`kdci sync` goes on)"
@@ -86,32 +87,31 @@ class Models:
 
     def _run_of(self, finished: Finished) -> RunRecord | None:
         """Return the run of an artifact; None: it is not whole, or was made with other params."""
-        if not self._files.is_current(finished.slot.artifact):
+        if not self._files.is_current(finished.node):
             return None
         found = self._store.find({**identity_tags(finished), RUN: "stage"})
         return found[0] if found and found[0].status == "FINISHED" else None
 
     def _stands_for_its_arm(self, cell: Cell) -> bool:
-        grid = self._files.params.grid
+        grid = self._files.graph.params.grid
         return (cell.pool_seed, cell.seed) == (grid.pool_seeds[0], grid.seeds[0])
 
     def _register_dictionary(self, finished: Finished, record: RunRecord) -> None:
-        fields = finished.slot.fields
-        other = ["other"] if "other" in fields else []
-        model = fields.get("other") or fields["teacher"]
-        name = "-".join([self._prefix, *other, model, fields["method"], "dictionary"])
+        node = finished.node
+        other, teacher = ["other"] if node.of_other else [], str(node.point["teacher"])
+        name = "-".join([self._prefix, *other, teacher, node.method, "dictionary"])
         version = self._registry.find(name, finished.content, "dictionary")
         if version is None:
-            about = f"Confounder dictionary of {finished.slot.artifact}: safetensors and card."
+            about = f"Confounder dictionary of {finished.artifact}: safetensors and card."
             tags = {**self._tags(finished), FORM: "dictionary"}
             version = self._registry.add(
                 name, folder="dictionary", run_id=record.run_id, tags=tags, about=about
             )
             self.added += 1
         self._update(version, finished, record)
-        seed = fields["pool_seed"]
+        seed = node.point["pool_seed"]
         self._registry.point(f"pool{seed}", version)
-        if seed == str(self._files.params.grid.pool_seeds[0]):
+        if seed == self._files.graph.params.grid.pool_seeds[0]:
             self._registry.point("current", version)
 
     def _register_arm(
@@ -138,7 +138,7 @@ class Models:
     def _form(self, cell: Cell) -> str:
         """Tell what a student answers with once it is deployed."""
         compensated = ARMS[cell.variant].compensated
-        return str(self._files.params.evaluate.deploy) if compensated else "backbone"
+        return str(self._files.graph.params.evaluate.deploy) if compensated else "backbone"
 
     def _student_version(self, student: Finished, record: RunRecord, cell: Cell) -> Version:
         """Return the version of a student, exported if there is none."""
@@ -148,7 +148,7 @@ class Models:
             folder = FOLDER if form == "backbone" else f"{FOLDER}-{form}"
             with tempfile.TemporaryDirectory(prefix="kdci-export-") as scratch:
                 written = Path(scratch) / FOLDER
-                export_student(student.slot.path, written, deploy=form, run_id=record.run_id)
+                export_student(student.node.artifact, written, deploy=form, run_id=record.run_id)
                 self._store.log_folder(record, written, folder)
             tags = {**self._tags(student), FORM: form, CELL: cell.name}
             about = (
@@ -169,7 +169,7 @@ class Models:
     def _tags(self, finished: Finished) -> dict[str, str]:
         revision = finished.card.get("code", {}).get("revision")
         commit = {"git.commit": str(revision)} if revision else {}
-        return {CONTENT: finished.content, "dvc.stage": finished.slot.dvc_stage, **commit}
+        return {CONTENT: finished.content, "dvc.stage": finished.node.name, **commit}
 
     def _update(self, version: Version, finished: Finished, record: RunRecord) -> None:
         """Add the card's hash and what is known later than a version: DVC's hashes."""

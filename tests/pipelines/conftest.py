@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,12 +13,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdci.graph.cells import CELLS_STAGE
 from kdci.store.layout import Layout
+from pipelines.explaining.tasks import Task
 from tests.conftest import Project
 from tests.pipelines import _servers
 
@@ -29,24 +33,25 @@ import hashlib, json, sys
 from pathlib import Path
 from time import time
 
-arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+place = sys.argv[1] if sys.argv[1:] else "all"
+point = json.loads(Path("cells.yaml").read_text())["cells"].get(NAME, {}).get(place, {})
 params = json.loads(Path("params.yaml").read_text())
-blocks = [params[k][arguments["--method"]] if "--method" in arguments else params[k] for k in KEYS]
+blocks = [params[k][point["method"]] if "method" in point else params[k] for k in KEYS]
 kept = [{k: v for k, v in block.items() if k != "note"} for block in blocks]
-name = "/".join(arguments.values()) or "all"
-texts = [Path(place.format(*arguments.values())) for place in INPUTS]
+texts = [Path(text.format(**point)) for text in INPUTS]
 texts = [f for t in texts for f in sorted(t.rglob("*.txt"))]
 code = [line for line in Path(__file__).read_text().splitlines() if not line.startswith("#")]
 content = json.dumps([kept, [t.read_text() for t in texts], code])
-out = Path("artifacts/tiny", FOLDER, name)
+out = Path("artifacts/tiny", FOLDER, place)
 out.mkdir(parents=True, exist_ok=True)
 (out / "value.txt").write_text(hashlib.sha256(content.encode()).hexdigest())
 steps = 1
 for block in kept:
     for key in ("num_epochs", "steps_per_epoch", "warmup_calls", "num_steps"):
         steps *= block.get(key, 1)
-times = {"started": time(), "finished": time(), "seconds": 2 + steps / 2, "loop_seconds": steps / 2}
-file = Path("artifacts/tiny/timings", FOLDER, name + ".json")
+times = {"stage": NAME, "point": point, "started": time(), "finished": time()}
+times |= {"seconds": 2 + steps / 2, "loop_seconds": steps / 2}
+file = Path("artifacts/tiny/timings", FOLDER, place + ".json")
 file.parent.mkdir(parents=True, exist_ok=True)
 file.write_text(json.dumps(times))
 '''
@@ -54,11 +59,12 @@ file.write_text(json.dumps(times))
 STAGES: dict[str, tuple[list[str], list[str], str]] = {
     "teacher": (["teacher"], [], "teachers"),
     "substitute": (["methods"], ["artifacts/tiny/teachers"], "pools"),
-    "distill": (["recipes"], ["artifacts/tiny/pools/{0}"], "students"),
+    "distill": (["recipes"], ["artifacts/tiny/pools/{method}"], "students"),
     "report": (["grid"], ["artifacts/tiny/students"], "reports"),
 }
 
 DVC_YAML = """
+vars: [cells.yaml]
 stages:
   teacher:
     cmd: python -m stages.teacher
@@ -66,21 +72,23 @@ stages:
     params: [teacher]
     outs: [artifacts/tiny/teachers/all, artifacts/tiny/timings/teachers/all.json]
   substitute:
-    matrix: {method: "${grid.methods}"}
-    cmd: python -m stages.substitute --method ${item.method}
-    deps: [stages/substitute.py, artifacts/tiny/teachers/all]
-    params: ["methods.${item.method}"]
-    outs:
-    - artifacts/tiny/pools/${item.method}
-    - artifacts/tiny/timings/pools/${item.method}.json
+    foreach: ${cells.substitute}
+    do:
+      cmd: python -m stages.substitute ${key}
+      deps: [artifacts/tiny/teachers/all]
+      params: ["methods.${item.method}", {cells.yaml: [code.substitute]}]
+      outs:
+      - artifacts/tiny/pools/${key}
+      - artifacts/tiny/timings/pools/${key}.json
   distill:
-    matrix: {method: "${grid.methods}", seed: "${grid.seeds}"}
-    cmd: python -m stages.distill --method ${item.method} --seed ${item.seed}
-    deps: [stages/distill.py, "artifacts/tiny/pools/${item.method}"]
-    params: ["recipes.${item.method}"]
-    outs:
-    - artifacts/tiny/students/${item.method}/${item.seed}
-    - artifacts/tiny/timings/students/${item.method}/${item.seed}.json
+    foreach: ${cells.distill}
+    do:
+      cmd: python -m stages.distill ${key}
+      deps: ["artifacts/tiny/pools/${item.method}"]
+      params: ["recipes.${item.method}", {cells.yaml: [code.distill]}]
+      outs:
+      - artifacts/tiny/students/${key}
+      - artifacts/tiny/timings/students/${key}.json
   report:
     cmd: python -m stages.report
     deps: [stages/report.py, artifacts/tiny/students]
@@ -127,10 +135,13 @@ class TinyProject:
         return done.stdout
 
     def repro(self, *arguments: str) -> tuple[set[str], set[str]]:
-        """Run `dvc repro`; return the stages that ran, and those taken from the run cache."""
+        """Run `dvc repro`; return the stages that ran, and those taken from the run cache.
+
+        The look at cells.yaml, which comes first and always, is left out.
+        """
         said = self.dvc("repro", *arguments)
         restored = re.findall(r"Stage '(\S+)' is cached - skipping run", said)
-        return set(re.findall(r"Running stage '(\S+)'", said)), set(restored)
+        return set(re.findall(r"Running stage '(\S+)'", said)) - {CELLS_STAGE}, set(restored)
 
     def edit(self, key: str, value: Any) -> None:
         """Set a dotted key of params.yaml."""
@@ -142,17 +153,49 @@ class TinyProject:
             node = node[part]
         node[last] = value
         file.write_text(json.dumps(tree, indent=1))
+        self.renew_cells()
+
+    def append(self, name: str, text: str) -> None:
+        """Add to a file of the project."""
+        with (self.root / name).open("a") as file:
+            file.write(text)
+        self.renew_cells()
+
+    def renew_cells(self) -> None:
+        """Write cells.yaml as params.yaml and the code want it."""
+        grid = json.loads((self.root / "params.yaml").read_text())["grid"]
+        points = list(product(grid["methods"], map(str, grid["seeds"])))
+        cells = {
+            "substitute": {method: {"method": method} for method in grid["methods"]},
+            "distill": {f"{m}-{seed}": {"method": m, "seed": seed} for m, seed in points},
+        }
+        files = {name: self.root / f"stages/{name}.py" for name in cells}
+        code = {name: hashlib.sha256(f.read_bytes()).hexdigest() for name, f in files.items()}
+        text = json.dumps({"code": code, "cells": cells}, indent=1)
+        (self.root / "cells.yaml").write_text(text)
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """What its stages work on, by name."""
+        cells = json.loads((self.root / "cells.yaml").read_text())["cells"]
+        of_cells = {
+            f"{stage}@{key}": Task(stage, point)
+            for stage, points in cells.items()
+            for key, point in points.items()
+        }
+        return {"teacher": Task("teacher", {}), **of_cells, "report": Task("report", {})}
 
 
 def write_tiny(root: Path, environment: Mapping[str, str]) -> TinyProject:
     (root / "stages").mkdir(parents=True)
     (root / "stages" / "__init__.py").touch()
     for name, (keys, inputs, folder) in STAGES.items():
-        head = f"KEYS, INPUTS, FOLDER = {keys!r}, {inputs!r}, {folder!r}\n"
+        head = f"NAME, KEYS, INPUTS, FOLDER = {name!r}, {keys!r}, {inputs!r}, {folder!r}\n"
         (root / "stages" / f"{name}.py").write_text(head + STAGE)
     (root / "dvc.yaml").write_text(DVC_YAML)
     (root / "params.yaml").write_text(json.dumps(PARAMS, indent=1))
     tiny = TinyProject(root, environment)
+    tiny.renew_cells()
     tiny.dvc("init", "--no-scm", "--quiet")
     return tiny
 

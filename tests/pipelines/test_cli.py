@@ -14,8 +14,9 @@ from pipelines.params.presets import preset_names
 
 HEAVY = ("torch", "torchvision", "mlflow", "prefect", "ray", "dvc", "sklearn", "numpy", "pandas")
 COMMANDS = {
-    *("check", "list", "init", "preset", "schema", "show", "run", "sync", "sweep", "promote"),
-    *("explain", "doctor", "verify", "clean", "import-teacher", "export", "download"),
+    *("check", "list", "preset", "schema", "show", "run", "sync", "sweep", "promote"),
+    *("explain", "doctor", "verify", "clean", "migrate"),
+    *("init", "import-teacher", "export", "download"),
 }
 
 
@@ -96,7 +97,9 @@ def test_a_wrong_command_line_is_one_line(
     assert "--help" in only_error(capsys)
 
 
-@pytest.mark.parametrize("command", ["check", "preset digits", "show", "sync", "verify", "clean"])
+@pytest.mark.parametrize(
+    "command", ["check", "preset digits", "show", "sync", "verify", "clean", "migrate"]
+)
 def test_outside_of_a_project(
     command: str,
     tmp_path: Path,

@@ -24,7 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from kdci.graph.node import KINDS  # noqa: E402
-from stages import _main, _session  # noqa: E402
+from stages import main as stage_main  # noqa: E402
+from stages import session as stage_session  # noqa: E402
 from tests.conftest import stage_function  # noqa: E402
 
 PRELOADED = (
@@ -100,13 +101,15 @@ def child(order: dict[str, Any]) -> int:
         if pid:
             os.waitpid(pid, 0)
             return 0
-    _session.CHECKPOINT_SECONDS = order.get("checkpoint_seconds", _session.CHECKPOINT_SECONDS)
-    _session.LOCK_SECONDS = order.get("lock_seconds", _session.LOCK_SECONDS)
+    stage_session.CHECKPOINT_SECONDS = order.get(
+        "checkpoint_seconds", stage_session.CHECKPOINT_SECONDS
+    )
+    stage_session.LOCK_SECONDS = order.get("lock_seconds", stage_session.LOCK_SECONDS)
     if "max_file_bytes" in order:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["max_file_bytes"],) * 2)
     for fault in order["faults"]:
         install(fault)
-    return _main.main(order["stage"], stage_function(order["stage"]), order["argv"])
+    return stage_main.main(order["stage"], stage_function(order["stage"]), order["argv"])
 
 
 def start(order: dict[str, Any]) -> int:

@@ -402,9 +402,9 @@ def test_an_arm_outside_the_grid_is_refused(copy, capsys):
 def test_tracking_takes_the_other_models_artifacts_for_current(everything):
     from pipelines.tracking.reading.snapshot import take_snapshot
 
-    files = take_snapshot(everything.layout, everything.params, trusted=())
+    files = take_snapshot(everything.graph, trusted=())
     assert files.warnings == []
-    assert [artifact for artifact in files.slots if not files.is_current(artifact)] == []
+    assert [node.name for node in files.nodes if not files.is_current(node)] == []
     assert files.pending == 0
 
 

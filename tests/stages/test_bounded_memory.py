@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-import stages.dictionary
-import stages.shift
-import stages.substitute
-from kdci.data.bank.mapped_images import save_npy_chunks
+from kdci.data.bank.mapped_images import MappedImages, save_npy_chunks
 from kdci.deconfounding import clustering
 from kdci.models import PixelModel
 from kdci.models.backbones.prediction import Prediction
-from stages.evaluate import _holdout_set
+from kdci.models.networks import Networks
+from kdci.training.scoring import ScoredSet
 from tests.peak import peak_of
 
 FEW, MANY = 10_000, 100_000
@@ -45,8 +42,7 @@ def teacher():
 @pytest.fixture
 def large(built, teacher, monkeypatch, tmp_path):
     """The smoke project on 32x32 colour images, with a pool of noise as large as one likes."""
-    for stage in (stages.substitute, stages.dictionary, stages.shift):
-        monkeypatch.setattr(stage, "open_teacher", lambda *_: teacher)
+    monkeypatch.setattr(Networks, "teacher", lambda *_: teacher)
     return built.edit(data__name="cifar10", data__path=str(tmp_path), grid__controls=["noise"])
 
 
@@ -87,10 +83,8 @@ def test_held_out_images_of_any_number_are_scored(teacher, tmp_path):
         file = tmp_path / f"{num_images}.npy"
         part = torch.full((1000, 3, 32, 32), 7, dtype=torch.uint8)
         save_npy_chunks([part] * (num_images // 1000), file, num_images=num_images)
-        session = SimpleNamespace(
-            artifact=lambda _, file=file: SimpleNamespace(file=lambda _: file),
-            params=SimpleNamespace(evaluate=SimpleNamespace(batch_size=500)),
-            runtime=SimpleNamespace(device=torch.device("cpu")),
+        images = MappedImages(file)
+        peaks.append(
+            peak_of(lambda images=images: ScoredSet.of_teacher(teacher, images, batch_size=500))
         )
-        peaks.append(peak_of(lambda session=session: _holdout_set(session, teacher, 0)))
     assert peaks[1] - peaks[0] < ALLOWED

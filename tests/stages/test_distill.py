@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from stages.distill import snapshot_steps
-
 
 @pytest.fixture(params=["fast", "dfnd"])
 def method(request):
@@ -24,21 +22,6 @@ def test_last_snapshot_is_the_student(smoke_project, call):
         assert last[f"student/{name}"].equal(tensor)
     for name, tensor in load_file(folder / "compensation.safetensors").items():
         assert last[f"compensation/{name}"].equal(tensor)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "steps"),
-    [
-        ((2, 2, 2), [2, 4]),
-        ((10, 3, 1), [30]),
-        ((7, 1, 2), [4, 7]),
-        ((2, 120, 5), [48, 96, 144, 192, 240]),  # within epochs: there are too few of them
-        ((4, 5, 8), [2, 5, 8, 10, 12, 15, 18, 20]),
-        ((1, 2, 5), [1, 2]),
-    ],
-)
-def test_snapshot_steps_are_evenly_spread_the_last_one_in(arguments, steps):
-    assert snapshot_steps(*arguments) == steps
 
 
 def test_one_metrics_line_an_epoch_for_both_arms(smoke_project, call, method):

@@ -137,7 +137,7 @@ def test_params_are_refused_before_torch_is_loaded(built):
     program = f"""
 import importlib, sys
 sys.modules["torch"] = None
-from stages._main import main
+from stages.main import main
 codes = []
 for name in {MODULES!r}:
     importlib.import_module("stages." + name)
@@ -167,7 +167,7 @@ def test_dataset_that_is_not_there_is_refused(
         (folder / "cat.png").write_bytes(b"")
     built.edit(data__name="cifar10", data__path=str(folder))
     if stage == "evaluate":  # the shared teacher is one of digits; only the data is at stake
-        monkeypatch.setattr("stages.evaluate.open_teacher", lambda *args: None)
+        monkeypatch.setattr("kdci.models.networks.Networks.teacher", lambda *args: None)
     line = refused(call(stage), 2)
     assert str(folder) in line
 

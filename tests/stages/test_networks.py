@@ -9,12 +9,10 @@ import pytest
 from safetensors.torch import load_file
 from torch import nn
 
-from kdci.models import pretrained
+from kdci.models import compiling, networks
 from kdci.models.pixel_model import is_channels_last
 from kdci.models.students import Student
-from kdci.training import arithmetic as formats
-from kdci.training import evaluation
-from stages import _formats, _step_networks
+from kdci.training import scoring
 from tests.conftest import WRN, Call, Project
 
 
@@ -39,7 +37,7 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         measured.append("probe")
         return {one: 1.0 if one.channels_last else 0.5 for one in candidates}
 
-    monkeypatch.setattr(formats, "measure", measure)
+    monkeypatch.setattr(networks, "measure", measure)
     return measured
 
 
@@ -50,24 +48,24 @@ def test_formats_that_are_named_are_not_measured(built: Project, probes: list[st
         f"{WRN} frozen": "fp32 channels_last",
         f"{WRN} trained": "fp32 channels_last",
     }
-    assert not (built.layout.work / _formats.FOLDER).exists()
+    assert not built.layout.formats.exists()
 
 
 def test_auto_measures_each_role_once_and_the_network_is_what_was_chosen(
     built: Project, probes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[bool] = []
-    build = pretrained.build_network
+    build = networks.build_network
 
     def spy(*arguments, **options):
         made.append(options["channels_last"])
         return build(*arguments, **options)
 
-    monkeypatch.setattr(pretrained, "build_network", spy)
+    monkeypatch.setattr(networks, "build_network", spy)
     card, first = rerun(built, runtime__memory_format="auto", runtime__precision="fp32")
     assert set(card["runtime"]["formats"].values()) == {"fp32 contiguous"}
     assert len(probes) == 2 and made[-1] is False
-    kept = sorted((built.layout.work / _formats.FOLDER).iterdir())
+    kept = sorted(built.layout.formats.iterdir())
     roles = [json.loads(file.read_text())["subject"]["role"] for file in kept]
     assert sorted(roles) == ["frozen", "trained"]
 
@@ -81,14 +79,14 @@ def test_the_teacher_of_a_distillation_is_folded_unless_that_is_switched_off(
     built: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    plain = _step_networks.predicting
+    plain = compiling.for_predictions
 
-    def spy(session, teacher):
-        given = plain(session, teacher)
+    def spy(*arguments, **options):
+        given = plain(*arguments, **options)
         seen.append(sum(isinstance(one, nn.BatchNorm2d) for one in given.modules()))
         return given
 
-    monkeypatch.setattr("stages.distill.predicting", spy)
+    monkeypatch.setattr(compiling, "for_predictions", spy)
     _, folded = rerun(built)
     _, whole = rerun(built, runtime__fold_teacher=False)
     assert seen == [4, 7]
@@ -112,14 +110,14 @@ def test_scoring_uses_the_students_own_format(
     built: Project, probes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    plain = evaluation.predict_logits
+    plain = scoring.predict_logits
 
     def spy(logits_of, *arguments, **options):
         if isinstance(logits_of, Student):
             seen.append(is_channels_last(logits_of.backbone))
         return plain(logits_of, *arguments, **options)
 
-    monkeypatch.setattr(evaluation, "predict_logits", spy)
+    monkeypatch.setattr(scoring, "predict_logits", spy)
     built.edit(runtime__memory_format="auto", runtime__precision="fp32")
     built.build(Call.of("evaluate"))
     assert seen and not any(seen)

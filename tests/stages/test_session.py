@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import _session
+from stages import session as stage_session
 
 NEVER = 1e9
 TEST_PARAMS = {
@@ -128,27 +128,27 @@ def test_a_state_that_is_slow_to_save_is_saved_more_seldom(
     from kdci.store.checkpoints import Checkpoints
 
     clock, intervals = [0.0], []
-    monkeypatch.setattr(_session.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(_session, "CHECKPOINT_SECONDS", 10.0)
+    monkeypatch.setattr(stage_session.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(stage_session, "CHECKPOINT_SECONDS", 10.0)
 
     def slow(self, step, state):
         clock[0] += seconds
 
     monkeypatch.setattr(Checkpoints, "save", slow)
-    save = _session.Session.save
+    save = stage_session.Session.save
 
     def noted(self, step, state):
         save(self, step, state)
         intervals.append(self._checkpoint_interval)
 
-    monkeypatch.setattr(_session.Session, "save", noted)
-    update = _session.Progress.update
+    monkeypatch.setattr(stage_session.Session, "save", noted)
+    update = stage_session.Progress.update
 
     def ticking(self, step):
         clock[0] += 50.0  # more than any interval here
         update(self, step)
 
-    monkeypatch.setattr(_session.Progress, "update", ticking)
+    monkeypatch.setattr(stage_session.Progress, "update", ticking)
     assert built.run(call("vanilla")) == 0
     assert intervals and set(intervals) == {interval}
 
@@ -281,7 +281,7 @@ def is_running(pid):
 def test_second_writer_is_turned_away_and_told_whom_to_wait_for(
     steps, forks, paused, capsys, monkeypatch
 ):
-    monkeypatch.setattr(_session, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(stage_session, "LOCK_SECONDS", 0.2)
     holder = paused()
     before = steps.files()
 
@@ -301,7 +301,7 @@ def test_lock_of_a_killed_holder_is_free_at_once(
     steps, forks, call, paused, reference, monkeypatch
 ):
     expected = uninterrupted(reference, steps, call("kdci"))
-    monkeypatch.setattr(_session, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(stage_session, "LOCK_SECONDS", 0.2)
     holder = paused()
     os.kill(holder.pid, signal.SIGKILL)
     assert forks.wait(holder.started) == -signal.SIGKILL
@@ -312,7 +312,7 @@ def test_lock_of_a_killed_holder_is_free_at_once(
 
 
 def test_another_cell_is_not_turned_away(steps, forks, call, paused, monkeypatch):
-    monkeypatch.setattr(_session, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(stage_session, "LOCK_SECONDS", 0.2)
     holder = paused()
     assert steps.run(call("vanilla")) == 0
     holder.go.touch()

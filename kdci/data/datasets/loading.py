@@ -81,7 +81,7 @@ def _loader(spec: DatasetSpec) -> Loader:
 def _require_spec(data: LabelledImages, spec: DatasetSpec, subject: str) -> None:
     if len(data) == 0:
         raise UserError(subject, "no images", "every split needs at least one")
-    shape = (spec.channels, spec.image_size, spec.image_size)
+    shape = spec.image_shape
     if tuple(data.images.shape[1:]) != shape:
         got = tuple(data.images.shape[1:])
         raise UserError(subject, f"images are {got}", f"{spec.name} has {shape}")

@@ -14,6 +14,9 @@ import torch
 from kdci.config.params import Params
 from kdci.data.open_world.candidates import PoolPart
 from kdci.errors import UserError
+from kdci.graph.build import graph_of
+from kdci.graph.node import Node
+from kdci.graph.standing import is_in_place
 from kdci.store.layout import Layout
 from kdci.training.runtime import Runtime, processor, start
 from pipelines.checking.estimating.counting import Counted, count_part, count_split
@@ -23,11 +26,9 @@ from pipelines.checking.estimating.stage_steps import (
     Reading,
     Side,
     StageWork,
-    is_of_other,
     stage_work,
 )
 from pipelines.checking.estimating.storage import DiskNeed, disk_needs
-from pipelines.graph.plan import PlannedStage, planned_stages
 
 PROBE_SECONDS = 45.0
 BUDGETS = (1.0, 0.1, 0.01)
@@ -214,11 +215,11 @@ def _parts_of(params: Params, method: str, layout: Layout) -> Iterator[tuple[int
 
 def _pending(
     params: Params, layout: Layout, sides: dict[str, Side]
-) -> tuple[list[tuple[PlannedStage, Side]], int]:
+) -> tuple[list[tuple[Node, Side]], int]:
     """Return the stages that are not in place, each with its side; and how many there are."""
-    stages = planned_stages(params, layout)
-    waiting = [stage for stage in stages if not stage.is_in_place()]
-    return [(s, sides["other" if is_of_other(s) else "main"]) for s in waiting], len(stages)
+    graph = graph_of(params, layout.root)
+    waiting = [node for node in graph.makers if not is_in_place(graph, node)]
+    return [(n, sides["other" if n.of_other else "main"]) for n in waiting], len(graph.makers)
 
 
 def _data(params: Params, layout: Layout, sides: dict[str, Side]) -> Iterator[DataNeed]:
@@ -238,7 +239,7 @@ def _data(params: Params, layout: Layout, sides: dict[str, Side]) -> Iterator[Da
             yield DataNeed(key, part.source, part.path, counted)
 
 
-def _heaviest(pending: list[tuple[PlannedStage, Side]], probes: Probes) -> list[MemoryNeed]:
+def _heaviest(pending: list[tuple[Node, Side]], probes: Probes) -> list[MemoryNeed]:
     """Return the stage of each kind that needs the most, those that could not be told last."""
     found: dict[str, MemoryNeed] = {}
     for stage, side in pending:
@@ -249,7 +250,7 @@ def _heaviest(pending: list[tuple[PlannedStage, Side]], probes: Probes) -> list[
     return list(found.values())
 
 
-def _host(pending: list[tuple[PlannedStage, Side]], probes: Probes) -> list[HostNeed]:
+def _host(pending: list[tuple[Node, Side]], probes: Probes) -> list[HostNeed]:
     needs = {
         need.what: need
         for stage, side in pending
@@ -258,12 +259,12 @@ def _host(pending: list[tuple[PlannedStage, Side]], probes: Probes) -> list[Host
     return sorted(needs.values(), key=lambda need: -need.num_bytes)
 
 
-def _add_times(found: Estimate, works: list[tuple[PlannedStage, Side, StageWork]]) -> None:
+def _add_times(found: Estimate, works: list[tuple[Node, Side, StageWork]]) -> None:
     times: dict[tuple[str, str], KindTime] = {}
     for stage, side, work in works:
         adopts = stage.kind == "teacher" and side.params.teacher.artifact is not None
         found.num_adopted += adopts
-        method = str(stage.cell.get("method", ""))
+        method = str(stage.point.get("method", ""))
         kind = "adopted teacher" if adopts else stage.kind
         entry = times.setdefault((kind, method), KindTime(kind, method))
         seconds, is_whole = work_seconds(work, found.probes)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kdci.data.open_world.pool import held_bytes
+from kdci.graph.node import Node
 from kdci.methods.cmi import Cmi
 from kdci.methods.deepinv import DeepInv
 from kdci.methods.dfnd import Dfnd
@@ -17,7 +18,6 @@ from pipelines.checking.estimating.counting import image_bytes
 from pipelines.checking.estimating.formulas import Nets, call_steps, is_refreshed, step_steps
 from pipelines.checking.estimating.probe import Probes
 from pipelines.checking.estimating.stage_steps import Side
-from pipelines.graph.plan import PlannedStage
 
 TRAINED_BY_SGD = 3
 """Weights, gradients, momentum."""
@@ -54,18 +54,18 @@ class MemoryNeed:
         return self.networks + (self.activations or 0)
 
 
-def stage_memory(stage: PlannedStage, side: Side, probes: Probes) -> MemoryNeed | None:
+def stage_memory(stage: Node, side: Side, probes: Probes) -> MemoryNeed | None:
     """Return what a stage needs on its device; None: it trains nothing."""
-    kind = stage.name.partition("@")[0].partition("_")[0]
-    teacher, nets = str(stage.cell["teacher"]), side.nets
+    kind = stage.stage
+    teacher, nets = str(stage.point["teacher"]), side.nets
     if kind == "teacher" and side.params.teacher.artifact is None:
         work = Work("train", nets.backbone(teacher), side.params.teacher.batch_size)
         networks = TRAINED_BY_SGD * probes.weights.get(work.subject, 0)
         return _need(stage, [work], networks, probes)
     if kind not in ("substitute", "distill"):
         return None
-    method = str(stage.cell["method"])
-    student = str(stage.cell["student"]) if kind == "distill" else None
+    method = str(stage.point["method"])
+    student = str(stage.point["student"]) if kind == "distill" else None
     block = side.block(method, teacher, student)
     networks = probes.weights.get(nets.backbone(teacher), 0) + _of_source(block, nets, probes)
     calls = []
@@ -90,7 +90,7 @@ def _of_source(block: MethodBlock, nets: Nets, probes: Probes) -> int:
     return found
 
 
-def _need(stage: PlannedStage, works: Iterable[Work], networks: int, probes: Probes) -> MemoryNeed:
+def _need(stage: Node, works: Iterable[Work], networks: int, probes: Probes) -> MemoryNeed:
     activations, peaks, batch = list[int | None](), list[int | None](), 0
     for work in works:
         batch = max(batch, work.batch)
@@ -123,7 +123,7 @@ class HostNeed:
     num_bytes: int
 
 
-def host_needs(stage: PlannedStage, side: Side, features: dict[Subject, int]) -> list[HostNeed]:
+def host_needs(stage: Node, side: Side, features: dict[Subject, int]) -> list[HostNeed]:
     """Return what a stage holds in host memory, if it is images or CMI's memory.
 
     A pool is no part of it, however large: it lies in a file.
@@ -133,15 +133,15 @@ def host_needs(stage: PlannedStage, side: Side, features: dict[Subject, int]) ->
         side: Its params.
         features: Number of features that CMI reads, by backbone.
     """
-    kind = stage.name.partition("@")[0].partition("_")[0]
+    kind = stage.stage
     spec = side.params.data.spec
-    each, teacher = image_bytes(spec), str(stage.cell["teacher"])
+    each, teacher = image_bytes(spec), str(stage.point["teacher"])
     if kind == "teacher" and not side.train.is_lazy and side.params.teacher.artifact is None:
         count = side.train.num_images or 0
         return [HostNeed(f"{count:,} training images", count * each)]
     if kind != "substitute":
         return []
-    method = str(stage.cell["method"])
+    method = str(stage.point["method"])
     block = side.block(method, teacher)
     found = []
     if isinstance(block, Mosaick | Dfnd):

@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 from kdci.config.catalog import stem_for
 from kdci.config.params import Params
-from kdci.deconfounding.arms import ARMS, Arm
+from kdci.deconfounding.arms import Arm
+from kdci.graph.node import Node
 from kdci.methods.mosaick import Mosaick
 from kdci.methods.noise import Noise
 from kdci.store.layout import all_cells
 from kdci.substitution.block import MethodBlock
 from kdci.training.evaluation import PREDICTION_BATCH
+from kdci.training.snapshots import snapshot_steps
 from pipelines.checking.estimating.counting import Counted
 from pipelines.checking.estimating.formulas import (
     STRATUM_BATCH,
@@ -28,8 +30,6 @@ from pipelines.checking.estimating.formulas import (
     step_steps,
     times,
 )
-from pipelines.graph.plan import PlannedStage
-from stages.distill import snapshot_steps
 from stages.evaluate import NUM_FRECHET_IMAGES
 
 MANY_ROWS = 200_000
@@ -108,21 +108,14 @@ class StageWork:
     unknown: list[str] = field(default_factory=list)
 
 
-def stage_work(stage: PlannedStage, side: Side) -> StageWork:
+def stage_work(stage: Node, side: Side) -> StageWork:
     """Return what a stage computes and reads."""
-    group = stage.name.partition("@")[0].partition("_")[0]
-    return _STAGES[group](stage, side)
+    return _STAGES[stage.stage](stage, side)
 
 
-def is_of_other(stage: PlannedStage) -> bool:
-    """Tell whether a stage belongs to the other model's pipeline."""
-    group = stage.name.partition("@")[0]
-    return group.endswith("_other") and not group.startswith("distill")
-
-
-def _teacher(stage: PlannedStage, side: Side) -> StageWork:
+def _teacher(stage: Node, side: Side) -> StageWork:
     """stages/teacher.py and kdci/training/supervised.py: epochs, then the test images."""
-    params, name = side.params, str(stage.cell["teacher"])
+    params, name = side.params, str(stage.point["teacher"])
     subject, work = side.nets.backbone(name), StageWork()
     if params.data.test is not None:
         work.steps += _test_pass(work, side, name, PREDICTION_BATCH)
@@ -141,9 +134,9 @@ def _teacher(stage: PlannedStage, side: Side) -> StageWork:
     return work
 
 
-def _substitute(stage: PlannedStage, side: Side) -> StageWork:
+def _substitute(stage: Node, side: Side) -> StageWork:
     """stages/substitute.py: the method's preparation, then the teacher's logits of the pool."""
-    teacher, method = str(stage.cell["teacher"]), str(stage.cell["method"])
+    teacher, method = str(stage.point["teacher"]), str(stage.point["method"])
     block, nets = side.block(method, teacher), side.nets
     kept, _ = side.kept(method, teacher)
     work = StageWork(pool_steps(block, nets, teacher, side.num_open_world(method)))
@@ -158,28 +151,28 @@ def _substitute(stage: PlannedStage, side: Side) -> StageWork:
     return work
 
 
-def _shift(stage: PlannedStage, side: Side) -> StageWork:
+def _shift(stage: Node, side: Side) -> StageWork:
     """stages/shift.py: the teacher's logits of the resampled pool."""
-    teacher = str(stage.cell["teacher"])
-    kept, _ = side.kept(str(stage.cell["method"]), teacher)
+    teacher = str(stage.point["teacher"])
+    kept, _ = side.kept(str(stage.point["method"]), teacher)
     return StageWork(passes("forward", side.nets.backbone(teacher), kept, PREDICTION_BATCH))
 
 
-def _dictionary(stage: PlannedStage, side: Side) -> StageWork:
+def _dictionary(stage: Node, side: Side) -> StageWork:
     """stages/dictionary.py: passes of the teacher over the pool; an adopted one costs nothing."""
-    if side.params.dictionary.artifact is not None and not is_of_other(stage):
+    if side.params.dictionary.artifact is not None and not stage.of_other:
         return StageWork()
-    teacher = str(stage.cell["teacher"])
-    kept, _ = side.kept(str(stage.cell["method"]), teacher)
+    teacher = str(stage.point["teacher"])
+    kept, _ = side.kept(str(stage.point["method"]), teacher)
     one = passes("forward", side.nets.backbone(teacher), kept, PREDICTION_BATCH)
     return StageWork(times(one, 3 if kept > MANY_ROWS else 1))
 
 
-def _distill(stage: PlannedStage, side: Side) -> StageWork:
+def _distill(stage: Node, side: Side) -> StageWork:
     """stages/distill.py, kdci/training/distillation.py: refreshes, and a step after the other."""
-    cell, params, nets = stage.cell, side.params, side.nets
+    cell, params, nets = stage.point, side.params, side.nets
     teacher, student, method = str(cell["teacher"]), str(cell["student"]), str(cell["method"])
-    arm = ARMS[stage.name.partition("@")[0].removeprefix("distill_")]
+    arm = stage.arm
     block, recipe = side.block(method, teacher, student), params.recipe(method)
     kept, _ = side.kept(method, teacher)
     stratified = arm.strata is not None
@@ -218,10 +211,10 @@ def _rebuilding(
     return tally
 
 
-def _evaluate(stage: PlannedStage, side: Side) -> StageWork:
+def _evaluate(stage: Node, side: Side) -> StageWork:
     """stages/evaluate.py: students and their snapshots, on test images and held-out ones."""
     params, nets, work = side.params, side.nets, StageWork()
-    axes = (stage.cell["teacher"], stage.cell["student"], stage.cell["method"])
+    axes = (stage.point["teacher"], stage.point["student"], stage.point["method"])
     teacher, student, method = (str(axis) for axis in axes)
     own = [c for c in all_cells(params.grid) if (c.teacher, c.student, c.method) == axes]
     recipe, batch = params.recipe(method), params.evaluate.batch_size
@@ -256,7 +249,7 @@ def _read(work: StageWork, side: Side, counted: Counted, *, num_passes: int) -> 
         work.reads[Reading(side.params.data.name, "data")] += seen
 
 
-_STAGES: dict[str, Callable[[PlannedStage, Side], StageWork]] = {
+_STAGES: dict[str, Callable[[Node, Side], StageWork]] = {
     "teacher": _teacher,
     "substitute": _substitute,
     "shift": _shift,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kdci.graph.node import Node
 from kdci.probing.subjects import Subject
+from kdci.training.snapshots import snapshot_steps
 from pipelines.checking.estimating.counting import image_bytes
 from pipelines.checking.estimating.probe import Probes
 from pipelines.checking.estimating.stage_steps import Side
-from pipelines.graph.plan import PlannedStage
-from stages.distill import snapshot_steps
 
 FLOAT_BYTES = 4
 
@@ -34,7 +34,7 @@ class DiskNeed:
     unknown: int = 0
 
 
-def disk_needs(stages: Iterable[tuple[PlannedStage, Side]], probes: Probes) -> list[DiskNeed]:
+def disk_needs(stages: Iterable[tuple[Node, Side]], probes: Probes) -> list[DiskNeed]:
     """Return what the artifacts of stages take, by kind; dictionaries and the rest take little."""
     needs: dict[str, DiskNeed] = {}
     for stage, side in stages:
@@ -50,18 +50,18 @@ def disk_needs(stages: Iterable[tuple[PlannedStage, Side]], probes: Probes) -> l
     return list(needs.values())
 
 
-def _sizes(stage: PlannedStage, side: Side, probes: Probes) -> tuple[int | None, int]:
+def _sizes(stage: Node, side: Side, probes: Probes) -> tuple[int | None, int]:
     """Return the bytes of a stage's artifact, and of what lies beside it while it is made."""
-    teacher, spec = str(stage.cell["teacher"]), side.params.data.spec
+    teacher, spec = str(stage.point["teacher"]), side.params.data.spec
     if stage.kind == "teacher":
         return probes.states.get(side.nets.backbone(teacher)), 0
-    method = str(stage.cell["method"])
+    method = str(stage.point["method"])
     kept, held = side.kept(method, teacher)
     if stage.kind == "pool":
         images = (kept + held) * image_bytes(spec)
         # The images lie in the work folder until the pool is stored.
         return images + kept * spec.num_classes * FLOAT_BYTES, images
-    student = side.nets.backbone(str(stage.cell["student"]))
+    student = side.nets.backbone(str(stage.point["student"]))
     recipe = side.params.recipe(method)
     block = side.block(method, teacher, student.name)
     marks = snapshot_steps(

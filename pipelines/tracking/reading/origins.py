@@ -48,8 +48,8 @@ class Origins:
         execution = self.executions.get(str(finished.card.get("card_sha256")))
         if execution is not None:
             tags = {**execution.links, RUNNER: execution.runner}
-        entry = self.locked.get(finished.slot.dvc_stage)
-        out = None if entry is None else _out(entry, finished.slot.artifact)
+        entry = self.locked.get(finished.node.name)
+        out = None if entry is None else _out(entry, finished.artifact)
         if entry is None or out is None:
             return tags
         hashes = {OUT_MD5: str(out["md5"]), DEPS_MD5: _deps_md5(entry)}
@@ -63,7 +63,7 @@ class Origins:
         DVC writes its lock after the stage has left its artifact, and not at all for a stage that
         was called by hand.
         """
-        md5, card = str(out["md5"]), finished.slot.path / CARD
+        md5, card = str(out["md5"]), finished.node.artifact / CARD
         listing = self.root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
         try:
             data = card.read_bytes()
@@ -77,7 +77,7 @@ class Origins:
         """Compare by size and age where DVC's cache lies elsewhere."""
         files = finished.card["files"]
         try:
-            card = (finished.slot.path / CARD).stat()
+            card = (finished.node.artifact / CARD).stat()
             newer = (self.root / "dvc.lock").stat().st_mtime >= card.st_mtime
         except OSError:
             return False

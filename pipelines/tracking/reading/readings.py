@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kdci.errors import IntegrityError
+from kdci.graph.node import Node
 from kdci.store.artifacts import CARD
-from kdci.store.layout import Layout
 from kdci.store.metrics import read_metrics
 
 RERUN = "run `dvc repro`"
@@ -51,15 +51,15 @@ class Timing:
     system: list[dict[str, float]] = field(default_factory=list)
 
 
-def read_timing(layout: Layout, artifact: Path) -> Timing:
-    """Read an artifact's wall times; without them the card's own time stands in."""
+def read_timing(node: Node) -> Timing:
+    """Read the wall times of a node; without them the card's own time stands in."""
     try:
-        timing = read_object(layout.timing(artifact))
+        timing = read_object(node.timing)
         values, samples = numbers(timing), timing.get("system")
         started, finished = values.pop("started"), values.pop("finished")
         return Timing(started, finished, values, valid_samples(samples))
     except (OSError, KeyError, TypeError, ValueError):
-        written = (artifact / CARD).stat().st_mtime
+        written = (node.artifact / CARD).stat().st_mtime
         return Timing(written, written, {})
 
 

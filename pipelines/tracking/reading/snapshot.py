@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
-from kdci.config.params import Params
 from kdci.errors import KdciError
-from kdci.store.hashing import hash_json
+from kdci.graph.build import Graph
+from kdci.graph.node import Node
+from kdci.graph.standing import card_at, is_in_place
 from kdci.store.layout import Cell, Layout
-from pipelines.tracking.reading.files import (
-    Finished,
-    Report,
-    Slot,
-    read_finished,
-    read_report,
-    slots,
-)
+from pipelines.tracking.reading.files import Finished, Report, read_finished, read_report
 from pipelines.tracking.reading.origins import Origins, read_origins
 from pipelines.tracking.reading.trials import Trial, read_trials
 from pipelines.tracking.reading.work import Work, read_work
@@ -28,29 +23,35 @@ T = TypeVar("T")
 
 @dataclass
 class Snapshot:
-    """What the files say; keys are artifact paths relative to the project folder.
+    """What the files say.
 
     Attributes:
-        layout: Where the files are.
-        params: The current params.
-        slots: The artifacts that the grid asks for, each after those it is made from.
+        graph: The current params' graph.
         work: Unfinished executions, the oldest first.
-        finished: The artifacts that are there and whole.
+        finished: The artifacts that are there and whole, by the name of their node.
         report: The report.
         origins: Who made the artifacts.
         trials: Trials of searches, those of one search together.
         warnings: Damaged files that were left out, one line each.
     """
 
-    layout: Layout
-    params: Params
-    slots: dict[str, Slot]
+    graph: Graph
     work: list[Work] = field(default_factory=list)
     finished: dict[str, Finished] = field(default_factory=dict)
     report: Report | None = None
     warnings: list[str] = field(default_factory=list)
     origins: Origins = field(default_factory=Origins)
     trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def layout(self) -> Layout:
+        """Where the files are."""
+        return self.graph.layout
+
+    @property
+    def nodes(self) -> list[Node]:
+        """What leaves an artifact, each after those it is made from: all but the report."""
+        return [node for node in self.graph.nodes.values() if node.stage != "report"]
 
     @property
     def running(self) -> int:
@@ -60,26 +61,16 @@ class Snapshot:
     @property
     def pending(self) -> int:
         """Number of expected artifacts that are missing, damaged or outdated."""
-        return sum(not self.is_current(artifact) for artifact in self.slots)
+        return sum(not self.is_current(node) for node in self.nodes)
 
-    def is_current(self, artifact: str) -> bool:
+    def is_current(self, node: Node) -> bool:
         """Tell whether an artifact is there, made with the current params from the current parents.
 
         Between two stages of ``dvc repro`` nothing runs and old artifacts may still lie there.
         """
-        finished = self.finished.get(artifact)
-        if finished is None or not self._fits(finished):
-            return False
-        slot = finished.slot
-        if slot.kind == "evaluation":
-            return all(
-                self.score_is_current(finished, other.cell)
-                for other in self.slots.values()
-                if other.cell is not None and slot.fields.items() <= other.fields.items()
-            )
-        return all(
-            self._is_parent(finished, name, kind)
-            for name, kind in (("teacher", "teacher"), ("pool", "pool"))
+        scored = [parent for parent in node.parents.values() if parent.kind == "student"]
+        return is_in_place(self.graph, node, self._card) and all(
+            self._card(student.path, student.kind) for student in scored
         )
 
     def score_is_current(self, evaluation: Finished, cell: Cell) -> bool:
@@ -94,53 +85,38 @@ class Snapshot:
         matches = (one for one in self.finished.values() if one.content == content)
         return next(matches, None)
 
-    def is_running(self, slot: Slot) -> bool:
-        """Tell whether the stage of ``slot`` is at work."""
-        return any(one.status == "RUNNING" and one.slot == slot for one in self.work)
+    def is_running(self, node: Node) -> bool:
+        """Tell whether the stage of ``node`` is at work."""
+        return any(one.status == "RUNNING" and one.node is node for one in self.work)
 
     def student(self, cell: Cell) -> Finished | None:
         """Return the student of ``cell``, if it is there."""
-        return self.finished.get(self.student_path(cell))
+        return self._at(self.layout.student(cell))
 
     def evaluation(self, cell: Cell) -> Finished | None:
         """Return the evaluation that ``cell`` belongs to, if it is there."""
-        place = self.layout.evaluation(cell.teacher, cell.student, cell.method)
-        return self.finished.get(place.relative_to(self.layout.root).as_posix())
+        return self._at(self.layout.evaluation(cell.teacher, cell.student, cell.method))
 
-    def student_path(self, cell: Cell) -> str:
-        """Return the artifact path of a cell's student."""
-        return self.layout.student(cell).relative_to(self.layout.root).as_posix()
+    def _at(self, path: Path) -> Finished | None:
+        node = self.graph.by_artifact.get(path)
+        return None if node is None else self.finished.get(node.name)
 
-    def _fits(self, finished: Finished) -> bool:
-        """Tell whether an artifact was made with the current values of its params blocks."""
-        of_other = "other" in finished.slot.fields
-        try:
-            params = self.params.of_other() if of_other else self.params
-            return hash_json(params.blocks(*finished.params)) == finished.params_hash
-        except (KeyError, TypeError):
-            return True  # it depends on something that is no block: not ours to compare
-
-    def _is_parent(self, finished: Finished, name: str, kind: str) -> bool:
-        content = finished.parents.get(name)
-        for other in self.finished.values():
-            axes = other.slot.fields.items()
-            if content and other.slot.kind == kind and axes <= finished.slot.fields.items():
-                return bool(other.content == content)
-        return True
+    def _card(self, path: Path, kind: str) -> dict[str, Any] | None:
+        """Return a card as it was at this moment; of what no stage makes, as it is now."""
+        if path not in self.graph.by_artifact:
+            return card_at(path, kind)
+        found = self._at(path)
+        return None if found is None else found.card
 
 
-def take_snapshot(
-    layout: Layout, params: Params, *, trusted: Container[tuple[str, str]]
-) -> Snapshot:
+def take_snapshot(graph: Graph, *, trusted: Container[tuple[str, str]]) -> Snapshot:
     """Read all files of an experiment; what is damaged becomes a warning.
 
     Args:
-        layout: Where the files are.
-        params: The current params.
+        graph: The current params' graph.
         trusted: Artifact paths with content hashes whose files need not be hashed again.
     """
-    by_path = {slot.artifact: slot for slot in slots(layout, params.grid)}
-    snapshot = Snapshot(layout, params, by_path)
+    snapshot, layout = Snapshot(graph), graph.layout
 
     def read(reader: Callable[P, T | None], *args: P.args, **kwargs: P.kwargs) -> T | None:
         try:
@@ -154,13 +130,13 @@ def take_snapshot(
     snapshot.trials = read_trials(layout)
     # Work before artifacts: a stage that finishes meanwhile is then seen as finished.
     for folder in sorted((layout.work / "work").glob("*/*")):
-        work = read(read_work, folder, layout, by_path)
+        work = read(read_work, folder, graph)
         if work is not None:
             snapshot.work.append(work)
     snapshot.work.sort(key=lambda work: work.started)
-    for artifact, slot in by_path.items():
-        finished = read(read_finished, slot, layout, trusted=trusted)
+    for node in snapshot.nodes:
+        finished = read(read_finished, node, layout, trusted=trusted)
         if finished is not None:
-            snapshot.finished[artifact] = finished
+            snapshot.finished[node.name] = finished
     snapshot.report = read(read_report, layout)
     return snapshot

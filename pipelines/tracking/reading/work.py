@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from kdci.errors import IntegrityError
-from kdci.store.layout import Layout
+from kdci.graph.build import Graph
+from kdci.graph.node import Node
 from pipelines.running.workspace import is_held
-from pipelines.tracking.reading.files import Slot
 from pipelines.tracking.reading.readings import metric_rows, read_object
 from pipelines.tracking.reading.system import read_samples
 
@@ -22,7 +21,8 @@ class Work:
     """An execution that has left a checkpoint, but no artifact yet.
 
     Attributes:
-        slot: What it is to become.
+        node: What it is to become.
+        artifact: Its folder, relative to the project folder.
         key: Name of its work folder: a resumed execution has the same.
         status: Whether a process is at it, or how it ended.
         reason: Why it ended, if it said so.
@@ -32,7 +32,8 @@ class Work:
         system: What its process used so far.
     """
 
-    slot: Slot
+    node: Node
+    artifact: str
     key: str
     status: WorkStatus
     reason: str
@@ -42,29 +43,30 @@ class Work:
     system: list[dict[str, float]]
 
 
-def read_work(folder: Path, layout: Layout, by_path: Mapping[str, Slot]) -> Work | None:
-    """Read the work folder ``.kdci/work/<slug>/<key>``; None: not of the current grid.
+def read_work(folder: Path, graph: Graph) -> Work | None:
+    """Read the work folder ``.kdci/work/<node>/<key>``; None: not of the current graph.
 
     Raises:
         IntegrityError: Its identity is damaged.
     """
-    lock = layout.work / "locks" / f"{folder.parent.name}.lock"
+    lock = graph.layout.work / "locks" / f"{folder.parent.name}.lock"
     running = is_held(lock)
     try:
         identity = read_object(folder / "identity.json")
-        slot = by_path.get(str(identity["artifact"]))
+        artifact = str(identity["artifact"])
         started, params = float(identity["started"]), dict(identity["params"])
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError):
         raise IntegrityError(str(folder), "is not a readable work folder", "remove it") from None
-    if slot is None:
+    node = graph.by_artifact.get(graph.layout.root / artifact)
+    if node is None:
         return None
     ending: tuple[WorkStatus, str] = ("RUNNING", "")
     status, reason = ending if running else _ending(folder / "failure.json")
     metrics = metric_rows(folder / "metrics.jsonl")
     system = read_samples(folder / "system.jsonl")
-    return Work(slot, folder.name, status, reason, started, params, metrics, system)
+    return Work(node, artifact, folder.name, status, reason, started, params, metrics, system)
 
 
 def _ending(file: Path) -> tuple[WorkStatus, str]:

@@ -22,9 +22,9 @@ from pipelines.tracking.writing.tags import (
     curve_points,
     field_tags,
     identity_tags,
+    node_tags,
     points,
     provenance_tags,
-    slot_tags,
 )
 
 CURVE = ("accuracy_backbone", "accuracy_compensated", "agreement_backbone", "agreement_compensated")
@@ -71,13 +71,13 @@ class CellRuns:
             shown: Its own run.
         """
         for cell, row in evaluation.rows.items():
-            if self._files.student_path(cell) in self._files.slots:
+            if self._files.layout.student(cell) in self._files.graph.by_artifact:
                 self._show_score(evaluation, cell, row, shown)
 
     def show(self, cell: Cell) -> None:
         """Let the parent show the newest student and score of its cell."""
         student = self._files.student(cell)
-        attempts = [one for one in self._files.work if one.slot.cell == cell]
+        attempts = [one for one in self._files.work if one.node.student == cell]
         if student is None and not attempts:
             return
         started = attempts[0].started if attempts else time.time()
@@ -104,8 +104,8 @@ class CellRuns:
         found = self._store.find(known)
         if found and found[0].status == "FINISHED":
             return
-        name = evaluation.slot.dvc_stage
-        tags = slot_tags(evaluation.slot, self._files.layout) | field_tags(cell.asdict())
+        name = evaluation.node.name
+        tags = node_tags(evaluation.node, self._files.layout) | field_tags(cell.asdict())
         tags |= provenance_tags(evaluation.card) | {"dep.evaluation": shown.run_id} | known
         tags[BUDGET] = f"{row.get('budget', 1.0):g}"
         record = found[0] if found else self._store.create(name, tags, started=timing.started)

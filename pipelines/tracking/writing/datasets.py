@@ -21,13 +21,13 @@ def datasets_of(finished: Finished, files: Snapshot) -> list[DatasetUse]:
     """
     uses = list(_pools(finished, files))
     data = finished.params.get("data")
-    if finished.slot.kind == "teacher":
+    if finished.node.kind == "teacher":
         facts = finished.card.get("facts", {})
         data = data or {"name": facts.get("dataset", "unknown")}
         # The teacher never sees the test split: which one that is makes no other dataset.
         data = {name: value for name, value in data.items() if name != "test"}
         uses.append(_original(data, "train", "teacher"))
-    elif finished.slot.kind == "evaluation" and data and data.get("test"):
+    elif finished.node.kind == "evaluation" and data and data.get("test"):
         uses.append(_original(data, str(data["test"]), "evaluation"))
     return uses
 
@@ -39,7 +39,7 @@ def _original(data: dict[str, Any], split: str, context: str) -> DatasetUse:
 
 
 def _pools(finished: Finished, files: Snapshot) -> Iterator[DatasetUse]:
-    scored = finished.slot.kind == "evaluation"
+    scored = finished.node.kind == "evaluation"
     for role, content in finished.parents.items():
         if role == "base" or role.startswith("pool"):
             yield _pool(content, "holdout" if scored else "substitution", files)
@@ -48,9 +48,9 @@ def _pools(finished: Finished, files: Snapshot) -> Iterator[DatasetUse]:
 def _pool(content: str, context: str, files: Snapshot) -> DatasetUse:
     digest = content[:_DIGEST_CHARS]
     found = files.with_content(content)
-    if found is None or found.slot.kind != "pool":  # another one lies there by now
+    if found is None or found.node.kind != "pool":  # another one lies there by now
         return DatasetUse("pool", digest, context, "replaced since")
-    name = "/".join(["pool", *found.slot.fields.values()])
+    name = "/".join(["pool", *found.node.fields.values()])
     facts = found.card.get("facts", {})
     kept = {fact: facts[fact] for fact in _POOL_FACTS if fact in facts}
-    return DatasetUse(name, digest, context, found.slot.artifact, kept)
+    return DatasetUse(name, digest, context, found.artifact, kept)

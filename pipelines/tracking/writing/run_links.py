@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from kdci.config.params import Params
-from kdci.store.layout import Layout, all_cells
-from pipelines.tracking.reading.files import slots
+from kdci.graph.build import Graph
+from kdci.store.layout import all_cells
 from pipelines.tracking.uri import redacted
 from pipelines.tracking.writing.record import ARTIFACT, CELL, RunRecord
 from pipelines.tracking.writing.store import Store
 from pipelines.tracking.writing.tags import RUN
 
 
-def run_links(layout: Layout, params: Params, store: Store) -> tuple[str, dict[str, str]]:
+def run_links(graph: Graph, store: Store) -> tuple[str, dict[str, str]]:
     """Return how to open the view, and the newest run of each stage and cell.
 
     Args:
-        layout: Where the files are.
-        params: The current params.
+        graph: The current params' graph.
         store: The opened store; it is read here.
 
     Returns:
@@ -29,11 +27,11 @@ def run_links(layout: Layout, params: Params, store: Store) -> tuple[str, dict[s
     served = urlsplit(store.uri).scheme in ("http", "https")
     address = f"{redacted(store.uri).rstrip('/')}/#/experiments/{store.experiment_id}"
     found: dict[str, RunRecord] = {}
-    for slot in slots(layout, params.grid):
-        runs = store.find({ARTIFACT: slot.artifact, RUN: "stage"})
+    for node in graph.nodes.values():
+        runs = store.find({ARTIFACT: graph.layout.relative(node.artifact), RUN: "stage"})
         if runs:
-            found[slot.dvc_stage] = max(runs, key=lambda run: run.started)
-    for cell in all_cells(params.grid):
+            found[node.name] = max(runs, key=lambda run: run.started)
+    for cell in all_cells(graph.params.grid):
         for run in store.find({CELL: cell.name, RUN: "cell"}):
             found[cell.name] = run
     reports = [run for run in store.records if run.tags.get(RUN) == "report"]

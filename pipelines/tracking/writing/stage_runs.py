@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 
+from kdci.graph.node import Node
 from kdci.store.artifacts import CARD
 from kdci.store.hashing import hash_json
-from pipelines.tracking.reading.files import Finished, Slot
+from pipelines.tracking.reading.files import Finished
 from pipelines.tracking.reading.readings import Timing, flatten, numbers
 from pipelines.tracking.reading.snapshot import Snapshot
 from pipelines.tracking.reading.system import system_points
@@ -28,9 +29,9 @@ from pipelines.tracking.writing.tags import (
     WORK_KEY,
     curve_points,
     identity_tags,
+    node_tags,
     points,
     provenance_tags,
-    slot_tags,
 )
 
 _DATASET = {"num_classes", "channels", "image_size"}
@@ -53,11 +54,11 @@ class StageRuns:
 
     def show_work(self, work: Work) -> None:
         """Show an unfinished execution as it stands now."""
-        found = self._store.find({ARTIFACT: work.slot.artifact, RUN: "stage", WORK_KEY: work.key})
+        found = self._store.find({ARTIFACT: work.artifact, RUN: "stage", WORK_KEY: work.key})
         if found and CONTENT in found[0].tags:
             return  # it is done: the folder is about to go, or makes the same artifact again
         known = {WORK_KEY: work.key, PARAMS_HASH: hash_json(work.params)}
-        record = found[0] if found else self._create(work.slot, known, work.started)
+        record = found[0] if found else self._create(work.node, known, work.started)
         self._store.log_params(record, dict(flatten(work.params)))
         lines = f"{len(work.metrics)}+{len(work.system)}"
         if record.tags.get(LINES) != lines:
@@ -75,11 +76,11 @@ class StageRuns:
         found = self._store.find({**identity, RUN: "stage"})
         if found and found[0].status == "FINISHED":
             return found[0]
-        if self._files.is_running(finished.slot):
+        if self._files.is_running(finished.node):
             return None
         record = found[0] if found else self._watched(finished)
         if record is None:
-            record = self._create(finished.slot, identity, finished.timing.started)
+            record = self._create(finished.node, identity, finished.timing.started)
         self._fill(record, finished)
         return record
 
@@ -96,17 +97,18 @@ class StageRuns:
             if key and key not in alive and record.status == "RUNNING":
                 self._store.set_status(record, "KILLED")
 
-    def _create(self, slot: Slot, tags: dict[str, str], started: float) -> RunRecord:
-        parent = self._cell_runs.parent(slot.cell, started) if slot.cell else None
-        tags = {**slot_tags(slot, self._files.layout), **tags, RUN: "stage"}
-        return self._store.create(slot.dvc_stage, tags, started=started, parent=parent)
+    def _create(self, node: Node, tags: dict[str, str], started: float) -> RunRecord:
+        cell = node.student
+        parent = None if cell is None else self._cell_runs.parent(cell, started)
+        tags = {**node_tags(node, self._files.layout), **tags, RUN: "stage"}
+        return self._store.create(node.name, tags, started=started, parent=parent)
 
     def _watched(self, finished: Finished) -> RunRecord | None:
         """Return the run that showed the making of an artifact."""
         stopped = {work.key for work in self._files.work}
         candidates = [
             record
-            for record in self._store.find({ARTIFACT: finished.slot.artifact, RUN: "stage"})
+            for record in self._store.find({ARTIFACT: finished.artifact, RUN: "stage"})
             if record.tags.get(PARAMS_HASH) == finished.params_hash
             and CONTENT not in record.tags
             and record.tags.get(WORK_KEY) not in stopped
@@ -123,7 +125,7 @@ class StageRuns:
         self._store.set_tags(record, tags)
         self._store.log_params(record, dict(flatten(finished.params)))
         curve = list(curve_points(finished.metrics, timing))
-        shown = {point.key for point in curve} | finished.slot.fields.keys() | _DATASET
+        shown = {point.key for point in curve} | finished.node.fields.keys() | _DATASET
         facts = {**numbers(card.get("facts", {})), **timing.values}
         facts = {name: value for name, value in facts.items() if name not in shown}
         last = max((point.step for point in curve), default=0)
@@ -143,8 +145,8 @@ class StageRuns:
 
     def _log_files(self, record: RunRecord, finished: Finished) -> None:
         """Copy the card; of a dictionary also its tensors, under a version number."""
-        path = finished.slot.path
-        if finished.slot.kind != "dictionary":
+        path = finished.node.artifact
+        if finished.node.kind != "dictionary":
             self._store.log_file(record, path / CARD)
             return
         for name in ("dictionary.safetensors", CARD):

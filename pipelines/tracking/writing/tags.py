@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kdci.graph.node import Node
 from kdci.store.layout import Layout
-from pipelines.tracking.reading.files import Finished, Slot
+from pipelines.tracking.reading.files import Finished
 from pipelines.tracking.reading.readings import Timing, flatten
 from pipelines.tracking.writing.record import ARTIFACT, CONTENT, Point
 
@@ -32,20 +33,20 @@ FAILURE = "kdci.failure"
 def identity_tags(finished: Finished) -> dict[str, str]:
     """Return what a finished execution is known by: artifact path, content, params."""
     return {
-        ARTIFACT: finished.slot.artifact,
+        ARTIFACT: finished.artifact,
         CONTENT: finished.content,
         PARAMS_HASH: finished.params_hash,
     }
 
 
-def slot_tags(slot: Slot, layout: Layout) -> dict[str, str]:
+def node_tags(node: Node, layout: Layout) -> dict[str, str]:
     """Return what is known of an execution before it has run."""
     return {
-        "dvc.stage": slot.dvc_stage,
-        "kdci.stage": slot.stage,
+        "dvc.stage": node.name,
+        "kdci.stage": node.stage,
         PRESET: layout.preset,
-        ARTIFACT: slot.artifact,
-        **field_tags(slot.fields),
+        ARTIFACT: layout.relative(node.artifact),
+        **field_tags(node.fields),
     }
 
 

@@ -58,9 +58,9 @@ def write_view(files: Snapshot, store: Store, *, register: bool = True) -> SyncS
         if shown is not None:
             stage_runs.amend(finished, shown)
             cell_runs.show_scores(finished, shown)
-    for slot in files.slots.values():
-        if slot.cell is not None:
-            cell_runs.show(slot.cell)
+    for node in files.nodes:
+        if node.student is not None:
+            cell_runs.show(node.student)
     if files.report is not None:
         _show_report(files.report, files.layout.preset, store)
     show_trials(files.trials, files.layout, store)

@@ -13,6 +13,7 @@ from kdci.deconfounding.arms import FURTHER_ARMS
 from kdci.graph.build import graph_of
 from kdci.graph.code import GLUE, Code, Sources, read_source
 from kdci.graph.node import KINDS
+from kdci.substitution.registry import names
 from tests.project_code import ROOT
 
 MODULES = {
@@ -153,9 +154,10 @@ def test_all_code_that_runs_counts_or_is_glue(built, call, stage: str, method: s
         if file.startswith(f"{ROOT}/{module.replace('.', '/')}")
     }
     assert f"{ROOT}/stages/{this.stage}.py" in ours - glue
-    # The graph asks it where an adopted teacher lies; who trains counts it.
-    asked = {f"{ROOT}/kdci/config/recipes.py"}
-    assert ours - glue - counted - asked == set()
+    # Params are validated whole, those of other methods too; whoever scales their steps counts it.
+    validated = {f"{ROOT}/kdci/{name}.py" for name in ("config/recipes", "substitution/block")}
+    others = {f"{ROOT}/kdci/methods/{name}.py" for name in names() if name != method}
+    assert ours - glue - counted - validated - others == set()
 
 
 def test_a_method_counts_for_its_own_cells_alone(fresh) -> None:

@@ -62,11 +62,7 @@ def make_compensation(**changes: Any) -> Compensation:
 
 
 def weights_of(distiller: Distiller) -> dict[str, Tensor]:
-    weights = {f"student/{k}": v for k, v in distiller.student.state_dict().items()}
-    if distiller.compensation is not None:
-        state = distiller.compensation.state_dict()
-        weights |= {f"compensation/{k}": v for k, v in state.items()}
-    return {name: tensor.clone() for name, tensor in weights.items()}
+    return {name: tensor.clone() for name, tensor in distiller.weights().items()}
 
 
 def write_student(

@@ -17,12 +17,11 @@ from torch import nn
 
 from kdci.config.params import Params
 from kdci.config.params_file import read_yaml
+from kdci.graph.build import graph_of
 from kdci.store import artifacts
-from kdci.store.layout import Layout, cells
+from kdci.store.layout import Layout
 from pipelines.checking.checks import find_problems, summary
-from pipelines.graph.plan import planned_stages
 from pipelines.params.presets import FOLDER
-from tests.project_code import ROOT
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -164,55 +163,6 @@ def test_an_adopted_dictionary_has_to_be_there_and_to_fit(
     assert told(tree, tmp_path) == {}
 
 
-def test_plan_names_stages_and_places_as_dvc_does(tree: dict[str, Any]) -> None:
-    tree["grid"].update(seeds=[0, 1], pool_seeds=[3], students=["wrn-10-1", "wrn-16-1"])
-    params = Params.model_validate(tree)
-    layout = Layout(ROOT, params.preset)
-    stages = {stage.name: stage for stage in planned_stages(params, layout)}
-    dvc_stages = set(read_yaml(ROOT / "dvc.yaml")["stages"]) - {"report"}
-    # A control goes through the stages of a method; so do shifts, others, further arms and pairs.
-    endings = ("_control", "shift", "_other", "_arm", "_pair")
-    dvc_stages = {name for name in dvc_stages if not name.endswith(endings)}
-    assert {name.partition("@")[0] for name in stages} == dvc_stages
-    assert len(stages) == 1 + 2 + 2 + 2 * 2 * 2 * 2 + 2 * 2
-    assert {layout.student(cell) for cell in cells(params.grid)} == {
-        stage.artifact for stage in stages.values() if stage.kind == "student"
-    }
-    one = stages["distill@wrn-10-1-wrn-16-1-dfnd-kdci-3-1"]
-    assert one.artifact == layout.students("wrn-10-1", "wrn-16-1", "dfnd") / "kdci/pool3-seed1"
-    assert one.params["recipes.dfnd"]["batch_size"] == 8
-    assert "recipes.fast" not in one.params
-
-
-def test_arms_shifts_and_the_other_model_are_planned(tree: dict[str, Any]) -> None:
-    tree["grid"].update(methods=["fast"], arms=["stratified"], others=["wrn-16-1"])
-    tree["grid"].update(shifts=["tail"], shift_arms=["vanilla", "kdci"])
-    tree["compensation"]["fusion"] = "residual"
-    tree["other"] = {"data": {"name": "digits5", "path": None}}
-    tree["shift"], tree["shifts"] = {"base": "fast", "num_images": 40}, {"tail": {}}
-    params = Params.model_validate(tree)
-    planned = [stage.name for stage in planned_stages(params, Layout(ROOT, params.preset))]
-    student = "wrn-10-1-wrn-10-1"
-    assert planned == [
-        "teacher_other@wrn-16-1",
-        "substitute_other@wrn-16-1-fast-0",
-        "dictionary_other@wrn-16-1-fast-0",
-        "teacher@wrn-10-1",
-        "substitute@wrn-10-1-fast-0",
-        "shift@wrn-10-1-tail-0",
-        "dictionary@wrn-10-1-fast-0",
-        "dictionary@wrn-10-1-tail-0",
-        f"distill@{student}-fast-vanilla-0-0",
-        f"distill@{student}-tail-vanilla-0-0",
-        f"distill@{student}-fast-kdci-0-0",
-        f"distill@{student}-tail-kdci-0-0",
-        f"distill@{student}-fast-kdci_other-0-0",
-        f"distill@{student}-fast-stratified-0-0",
-        f"evaluate@{student}-fast",
-        f"evaluate@{student}-tail",
-    ]
-
-
 def test_shifts_that_a_pool_can_not_hold_are_told(tree: dict[str, Any], tmp_path: Path) -> None:
     tree["grid"].update(shifts=["tail"], shift_arms=["vanilla"])
     tree["shift"] = {"base": "fast", "num_images": 40}
@@ -220,31 +170,6 @@ def test_shifts_that_a_pool_can_not_hold_are_told(tree: dict[str, Any], tmp_path
     assert "leave a class without any" in told(tree, tmp_path)["shifts.tail"]
     tree["shift"]["num_images"] = 4
     assert "less than a batch or N" in told(tree, tmp_path)["shift.num_images"]
-
-
-def test_a_control_is_planned_once_a_pair_on_the_first_seeds(tree: dict[str, Any]) -> None:
-    tree["grid"].update(seeds=[4, 1], pool_seeds=[3, 0], students=["wrn-10-1", "wrn-16-1"])
-    layout = Layout(ROOT, "digits-smoke")
-    without = {s.name for s in planned_stages(Params.model_validate(tree), layout)}
-    tree["grid"]["controls"] = ["noise"]
-    planned = [s.name for s in planned_stages(Params.model_validate(tree), layout)]
-    assert sorted(set(planned) - without) == [
-        "distill@wrn-10-1-wrn-10-1-noise-vanilla-3-4",
-        "distill@wrn-10-1-wrn-16-1-noise-vanilla-3-4",
-        "evaluate@wrn-10-1-wrn-10-1-noise",
-        "evaluate@wrn-10-1-wrn-16-1-noise",
-        "substitute@wrn-10-1-noise-3",
-    ]
-    assert len(planned) == len(set(planned))
-
-
-def test_plan_depends_on_the_params_that_dvc_tracks(tree: dict[str, Any]) -> None:
-    params = Params.model_validate(tree)
-    declared = read_yaml(ROOT / "dvc.yaml")["stages"]
-    for stage in planned_stages(params, Layout(ROOT, params.preset)):
-        keys = declared[stage.name.partition("@")[0]]["params"]
-        method = str(stage.cell.get("method"))
-        assert set(stage.params) == {key.replace("${item.method}", method) for key in keys}
 
 
 def test_summary_counts_cells_and_what_is_in_place(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -259,9 +184,12 @@ def test_summary_counts_cells_and_what_is_in_place(tree: dict[str, Any], tmp_pat
     assert made in second
     assert "0 of 19 artifacts are in place" in second
     assert third.endswith("fast 12, dfnd 12")
-    stage = planned_stages(params, layout)[0]
-    for blocks, count in ((stage.params, 1), ({**stage.params, "runtime": {}}, 0)):
-        with artifacts.new_artifact(stage.artifact, kind="teacher", card={"params": blocks}):
+    graph = graph_of(params, tmp_path)
+    (teacher,) = graph.of_stage("teacher")
+    values = graph.values(teacher)
+    for blocks, count in ((values, 1), ({**values, "runtime": {}}, 0)):
+        card = {"params": blocks, "parents": {}}
+        with artifacts.new_artifact(teacher.artifact, kind="teacher", card=card):
             pass
         assert re.search(rf"{count} of 19 artifacts", summary(params, layout)[1])
 

@@ -23,6 +23,8 @@ from kdci.config.catalog import DATASETS
 from kdci.config.params import Params
 from kdci.config.params_file import load_params, read_yaml
 from kdci.data.open_world.candidates import PoolPart
+from kdci.graph.build import graph_of
+from kdci.graph.node import Node
 from kdci.methods.cmi import Cmi
 from kdci.methods.deepinv import DeepInv
 from kdci.methods.fast import Fast
@@ -41,11 +43,11 @@ from pipelines.checking.estimating.estimate import Estimate, estimate, work_seco
 from pipelines.checking.estimating.formulas import Tally
 from pipelines.checking.estimating.memory import MemoryNeed
 from pipelines.checking.estimating.probe import Probes
-from pipelines.checking.estimating.stage_steps import Side, is_of_other, stage_work
+from pipelines.checking.estimating.stage_steps import Side, stage_work
 from pipelines.checking.estimating.text import amount, duration, estimate_lines
 from pipelines.cli import run as kdci
+from pipelines.explaining.tasks import Task
 from pipelines.explaining.work_size import num_steps
-from pipelines.graph.plan import PlannedStage, planned_stages
 from pipelines.params.presets import FOLDER, write_preset
 from tests.conftest import Call, Project
 
@@ -176,34 +178,30 @@ def side_of(params: Params, root: Path) -> Side:
     return side
 
 
-def run(project: Project, stage: PlannedStage) -> tuple[Calls, Calls]:
-    """Run a planned stage in this process, and return what hooks saw."""
-    group, other = stage.name.partition("@")[0], []
-    if is_of_other(stage):
-        group, other = group.removesuffix("_other"), ["--other"]
+def run(project: Project, stage: Node) -> tuple[Calls, Calls]:
+    """Run a stage in this process, and return what hooks saw."""
     with counted() as (calls, gradients):
-        call = Call(group, tuple(stage.cell.items()))
-        assert project.run(call, *other) == 0, stage.name
+        assert project.run(Call(stage.stage, stage.cell)) == 0, stage.name
     return calls, gradients
 
 
-def require_counted_steps(project: Project, stages: list[PlannedStage]) -> None:
+def require_counted_steps(project: Project, stages: list[Node]) -> None:
     own, other = side_of(project.params, project.root), None
     if project.params.grid.others:
         other = side_of(project.params.of_other(), project.root)
     for stage in stages:
         calls, gradients = run(project, stage)
-        side = other if other is not None and is_of_other(stage) else own
+        side = other if other is not None and stage.of_other else own
         wanted = expected(stage_work(stage, side).steps)
         assert gradients == {k: n for k, n in wanted.items() if k[1] == "gradient"}, stage.name
-        if stage.cell.get("method") == "mosaick" and re.search("stratified|balanced", stage.name):
+        if stage.point.get("method") == "mosaick" and re.search("stratified|balanced", stage.name):
             # How many of its chosen images are held out is drawn.
             calls, wanted = without_rows(calls), without_rows(wanted)
         assert calls == wanted, stage.name
 
 
 def test_stages_take_just_the_steps_that_are_counted(project: Project) -> None:
-    stages = planned_stages(project.params, project.layout)
+    stages = project.graph.makers
     evaluations = [stage for stage in stages if stage.kind == "evaluation"]
     wanted = [stage for stage in stages if stage not in evaluations[1:]]
     assert Counter(stage.kind for stage in wanted) == {
@@ -225,7 +223,7 @@ def test_so_do_the_stages_of_further_arms_and_of_another_model(project: Project)
         dictionary__space="features",
         compensation__fusion="residual",
     )
-    stages = planned_stages(project.params, project.layout)
+    stages = project.graph.makers
     require_counted_steps(project, stages)
 
 
@@ -236,7 +234,7 @@ def test_a_pool_with_a_known_shift_is_read_and_distilled_alone(tmp_path: Path) -
     params, layout = smoke(tmp_path, grid__shift_arms=["vanilla"], **values)
     side = side_of(params, tmp_path)
     backbone = side.nets.backbone("wrn-10-1")
-    works = {stage.name: stage_work(stage, side) for stage in planned_stages(params, layout)}
+    works = {stage.name: stage_work(stage, side) for stage in graph_of(params, layout.root).makers}
     assert works["shift@wrn-10-1-tail-0"].steps == {Work("forward", backbone, 40): 1}
     steps = {Work("forward", backbone, 8): 12, Work("train", backbone, 8): 12}
     assert works["distill@wrn-10-1-wrn-10-1-tail-vanilla-0-0"].steps == steps
@@ -255,7 +253,7 @@ def test_seconds_are_about_those_of_real_loops(
     """
     clock = {name: getattr(time, name) for name in ("time", "strftime", "localtime")}
     clock["monotonic"] = time.process_time
-    monkeypatch.setattr("stages._session.time", SimpleNamespace(**clock))
+    monkeypatch.setattr("stages.session.time", SimpleNamespace(**clock))
     root = tmp_path / "project"
     root.mkdir()
     shutil.copy(FOLDER / "digits.yaml", root / "params.yaml")
@@ -266,12 +264,12 @@ def test_seconds_are_about_those_of_real_loops(
     side = Side(params, Counted(898), Counted(899))
     side.parts = {name: [Counted(10_000)] for name in ("mosaick", "dfnd")}
     estimated, real = Counter[str](), Counter[str]()
-    for stage in planned_stages(params, layout):
+    for stage in graph_of(params, layout.root).makers:
         run(project, stage)
         if stage.kind in ("teacher", "pool", "student"):
             seconds, is_whole = work_seconds(stage_work(stage, side), probes)
             assert is_whole
-            key = f"{stage.kind} {stage.cell.get('method', '')}"
+            key = f"{stage.kind} {stage.point.get('method', '')}"
             timing = json.loads(layout.timing(stage.artifact).read_text())
             estimated[key] += seconds - probes.start  # type: ignore[assignment]
             real[key] += timing["loop_seconds"]
@@ -380,9 +378,9 @@ def test_a_budget_takes_its_share(tmp_path: Path, made_up: None) -> None:
 
 def test_memory_is_that_of_the_heaviest_step(tmp_path: Path, made_up: None) -> None:
     params, layout = smoke(tmp_path)
-    needs = {need.stage.partition("_")[0]: need for need in estimate(params, layout).memory}
+    needs = {need.stage.partition("@")[0]: need for need in estimate(params, layout).memory}
     # SGD: weights, gradients and momentum; a batch of 128 at a megabyte an image.
-    assert needs["teacher@wrn-10-1"] == MemoryNeed("teacher@wrn-10-1", 128, 3 * 10**6, 128 * 10**6)
+    assert needs["teacher"] == MemoryNeed("teacher@wrn-10-1", 128, 3 * 10**6, 128 * 10**6)
     # A refresh of 16 images through generator, teacher and student; the student's step has 8.
     assert needs["distill"].activations == 3 * 16 * 10**6
     # Teacher, Fast's generators, and the student with what trains it.
@@ -497,7 +495,7 @@ def test_work_size_is_scaled_as_the_params_are(budget: float) -> None:
     for method in params.grid.methods:
         blocks = params.blocks("budget", f"methods.{method}", f"recipes.{method}")
         scaled = params.method(method)
-        steps = num_steps("stages.substitute", method, blocks)
+        steps = num_steps(Task("substitute", {"method": method}), blocks)
         wanted = {
             "dafl": getattr(scaled, "num_steps", None),
             "mosaick": getattr(scaled, "warmup_steps", None),
@@ -506,14 +504,18 @@ def test_work_size_is_scaled_as_the_params_are(budget: float) -> None:
         if isinstance(scaled, Fast | Cmi | DeepInv):
             wanted[method] = scaled.warmup_calls * scaled.num_steps
         assert steps == wanted[method]
-        assert num_steps("stages.distill", method, blocks) == params.recipe(method).num_steps
+        assert (
+            num_steps(Task("distill", {"method": method}), blocks)
+            == params.recipe(method).num_steps
+        )
 
 
 def test_work_size_of_a_pool_that_depends_on_the_teacher_is_not_known() -> None:
+    task = Task("substitute", {"method": "fast"})
     block = {"warmup_calls": 2, "num_steps": 3, "by_teacher": {"vgg-11": {"num_steps": 4}}}
-    assert num_steps("stages.substitute", "fast", {"methods.fast": block}) is None
+    assert num_steps(task, {"methods.fast": block}) is None
     block["by_teacher"] = {"vgg-11": {"one_hot_weight": 0.5}}
-    assert num_steps("stages.substitute", "fast", {"methods.fast": block}) == 6
+    assert num_steps(task, {"methods.fast": block}) == 6
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
-from stages._provenance import code_hash
 
 from kdci.config.params import Params
 from kdci.config.params_file import load_params, read_yaml
+from kdci.graph.build import graph_of
+from kdci.graph.cells import sources_of
+from kdci.graph.node import Node
 from kdci.store import artifacts
 from kdci.store.hashing import hash_json
 from kdci.store.layout import Layout
 from pipelines.checking.housekeeping import clean, verify
-from pipelines.graph.plan import PlannedStage, planned_stages
 from pipelines.params.presets import FOLDER, write_preset
+from tests.project_code import ROOT
+
+Build = Callable[..., str]
 
 
 @pytest.fixture
@@ -34,36 +40,38 @@ def params(layout: Layout) -> Params:
 
 
 @pytest.fixture
-def stages(params: Params, layout: Layout) -> dict[str, PlannedStage]:
-    return {stage.name: stage for stage in planned_stages(params, layout)}
+def stages(params: Params, layout: Layout) -> Mapping[str, Node]:
+    return graph_of(params, layout.root).nodes
 
 
-def build(stage: PlannedStage, parents: dict[str, str] | None = None) -> str:
-    card = {
-        "params": stage.params,
-        "parents": parents or {},
-        "code": {"revision": "unknown", "hash": code_hash()},
-        "facts": {},
-    }
-    with artifacts.new_artifact(stage.artifact, kind=stage.kind, card=card) as draft:
-        draft.save_json("values.json", [stage.name, 1, 2, 3])
-    return str(artifacts.read_card(stage.artifact, kind=stage.kind)["content"])
+def made_of(layout: Layout, node: Node, params: Params | None = None) -> dict[str, Any]:
+    graph = graph_of(params or load_params(layout.root / "params.yaml"), layout.root)
+    code = sources_of(graph).fingerprint(node.code)
+    return {"params": graph.values(node), "parents": {}, "code": code}
 
 
-def begin(layout: Layout, stage: PlannedStage, **changes: Any) -> Path:
+@pytest.fixture
+def build(layout: Layout) -> Build:
+    """Return what writes a node's artifact and returns its content hash."""
+
+    def of(node: Node, parents: dict[str, str] | None = None, **changes: Any) -> str:
+        card = made_of(layout, node, **changes)
+        card |= {"parents": parents or {}, "facts": {}}
+        card["code"] = {"revision": "unknown", "hash": card["code"]}
+        with artifacts.new_artifact(node.artifact, kind=node.kind, card=card) as draft:
+            draft.save_json("values.json", [node.name, 1, 2, 3])
+        return str(artifacts.read_card(node.artifact, kind=node.kind)["content"])
+
+    return of
+
+
+def begin(layout: Layout, node: Node, of: Params | None = None, **changes: Any) -> Path:
     """Leave the work folder of a stage that was killed."""
-    made_of = {"params": stage.params, "parents": {}, "code": code_hash()}
-    made_of.update({key: value for key, value in changes.items() if key in made_of})
-    key = hash_json(made_of)
-    folder = layout.work / "work" / stage.name / key[:16]
+    identity = {**made_of(layout, node, of), **changes}
+    key = hash_json(identity)
+    folder = layout.work / "work" / node.name / key[:16]
     folder.mkdir(parents=True)
-    identity = {
-        **made_of,
-        "key": key,
-        "stage": stage.name.partition("@")[0],
-        "cell": stage.cell,
-        "artifact": str(stage.artifact.relative_to(layout.root)),
-    }
+    identity |= {"key": key, "artifact": str(node.artifact.relative_to(layout.root))}
     (folder / "identity.json").write_text(json.dumps(identity))
     (folder / "checkpoint").write_bytes(b"x" * 1000)
     return folder
@@ -75,13 +83,13 @@ STUDENT = "distill@wrn-10-1-wrn-10-1-dfnd-kdci-0-0"
 
 
 def test_verify_tells_intact_from_missing(
-    params: Params, layout: Layout, stages: dict[str, PlannedStage]
+    params: Params, layout: Layout, stages: Mapping[str, Node], build: Build
 ) -> None:
     build(stages[TEACHER])
     build(stages[STUDENT])
     found = verify(params, layout)
     assert {stage.name for stage in found.intact} == {TEACHER, STUDENT}
-    assert {stage.name for stage in found.missing} == stages.keys() - {TEACHER, STUDENT}
+    assert {stage.name for stage in found.missing} == stages.keys() - {TEACHER, STUDENT, "report"}
     assert found.problems == []
 
 
@@ -130,7 +138,7 @@ def pickle_instead(path: Path) -> Path:
     [flip_a_bit, truncate, empty, lose, lose_the_card, edit_the_card, pickle_instead],
 )
 def test_verify_names_stage_and_path_of_damage(
-    params: Params, layout: Layout, stages: dict[str, PlannedStage], damage: Any
+    params: Params, layout: Layout, stages: Mapping[str, Node], damage: Any, build: Build
 ) -> None:
     build(stages[TEACHER])
     build(stages[POOL])
@@ -145,7 +153,7 @@ def test_verify_names_stage_and_path_of_damage(
 
 
 def test_verify_finds_all_damage_and_an_artifact_of_another_kind(
-    params: Params, layout: Layout, stages: dict[str, PlannedStage]
+    params: Params, layout: Layout, stages: Mapping[str, Node], build: Build
 ) -> None:
     build(stages[TEACHER])
     flip_a_bit(stages[TEACHER].artifact)
@@ -158,7 +166,7 @@ def test_verify_finds_all_damage_and_an_artifact_of_another_kind(
 
 
 def test_clean_keeps_what_a_run_goes_on_from(
-    params: Params, layout: Layout, stages: dict[str, PlannedStage]
+    params: Params, layout: Layout, stages: Mapping[str, Node], build: Build
 ) -> None:
     content = build(stages[TEACHER])
     kept = [
@@ -181,9 +189,10 @@ def test_clean_keeps_what_a_run_goes_on_from(
 def test_clean_removes_what_no_run_goes_on_from(
     params: Params,
     layout: Layout,
-    stages: dict[str, PlannedStage],
+    stages: Mapping[str, Node],
     changes: dict[str, Any],
     reason: str,
+    build: Build,
 ) -> None:
     build(stages[TEACHER])
     folder = begin(layout, stages[POOL], **changes)
@@ -212,37 +221,37 @@ def full(layout: Layout) -> Params:
 @pytest.mark.parametrize(
     ("name", "roles"),
     [
-        ("substitute_other@wrn-10-1-fast-0", {"teacher": "teacher_other@wrn-10-1"}),
+        ("substitute@other-wrn-10-1-fast-0", {"teacher": "teacher@other-wrn-10-1"}),
         (
-            "dictionary_other@wrn-10-1-fast-0",
-            {"teacher": "teacher_other@wrn-10-1", "pool": "substitute_other@wrn-10-1-fast-0"},
+            "dictionary@other-wrn-10-1-fast-0",
+            {"teacher": "teacher@other-wrn-10-1", "pool": "substitute@other-wrn-10-1-fast-0"},
         ),
         (
             "distill@wrn-10-1-wrn-10-1-fast-kdci_other-0-0",
-            {"teacher": TEACHER, "dictionary": "dictionary_other@wrn-10-1-fast-0"},
+            {"teacher": TEACHER, "dictionary": "dictionary@other-wrn-10-1-fast-0"},
         ),
         ("shift@wrn-10-1-tail-0", {"teacher": TEACHER, "base": "substitute@wrn-10-1-fast-0"}),
     ],
 )
 def test_clean_knows_the_parents_of_others_and_shifts(
-    full: Params, layout: Layout, name: str, roles: dict[str, str]
+    full: Params, layout: Layout, name: str, roles: dict[str, str], build: Build
 ) -> None:
     """It keeps what goes on from its own parents, and nothing once one of them is made anew."""
-    planned = {stage.name: stage for stage in planned_stages(full, layout)}
-    parents = {role: build(planned[parent]) for role, parent in roles.items()}
-    for stage in planned.values():  # the teacher's twins of the other model's artifacts
-        if not stage.artifact.exists() and stage.kind in ("teacher", "pool", "dictionary"):
-            build(stage)
-    kept = begin(layout, planned[name], parents=parents)
+    nodes = graph_of(full, layout.root).nodes
+    parents = {role: build(nodes[parent], params=full) for role, parent in roles.items()}
+    for node in nodes.values():  # the teacher's twins of the other model's artifacts
+        if not node.artifact.exists() and node.kind in ("teacher", "pool", "dictionary"):
+            build(node, params=full)
+    kept = begin(layout, nodes[name], full, parents=parents)
     assert clean(full, layout) == [] and kept.exists()
     for role, parent in roles.items():
-        stale = begin(layout, planned[name], parents={**parents, role: "0" * 64})
+        stale = begin(layout, nodes[name], full, parents={**parents, role: "0" * 64})
         assert [removal.path for removal in clean(full, layout)] == [stale], parent
     assert kept.exists()
 
 
 def test_clean_removes_work_whose_artifact_is_in_place(
-    params: Params, layout: Layout, stages: dict[str, PlannedStage]
+    params: Params, layout: Layout, stages: Mapping[str, Node], build: Build
 ) -> None:
     folder = begin(layout, stages[TEACHER])
     build(stages[TEACHER], parents={"other": "x"})
@@ -253,7 +262,7 @@ def test_clean_removes_work_whose_artifact_is_in_place(
 
 
 def test_clean_removes_cells_out_of_the_grid_and_folders_without_identity(
-    params: Params, layout: Layout, stages: dict[str, PlannedStage]
+    params: Params, layout: Layout, stages: Mapping[str, Node]
 ) -> None:
     folder = begin(layout, stages[STUDENT])
     gone = folder.parent.rename(folder.parent.with_name(STUDENT[:-1] + "9"))
@@ -268,7 +277,7 @@ def test_clean_removes_cells_out_of_the_grid_and_folders_without_identity(
 
 
 def test_clean_leaves_alone_what_a_live_process_holds(
-    params: Params, layout: Layout, stages: dict[str, PlannedStage]
+    params: Params, layout: Layout, stages: Mapping[str, Node]
 ) -> None:
     folder = begin(layout, stages[TEACHER], code="other")
     unfinished = stages[TEACHER].artifact.with_name(".wrn-10-1.abcd_123.tmp")
@@ -283,7 +292,7 @@ def test_clean_leaves_alone_what_a_live_process_holds(
 
 
 def test_clean_removes_unfinished_folders_and_nothing_like_them(
-    params: Params, layout: Layout, stages: dict[str, PlannedStage]
+    params: Params, layout: Layout, stages: Mapping[str, Node], build: Build
 ) -> None:
     build(stages[POOL])
     parent = stages[POOL].artifact.parent
@@ -301,7 +310,7 @@ def test_clean_removes_unfinished_folders_and_nothing_like_them(
 
 
 def test_clean_follows_no_link(
-    params: Params, layout: Layout, stages: dict[str, PlannedStage], tmp_path: Path
+    params: Params, layout: Layout, stages: Mapping[str, Node], tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -319,19 +328,38 @@ def test_clean_of_a_fresh_project_makes_nothing(params: Params, layout: Layout) 
     assert os.listdir(layout.root) == ["params.yaml"]
 
 
-def test_clean_knows_the_finished_teacher_that_one_adopts(layout: Layout) -> None:
+def test_clean_knows_the_finished_teacher_that_one_adopts(layout: Layout, build: Build) -> None:
     tree = read_yaml(layout.root / "params.yaml")
     tree["teacher"]["artifact"] = "finished"
     params = Params.model_validate(tree)
-    teacher = planned_stages(params, layout)[0]
-    content = build(replace(teacher, artifact=layout.root / "finished"))
-    kept = begin(layout, teacher, parents={"adopted": content})
+    teacher = graph_of(params, layout.root).nodes[TEACHER]
+    content = build(replace(teacher, artifact=layout.root / "finished"), params=params)
+    kept = begin(layout, teacher, params, parents={"adopted": content})
     assert clean(params, layout) == [] and kept.exists()
-    stale = begin(layout, teacher, parents={"adopted": "0" * 64})
+    stale = begin(layout, teacher, params, parents={"adopted": "0" * 64})
     assert [removal.path for removal in clean(params, layout)] == [stale]
 
 
-def test_verify_names_stages_of_pairs_and_controls_as_dvc_does(layout: Layout) -> None:
+def test_clean_goes_by_the_code_of_the_stage_alone(
+    params: Params, layout: Layout, stages: Mapping[str, Node]
+) -> None:
+    """An edit of one method's file is nothing to another's checkpoints; so is a comment."""
+    kept, stale = (begin(layout, stages[name]) for name in (POOL, POOL.replace("dfnd", "fast")))
+    assert clean(params, layout) == []
+    shutil.copytree(ROOT / "kdci", layout.root / "kdci")
+    shutil.copytree(ROOT / "stages", layout.root / "stages")
+    edited = layout.root / "kdci/methods/fast.py"
+    edited.write_text(edited.read_text() + "# a comment\n")
+    assert clean(params, layout) == []
+    edited.write_text(edited.read_text() + "CHANGED = True\n")
+    (removal,) = clean(params, layout)
+    assert (removal.path, removal.reason) == (stale, "begun with other code")
+    assert kept.exists()
+
+
+def test_verify_names_stages_of_pairs_and_controls_as_dvc_does(
+    layout: Layout, build: Build
+) -> None:
     tree = read_yaml(layout.root / "params.yaml")
     pairs = [{"teacher": "wrn-10-1", "student": name} for name in ("wrn-16-1", "wrn-10-1")]
     tree["grid"].update(students=[], pairs=pairs, methods=["dfnd"], controls=["noise"])
@@ -339,25 +367,14 @@ def test_verify_names_stages_of_pairs_and_controls_as_dvc_does(layout: Layout) -
     for block in ("methods", "recipes"):
         tree[block]["noise"] = preset[block]["noise"]
     params = Params.model_validate(tree)
-    planned = {stage.name: stage for stage in planned_stages(params, layout)}
-    damaged = planned["distill@wrn-10-1-wrn-10-1-dfnd-kdci-0-0"]
-    build(damaged)
+    damaged = graph_of(params, layout.root).nodes[STUDENT]
+    build(damaged, params=params)
     flip_a_bit(damaged.artifact)
     found = verify(params, layout)
     (problem,) = found.problems
-    assert problem.what.endswith("made by distill_kdci_pair@pair1-dfnd-0-0")
+    assert problem.what.endswith(f"made by {STUDENT}")
     missing = {stage.name for stage in found.missing}
-    assert {"distill_vanilla_pair@pair0-dfnd-0-0", "substitute_control@wrn-10-1-noise"} <= missing
-
-
-def test_a_result_of_another_parent_is_not_in_place(
-    params: Params, layout: Layout, stages: dict[str, PlannedStage]
-) -> None:
-    content = build(stages[TEACHER])
-    build(stages[POOL], parents={"teacher": content})
-    assert stages[POOL].is_in_place()
-    build(stages[POOL], parents={"teacher": "0" * 64})
-    assert not stages[POOL].is_in_place()
-    # A parent that is not there may be checked out again.
-    stages[TEACHER].artifact.rename(layout.root / "away")
-    assert stages[POOL].is_in_place()
+    assert {
+        "distill@wrn-10-1-wrn-16-1-dfnd-vanilla-0-0",
+        "substitute@wrn-10-1-noise-0",
+    } <= missing

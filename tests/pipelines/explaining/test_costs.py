@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 
-from kdci.store.artifacts import new_artifact
 from kdci.store.layout import Layout
 from kdci.substitution.registry import method_names
 from pipelines.explaining.costs import ExpectedTime, expected_time, wall_seconds
 from pipelines.explaining.differences import CachePlaces, Comparison, compare
-from pipelines.explaining.past_runs import Command, PastRun, read_past_runs
+from pipelines.explaining.past_runs import PastRun, read_past_runs
+from pipelines.explaining.tasks import Task
 from pipelines.explaining.work_size import num_steps
 from pipelines.graph.dag import Dag, DagStage, read_dag
 from pipelines.params.presets import preset_names, write_preset
@@ -21,50 +22,47 @@ from pipelines.running import journal
 from pipelines.running.journal import Execution
 
 
-def student(variant: str = "kdci", method: str = "fast", seed: int = 0, teacher: str = "a") -> str:
-    return (
-        f"python -m stages.distill --variant {variant} --teacher {teacher} --student b "
-        f"--method {method} --pool-seed 0 --seed {seed}"
-    )
+def student(variant: str = "kdci", method: str = "fast", seed: int = 0, teacher: str = "a") -> Task:
+    axes = {"teacher": teacher, "student": "b", "method": method, "variant": variant}
+    return Task("distill", {**axes, "pool_seed": "0", "seed": str(seed)})
 
 
-def past(line: str, seconds: float, loop: float = 0.0, steps: int | None = None) -> PastRun:
-    command = Command.parse(line)
-    assert command is not None
-    return PastRun(command, 0.0, seconds, seconds, loop, steps)
+def past(task: Task, seconds: float, loop: float = 0.0, steps: int | None = None) -> PastRun:
+    return PastRun(task, 0.0, seconds, seconds, loop, steps)
 
 
-def of(line: str, steps: int | None, *runs: PastRun) -> ExpectedTime | None:
-    return expected_time(DagStage("a", line, ()), steps, runs)
+def of(task: Task, steps: int | None, *runs: PastRun) -> ExpectedTime | None:
+    return expected_time(task, steps, runs)
 
 
-# -- what a command and params say ----------------------------------------------------------------
+# -- what a task and params say -------------------------------------------------------------------
 
 
-def test_a_command_line_is_read() -> None:
-    found = Command.parse("python -m stages.teacher --other --teacher wrn-10-1")
-    assert found == Command("stages.teacher", {"other": "", "teacher": "wrn-10-1"})
-    assert Command.parse("python -m stages.report") == Command("stages.report", {})
-    assert Command.parse("cp a b") is None
+def test_what_a_stage_works_on_is_what_the_record_says() -> None:
+    assert Task.read("teacher", {"other": "wrn-10-1"}) == Task("teacher", {"other": "wrn-10-1"})
+    assert Task.read("distill", {"seed": 0}) == Task("distill", {"seed": "0"})
+    assert Task.read("report", {}) == Task("report", {})
+    for stage, point in ((None, None), ("", {}), ("teacher", None), ("teacher", "wrn-10-1")):
+        assert Task.read(stage, point) is None
 
 
 @pytest.mark.parametrize(
-    ("module", "method", "params", "steps"),
+    ("stage", "method", "params", "steps"),
     [
-        ("stages.teacher", "", {"teacher": {"num_epochs": 16}}, 16),
-        ("stages.distill", "fast", {"recipes.fast": {"num_epochs": 4, "steps_per_epoch": 50}}, 200),
-        ("stages.distill", "tail", {"recipes.cmi": {"num_epochs": 2, "steps_per_epoch": 3}}, 6),
-        ("stages.substitute", "dafl", {"methods.dafl": {"num_steps": 800}}, 800),
-        ("stages.substitute", "cmi", {"methods.cmi": {"warmup_calls": 12, "num_steps": 25}}, 300),
-        ("stages.substitute", "mosaick", {"methods.mosaick": {"warmup_steps": 500}}, 500),
-        ("stages.substitute", "dfnd", {"methods.dfnd": {"num_selected": 5}}, None),
-        ("stages.distill", "fast", {"recipes.fast": {"num_epochs": 4}}, None),
-        ("stages.distill", "fast", {}, None),
-        ("stages.evaluate", "fast", {"recipes.fast": {"num_epochs": 4}}, None),
+        ("teacher", "", {"teacher": {"num_epochs": 16}}, 16),
+        ("distill", "fast", {"recipes.fast": {"num_epochs": 4, "steps_per_epoch": 50}}, 200),
+        ("distill", "tail", {"recipes.cmi": {"num_epochs": 2, "steps_per_epoch": 3}}, 6),
+        ("substitute", "dafl", {"methods.dafl": {"num_steps": 800}}, 800),
+        ("substitute", "cmi", {"methods.cmi": {"warmup_calls": 12, "num_steps": 25}}, 300),
+        ("substitute", "mosaick", {"methods.mosaick": {"warmup_steps": 500}}, 500),
+        ("substitute", "dfnd", {"methods.dfnd": {"num_selected": 5}}, None),
+        ("distill", "fast", {"recipes.fast": {"num_epochs": 4}}, None),
+        ("distill", "fast", {}, None),
+        ("evaluate", "fast", {"recipes.fast": {"num_epochs": 4}}, None),
     ],
 )
-def test_number_of_steps(module: str, method: str, params: dict, steps: int | None) -> None:
-    assert num_steps(module, method, params) == steps
+def test_number_of_steps(stage: str, method: str, params: dict, steps: int | None) -> None:
+    assert num_steps(Task(stage, {"method": method}), params) == steps
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -76,9 +74,9 @@ def test_steps_of_every_method_are_in_the_presets(preset: str, tmp_path) -> None
     params = load_params(tmp_path / "params.yaml").model_dump(by_alias=True)
     for method in {name for name in method_names() if name in params["methods"]}:
         blocks = {f"{key}.{method}": params[key][method] for key in ("methods", "recipes")}
-        assert num_steps("stages.distill", method, blocks)
+        assert num_steps(Task("distill", {"method": method}), blocks)
         chooses = method in ("dfnd", "noise")
-        assert (num_steps("stages.substitute", method, blocks) is None) == chooses
+        assert (num_steps(Task("substitute", {"method": method}), blocks) is None) == chooses
 
 
 # -- estimates ------------------------------------------------------------------------------------
@@ -92,11 +90,24 @@ def test_the_closest_kin_counts() -> None:
         (past(student(method="dfnd"), 8.0), "distill kdci"),
         (past(student("vanilla"), 16.0), "other arms with fast"),
     ]
-    other = [past("python -m stages.teacher --teacher a", 99.0), past(student("x", "dfnd"), 98.0)]
+    other = [past(Task("teacher", {"teacher": "a"}), 99.0), past(student("x", "dfnd"), 98.0)]
     for closest, (run, named) in enumerate(kin):
         runs = [*other, *(run for run, _ in reversed(kin[closest:]))]
         assert of(student(), None, *runs) == ExpectedTime(run.seconds, 1, named)
     assert of(student(), None, *other) is None
+
+
+def test_the_other_models_teachers_are_kin_among_themselves() -> None:
+    ours, other, further = (
+        Task("teacher", point)
+        for point in (
+            {"teacher": "a"},
+            {"other": "a"},
+            {"other": "c"},
+        )
+    )
+    assert of(other, None, past(ours, 1.0)) is None
+    assert of(other, None, past(ours, 1.0), past(further, 2.0)) == ExpectedTime(2.0, 1, "teacher")
 
 
 def test_median_of_all_runs() -> None:
@@ -159,13 +170,13 @@ def one_order(parents: dict, seconds: dict, order: tuple, limit: int) -> float:
 # -- the record of past runs ----------------------------------------------------------------------
 
 
-def runs_of(tiny, line: str) -> list[PastRun]:
+def runs_of(tiny, task: Task) -> list[PastRun]:
     dag = read_dag(tiny.root)
-    runs = read_past_runs(tiny.layout, dag, compare(tiny.root, dag))
-    return sorted((r for r in runs if r.command == Command.parse(line)), key=lambda r: r.started)
+    runs = read_past_runs(tiny.layout, dag, tiny.tasks, compare(tiny.root, dag))
+    return sorted((r for r in runs if r.task == task), key=lambda r: r.started)
 
 
-POOL = "python -m stages.substitute --method fast"
+POOL = Task("substitute", {"method": "fast"})
 
 
 def test_past_runs_come_with_their_steps_each_once(tiny) -> None:
@@ -203,27 +214,29 @@ def test_the_journal_adds_what_starting_takes(tiny) -> None:
     assert [(one.seconds, one.steps) for one in found] == [(8.5, 6), (30.0, None)]
 
 
-def test_the_journal_of_pairs_goes_by_what_they_left(tmp_path: Path) -> None:
-    """`pair0` of the journal may be another pair by now; a result that is gone tells nothing."""
+def test_the_journal_tells_what_ran_or_names_a_stage_of_now(tmp_path: Path) -> None:
+    """What an entry says of itself counts, whether or not the grid still has it."""
     layout = Layout(tmp_path, "tiny")
-    stages, cards = {}, {}
-    for place, teacher in enumerate("ab"):
-        name, out = f"distill_kdci_pair@pair{place}-fast-0-0", f"artifacts/tiny/students/{teacher}"
-        stages[name] = DagStage(name, student(teacher=teacher), (), outs=(out,))
-        with new_artifact(tmp_path / out, kind="student", card={"facts": {"of": teacher}}):
-            pass
-        cards[teacher] = journal.card_of(tmp_path / out, "student")
-    for number, (teacher, card) in enumerate([*cards.items(), ("gone", "0" * 64), ("none", "")]):
-        name = "distill_kdci_pair@pair1-fast-0-0"  # where the list had each of them in its time
-        seconds = float(len(teacher))
-        execution = Execution(name, "completed", "plain", 100.0 * number, seconds, card=card)
+    gone, now = student(teacher="gone"), student()
+    entries = {
+        "distill@now": {},
+        "distill_kdci@pair0": {},  # of an older release
+        "distill@gone": {"kind": gone.stage, "point": gone.point},
+    }
+    for number, (name, told) in enumerate(entries.items()):
+        execution = Execution(name, "completed", "plain", 100.0 * number, 1.0, **told)
         journal.append(layout, execution)
     nothing = Comparison({}, {}, CachePlaces(tmp_path / "files", tmp_path / "runs"))
-    runs = read_past_runs(layout, Dag(stages, {}), nothing)
-    assert [(run.command.flags["teacher"], run.started) for run in runs] == [
-        ("a", 0.0),
-        ("b", 100.0),
-    ]
+    runs = read_past_runs(layout, Dag({}, {}), {"distill@now": now}, nothing)
+    assert [(run.task, run.started) for run in runs] == [(now, 0.0), (gone, 200.0)]
+
+
+def test_wall_times_that_do_not_say_of_what_are_left_out(tiny) -> None:
+    shutil.rmtree(tiny.root / ".dvc/cache/runs")
+    file = tiny.root / "artifacts/tiny/timings/pools/fast.json"
+    times = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in times.items() if k not in ("stage", "point")}))
+    assert runs_of(tiny, POOL) == []
 
 
 def test_runs_of_another_preset_are_another_matter(tiny) -> None:
@@ -234,6 +247,4 @@ def test_runs_of_another_preset_are_another_matter(tiny) -> None:
     )
     larger = type(tiny.layout)(tiny.root, "larger")
     dag = read_dag(tiny.root)
-    assert (
-        json.dumps([repr(r) for r in read_past_runs(larger, dag, compare(tiny.root, dag))]) == "[]"
-    )
+    assert read_past_runs(larger, dag, tiny.tasks, compare(tiny.root, dag)) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,9 @@ from pipelines.cli import run
 from pipelines.explaining.differences import Difference
 from pipelines.explaining.explain import Explained, Explanation, explain
 from pipelines.explaining.forecast import Fate
+from pipelines.explaining.tasks import tasks_of
 from pipelines.explaining.text import duration, explanation_lines, together
+from pipelines.graph.current import current_graph
 from pipelines.graph.dag import read_dag
 from tests.project_code import ROOT
 
@@ -35,14 +36,14 @@ def by_name(explanation: Explanation) -> dict[str, Explained]:
 def check_against_repro(tiny) -> tuple[set[str], set[str]]:
     """Compare an explanation with the `dvc repro` after it; return what ran and was restored."""
     before = {name: hash_of(tiny, name) for name in read_dag(tiny.root, status=False).stages}
-    explanation = explain(tiny.layout)
+    explanation = explain(tiny.layout, tiny.tasks)
     assert {name: hash_of(tiny, name) for name in before} == before  # it changed nothing
     ran, restored = tiny.repro()
     assert fates(explanation, Fate.runs) <= ran
     assert fates(explanation, Fate.restored) <= restored
     assert ran <= fates(explanation, Fate.runs, Fate.may_run)
     assert restored <= fates(explanation, Fate.restored, Fate.may_run)
-    assert explain(tiny.layout).stages == ()
+    assert explain(tiny.layout, tiny.tasks).stages == ()
     return ran, restored
 
 
@@ -62,7 +63,7 @@ def test_a_methods_param_reaches_what_is_made_with_it(tiny) -> None:
 
     # Back again, DVC has all but what depends on whole folders, and is known to have.
     tiny.edit("methods.fast.num_steps", 3)
-    explanation = explain(tiny.layout)
+    explanation = explain(tiny.layout, tiny.tasks)
     assert fates(explanation, Fate.restored) == ran - {"report"}
     assert fates(explanation, Fate.may_run) == {"report"}
     assert explanation.cost.num_stages == 1
@@ -72,14 +73,14 @@ def test_a_methods_param_reaches_what_is_made_with_it(tiny) -> None:
 @pytest.mark.slow
 def test_what_comes_out_the_same_ends_there(tiny) -> None:
     tiny.edit("methods.fast.note", "of no consequence")
-    explanation = explain(tiny.layout)
+    explanation = explain(tiny.layout, tiny.tasks)
     assert fates(explanation, Fate.may_run) == {"distill@fast-0", "distill@fast-1", "report"}
     assert check_against_repro(tiny) == ({"substitute@fast"}, set())
 
 
 def test_a_deleted_output_is_given_back_and_nothing_follows(tiny) -> None:
     shutil.rmtree(tiny.root / "artifacts/tiny/pools/fast")
-    explanation = explain(tiny.layout, ["substitute", "distill@fast-0"])
+    explanation = explain(tiny.layout, tiny.tasks, ["substitute", "distill@fast-0"])
     assert fates(explanation, Fate.restored) == {"substitute@fast"}
     assert by_name(explanation)["substitute@fast"].differences[0].kind == "output"
     assert by_name(explanation)["distill@fast-0"].fate is Fate.up_to_date
@@ -95,6 +96,12 @@ def test_a_seed_adds_its_students_alone(tiny) -> None:
     assert ran == {"distill@fast-2", "distill@dfnd-2", "report"}
 
 
+def test_the_order_of_methods_is_no_reason_for_a_student(tiny) -> None:
+    tiny.edit("grid.methods", ["dfnd", "fast"])
+    assert fates(explain(tiny.layout, tiny.tasks), Fate.runs) == {"report"}
+    assert check_against_repro(tiny) == ({"report"}, set())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
@@ -102,11 +109,11 @@ def test_a_seed_adds_its_students_alone(tiny) -> None:
         lambda tiny: tiny.edit("teacher.num_epochs", 5),
         lambda tiny: tiny.edit("recipes.dfnd.num_epochs", 2),
         lambda tiny: tiny.edit("grid.methods", ["fast"]),
-        lambda tiny: append(tiny, "stages/distill.py", "one = 1\n"),
-        lambda tiny: append(tiny, "stages/teacher.py", "# a comment\n"),
+        lambda tiny: tiny.append("stages/distill.py", "one = 1\n"),
+        lambda tiny: tiny.append("stages/teacher.py", "# a comment\n"),
         lambda tiny: shutil.rmtree(tiny.root / ".dvc/cache"),
         lambda tiny: (tiny.root / "dvc.lock").unlink(),
-        lambda tiny: (tiny.root / "artifacts/tiny/students/fast/0/value.txt").write_text("mine"),
+        lambda tiny: (tiny.root / "artifacts/tiny/students/fast-0/value.txt").write_text("mine"),
         lambda tiny: shutil.rmtree(tiny.root / "artifacts"),
         lambda tiny: (
             shutil.rmtree(tiny.root / "artifacts/tiny/pools"),
@@ -132,11 +139,6 @@ def test_every_kind_of_change(tiny, change: Callable) -> None:
     check_against_repro(tiny)
 
 
-def append(tiny, name: str, text: str) -> None:
-    with (tiny.root / name).open("a") as file:
-        file.write(text)
-
-
 # -- reasons --------------------------------------------------------------------------------------
 
 
@@ -144,7 +146,7 @@ def test_params_have_both_values(tiny) -> None:
     tiny.edit("methods.fast.num_steps", 4)
     tiny.edit("methods.fast.extra", {"depth": None})
     tiny.edit("grid.seeds", [0, 1, 2])
-    found = by_name(explain(tiny.layout))
+    found = by_name(explain(tiny.layout, tiny.tasks))
     assert found["substitute@fast"].differences == (
         Difference("param", "methods.fast.num_steps", "modified", "3", "4"),
         Difference("param", "methods.fast.extra.depth", "modified", "(absent)", "null"),
@@ -155,33 +157,33 @@ def test_params_have_both_values(tiny) -> None:
     assert found["distill@fast-2"].differences == (Difference("new"),)
 
 
-def test_files_artifacts_outputs_and_commands_are_told_apart(tiny) -> None:
-    append(tiny, "stages/distill.py", "one = 1\n")
+def test_code_files_artifacts_outputs_and_commands_are_told_apart(tiny) -> None:
+    tiny.append("stages/distill.py", "one = 1\n")
+    tiny.append("stages/report.py", "one = 1\n")
     tiny.edit("recipes.dfnd.num_epochs", 2)
     tiny.dvc("repro", "--single-item", "distill@dfnd-0")
-    (tiny.root / "artifacts/tiny/students/fast/0/value.txt").write_text("mine")
+    (tiny.root / "artifacts/tiny/students/fast-0/value.txt").write_text("mine")
     (tiny.root / "dvc.yaml").write_text(
         (tiny.root / "dvc.yaml").read_text().replace("stages.teacher\n", "stages.teacher --x 1\n")
     )
-    found = by_name(explain(tiny.layout, ["teacher", "distill@fast-0", "report"]))
+    found = by_name(explain(tiny.layout, tiny.tasks, ["teacher", "distill@fast-0", "report"]))
     (command,) = found["teacher"].differences
     assert (command.kind, command.old) == ("command", "python -m stages.teacher")
     assert command.new == "python -m stages.teacher --x 1"
-    file, output = found["distill@fast-0"].differences
-    assert (file.kind, file.subject, output.kind) == ("file", "stages/distill.py", "output")
-    assert output.subject == "artifacts/tiny/students/fast/0"
-    for one in (file, output):
+    code, output = found["distill@fast-0"].differences
+    assert (code.kind, code.subject, output.kind) == ("code", "distill", "output")
+    assert output.subject == "artifacts/tiny/students/fast-0"
+    (file,) = found["report"].differences  # that its students are about to be made anew is none
+    assert (file.kind, file.subject) == ("file", "stages/report.py")
+    for one in (code, output, file):
         assert len(one.old) == len(one.new) == 7
         assert one.old != one.new
-    # Some of its students are about to be made anew: that is no reason of its own.
-    assert found["report"].differences == ()
-    assert "distill@fast-0" in found["report"].follows_from
 
 
 def test_an_artifact_names_the_stage_that_made_it(tiny) -> None:
     tiny.edit("methods.dfnd.num_selected", 6)
     tiny.dvc("repro", "--single-item", "substitute@dfnd")
-    found = by_name(explain(tiny.layout))
+    found = by_name(explain(tiny.layout, tiny.tasks))
     assert set(found) == {"distill@dfnd-0", "distill@dfnd-1", "report"}
     (one,) = found["distill@dfnd-0"].differences
     assert (one.kind, one.made_by) == ("artifact", ("substitute@dfnd",))
@@ -189,7 +191,7 @@ def test_an_artifact_names_the_stage_that_made_it(tiny) -> None:
 
 def test_the_old_name_is_looked_for(tiny) -> None:
     with pytest.raises(UserError, match="did you mean 'distill'"):
-        explain(tiny.layout, ["teacher", "distil"])
+        explain(tiny.layout, tiny.tasks, ["teacher", "distil"])
 
 
 # -- costs and words ------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def test_the_old_name_is_looked_for(tiny) -> None:
 def test_costs_add_up(tiny) -> None:
     """The tiny stages claim 2 s, and half a second a step."""
     tiny.edit("methods.fast.num_steps", 4)
-    explanation = explain(tiny.layout, limit=2)
+    explanation = explain(tiny.layout, tiny.tasks, limit=2)
     found = by_name(explanation)
     pool = found["substitute@fast"].expected_time
     assert pool is not None
@@ -211,9 +213,11 @@ def test_costs_add_up(tiny) -> None:
 
 
 def test_words(tiny) -> None:
-    assert list(explanation_lines(explain(tiny.layout))) == ["all 8 stages are up to date"]
+    assert list(explanation_lines(explain(tiny.layout, tiny.tasks))) == [
+        "all 8 stages are up to date"
+    ]
     tiny.edit("methods.fast.num_steps", 4)
-    assert list(explanation_lines(explain(tiny.layout, limit=2))) == [
+    assert list(explanation_lines(explain(tiny.layout, tiny.tasks, limit=2))) == [
         "substitute@fast: will run",
         "  param  methods.fast.num_steps  3 -> 4",
         "  takes  about 6.0 s (1 past run of this stage, scaled from 6 to 8 steps)",
@@ -225,11 +229,11 @@ def test_words(tiny) -> None:
         "in all: 4 stages, about 22 s one after another, 14 s with 2 at a time",
         "not counted, for want of a past run's time: report",
     ]
-    told = list(explanation_lines(explain(tiny.layout, ["teacher", "distill"])))
+    told = list(explanation_lines(explain(tiny.layout, tiny.tasks, ["teacher", "distill"])))
     assert told == [
         "teacher: up to date",
         "  params  teacher",
-        "  code    1 file of code",
+        "  code    stages/teacher.py",
         "  took    about 4.0 s (1 past run of this stage)",
         "",
         "distill@fast-{0,1}: 2 stages, may run",
@@ -239,13 +243,13 @@ def test_words(tiny) -> None:
         "distill@dfnd-0: up to date",
         "  from    substitute@dfnd",
         "  params  recipes.dfnd",
-        "  code    1 file of code",
+        "  code    distill",
         "  took    about 5.0 s (1 past run of this stage)",
         "",
         "distill@dfnd-1: up to date",
         "  from    substitute@dfnd",
         "  params  recipes.dfnd",
-        "  code    1 file of code",
+        "  code    distill",
         "  took    about 5.0 s (1 past run of this stage)",
         "",
         "what follows may run; it is skipped where all it is made from comes out the same",
@@ -291,16 +295,16 @@ def test_the_command_before_anything_ran(unrun: Path, capsys: pytest.CaptureFixt
     assert "evaluate@wrn-10-1-wrn-10-1-{fast,dfnd}: 2 stages, will run" in told
     assert "in all: 12 stages\n" in told
 
-    assert run(["explain", "distill_kdci", "--json"]) == 0
+    assert run(["explain", "distill", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [one["fate"] for one in found["stages"]] == ["runs", "runs"]
-    assert {one["name"].partition("@")[0] for one in found["following"]} == {"evaluate", "report"}
-    assert len(found["cost"]["unknown"]) == found["cost"]["num_stages"] == 5
+    assert [one["fate"] for one in found["stages"]] == ["runs"] * 4
+    assert {one["group"] for one in found["following"]} == {"evaluate", "report"}
+    assert len(found["cost"]["unknown"]) == found["cost"]["num_stages"] == 7
 
-    assert run(["explain", "distil_kdci"]) == 2
+    assert run(["explain", "distil"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "did you mean 'distill_kdci'" in captured.err
+    assert "did you mean 'distill'" in captured.err
     assert run(["explain", "--limit", "0"]) == 2
 
 
@@ -312,30 +316,18 @@ def test_the_real_pipeline_runs_what_was_explained(
     root = tmp_path / "project"
     shutil.copytree(smoke_project.root, root)
     project = type(tiny_made)(root, environment)
-    project.dvc("commit", "--force", "--quiet")
     real = type(smoke_project)(root)
-    assert explain(real.layout).stages == ()
+    tasks = tasks_of(current_graph(root))
+    project.dvc("commit", "--force", "--quiet")
+    assert explain(real.layout, tasks).stages == ()
     real.edit(methods__dfnd__num_selected=60)
-    append(project, "kdci/deconfounding/compensation.py", "# a comment\n")
-    explanation = explain(real.layout)
+    with (root / "kdci/deconfounding/compensation.py").open("a") as file:
+        file.write("_ADDED = 1\n")
+    current_graph(root)
+    explanation = explain(real.layout, tasks)
     ran, restored = project.repro()
     assert restored == set()
     assert fates(explanation, Fate.runs) <= ran <= fates(explanation, Fate.runs, Fate.may_run)
     assert {"substitute@wrn-10-1-dfnd-0", "distill@wrn-10-1-wrn-10-1-fast-kdci-0-0"} <= ran
     assert not {name for name in ran if name.startswith("teacher")}
     assert explanation.cost.unknown == ("report",)
-
-
-def test_pairs_that_change_places_are_taken_from_the_run_cache(tiny) -> None:
-    """DVC names them by their place, so its lock file tells of other outputs under each name."""
-    file = tiny.root / "dvc.yaml"
-    head, distill, tail = re.split(r"(?s)(  distill:.*)(?=  report:)", file.read_text())
-    distill = distill.replace('method: "${grid.methods}"', 'pair: "${grid.pairs}"')
-    file.write_text(head + distill.replace("item.method", "item.pair.method") + tail)
-    pairs = [{"method": "fast"}, {"method": "dfnd"}]
-    tiny.edit("grid.pairs", pairs)
-    tiny.repro()
-    tiny.edit("grid.pairs", pairs[::-1])
-    students = {f"distill@pair{place}-{seed}" for place in (0, 1) for seed in (0, 1)}
-    assert students <= fates(explain(tiny.layout), Fate.restored)
-    assert students <= tiny.repro()[1]

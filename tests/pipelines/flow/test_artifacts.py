@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from pipelines.flow.artifacts import _key, publish, publish_links, publish_results
-from pipelines.tracking.reading.files import Slot, slots
 from tests.conftest import Project
 
 Shown = dict[str, dict[str, Any]]
@@ -34,13 +33,9 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
     return sent
 
 
-def slot_of(project: Project, stage: str) -> Slot:
-    return next(s for s in slots(project.layout, project.params.grid) if s.dvc_stage == stage)
-
-
 def test_a_pool_is_shown_as_a_picture(smoke_project: Project, shown: Shown) -> None:
-    slot = slot_of(smoke_project, "substitute@wrn-10-1-fast-0")
-    publish(slot, smoke_project.params, smoke_project.layout)
+    node = smoke_project.graph.nodes["substitute@wrn-10-1-fast-0"]
+    publish(node, smoke_project.params, smoke_project.layout)
     (content,) = shown.values()
     assert list(shown) == ["kdci-pool-substitute-wrn-10-1-fast-0"]
     head, _, data = content["image_url"].partition(",")
@@ -48,15 +43,15 @@ def test_a_pool_is_shown_as_a_picture(smoke_project: Project, shown: Shown) -> N
     with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
         pixels = np.asarray(image.convert("L"))
     assert pixels.std() > 1  # not an empty figure
-    facts = json.loads((slot.path / "card.json").read_text())["facts"]
+    facts = json.loads((node.artifact / "card.json").read_text())["facts"]
     assert f": {facts['num_images']} in all, " in content["description"]
 
 
 def test_a_dictionary_is_shown_as_its_proportions(smoke_project: Project, shown: Shown) -> None:
-    slot = slot_of(smoke_project, "dictionary@wrn-10-1-dfnd-0")
-    publish(slot, smoke_project.params, smoke_project.layout)
+    node = smoke_project.graph.nodes["dictionary@wrn-10-1-dfnd-0"]
+    publish(node, smoke_project.params, smoke_project.layout)
     content = shown["kdci-dictionary-dictionary-wrn-10-1-dfnd-0"]
-    tensors = load_file(slot.path / "dictionary.safetensors")
+    tensors = load_file(node.artifact / "dictionary.safetensors")
     proportions = 100 * tensors["proportions"].astype(float)
     rows = content["table"]
     shares = [row["P(z), %"] for row in rows]
@@ -66,7 +61,7 @@ def test_a_dictionary_is_shown_as_its_proportions(smoke_project: Project, shown:
     for row in rows:
         assert row["P(z), %"] == pytest.approx(proportions[row["prototype"]], abs=0.005)
         assert row["top class"] in smoke_project.params.data.spec.class_names
-    facts = json.loads((slot.path / "card.json").read_text())["facts"]
+    facts = json.loads((node.artifact / "card.json").read_text())["facts"]
     assert f"N = {len(rows)} prototypes in logits" in content["description"]
     assert f"of {facts['num_predictions']} predictions" in content["description"]
 
@@ -75,7 +70,7 @@ def test_a_dictionary_is_shown_as_its_proportions(smoke_project: Project, shown:
 def test_what_is_not_looked_at_is_not_shown(
     smoke_project: Project, shown: Shown, stage: str
 ) -> None:
-    publish(slot_of(smoke_project, stage), smoke_project.params, smoke_project.layout)
+    publish(smoke_project.graph.nodes[stage], smoke_project.params, smoke_project.layout)
     assert shown == {}
 
 
@@ -111,7 +106,7 @@ def test_links_are_links_where_mlflow_has_an_address(built: Project, shown: Show
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        ("distill_kdci@a-b-0", "kdci-pool-distill-kdci-a-b-0"),
+        ("distill@a-b-kdci-0", "kdci-pool-distill-a-b-kdci-0"),
         ("Table 4: w/o P(z)", "kdci-pool-table-4-w-o-p-z"),
     ],
 )

@@ -82,10 +82,10 @@ def test_graph_is_dvcs(tiny_made) -> None:
         assert set(stage.upstream) <= set(earlier)
     student = dag.stages["distill@fast-1"]
     assert student.upstream == ("substitute@fast",)
-    assert student.command == "python -m stages.distill --method fast --seed 1"
-    assert student.deps == ("stages/distill.py", "artifacts/tiny/pools/fast")
-    assert student.params == ("recipes.fast",)
-    assert student.outs[0] == "artifacts/tiny/students/fast/1"
+    assert student.command == "python -m stages.distill fast-1"
+    assert student.deps == ("artifacts/tiny/pools/fast",)
+    assert student.params == ("recipes.fast", "code.distill")
+    assert student.outs[0] == "artifacts/tiny/students/fast-1"
     assert student.group == "distill"
     assert dag.changes == {}
 
@@ -94,14 +94,14 @@ def test_changes_are_told_apart(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """The paths are those from the project folder, wherever they are asked for."""
     tiny.edit("methods.fast.num_steps", 4)
     (tiny.root / "stages/report.py").write_text("raise SystemExit\n")
-    (tiny.root / "artifacts/tiny/students/dfnd/0/value.txt").unlink()
+    (tiny.root / "artifacts/tiny/students/dfnd-0/value.txt").unlink()
     (tiny.root / "dvc.yaml").write_text(
         (tiny.root / "dvc.yaml").read_text().replace("stages.teacher\n", "stages.teacher --x 1\n")
     )
     expected = {
         "teacher": (Change("command", "changed command", "modified"),),
         "substitute@fast": (Change("param", "methods.fast", "modified"),),
-        "distill@dfnd-0": (Change("out", "artifacts/tiny/students/dfnd/0", "modified"),),
+        "distill@dfnd-0": (Change("out", "artifacts/tiny/students/dfnd-0", "modified"),),
         "report": (
             Change("dep", "stages/report.py", "modified"),
             Change("dep", "artifacts/tiny/students", "modified"),

@@ -35,7 +35,7 @@ def start(code: str, layout: Layout) -> subprocess.Popen[str]:
     """Run code that knows ``layout`` in another process."""
     head = (
         "import resource; from pathlib import Path; from kdci.errors import StorageError\n"
-        "from kdci.store.layout import Layout; from pipelines import journal\n"
+        "from kdci.store.layout import Layout; from pipelines.running import journal\n"
         "from pipelines.running.journal import Execution\n"
         f"layout = Layout(Path({str(layout.root)!r}), 'digits-smoke')\n"
     )

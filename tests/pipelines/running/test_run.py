@@ -15,6 +15,7 @@ import pytest
 
 from kdci.config.params_file import load_params
 from kdci.errors import UserError
+from kdci.graph.build import graph_of
 from kdci.store.layout import Layout
 from pipelines.cli import run as kdci
 from pipelines.graph.dag import Dag, DagStage
@@ -213,7 +214,7 @@ def run_of(*ended: Outcome, stopped_by: int | None = None) -> Run:
         scheduler._entries[outcome.stage].outcome = outcome
     scheduler.stopped_by = stopped_by
     params = load_params(Path("pipelines/presets/digits-smoke.yaml"))
-    return Run(params, Layout(Path("/project"), "digits-smoke"), dag, scheduler, 1)
+    return Run(graph_of(params, Path("/project")), dag, scheduler, 1)
 
 
 def failed(stage: str, code: int) -> Outcome:

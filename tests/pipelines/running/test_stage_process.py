@@ -27,7 +27,7 @@ PROGRAM = '''
 import signal, sys, time
 from pathlib import Path
 from ruamel.yaml import YAML
-from stages._signals import StopFlag, die_with_parent
+from stages.signals import StopFlag, die_with_parent
 
 told = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())
 stop = StopFlag()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.project_code import copy_smoke
+from tests.project_code import copy_smoke, renew_cells_of
 
 KNOWING = {
     "grid.methods": ["fast"],
@@ -80,6 +80,7 @@ def reproduced(environment, tmp_path_factory) -> Workspace:
     copy_smoke(root)
     workspace = Workspace(root, environment)
     workspace.edit(**{key.replace(".", "__"): value for key, value in KNOWING.items()})
+    renew_cells_of(root)
     workspace.dvc("repro", "--quiet")
     return workspace
 

@@ -59,7 +59,7 @@ def test_agreement_is_that_of_the_evaluation_and_opens_no_data(built, call, vari
     monkeypatch.setattr("kdci.data.datasets.loading.load_split", refuse)
     cell = built.cell(variant)
     artifact = open_student(built, cell)
-    scorer = Scorer(built.params, built.layout, built.root, Criterion("agreement"), [cell])
+    scorer = Scorer(built.graph, built.root, Criterion("agreement"), [cell])
     folder = built.artifact(call("evaluate"))
     row = next(
         row for row in json.loads((folder / "cells.json").read_text()) if row["variant"] == variant
@@ -85,7 +85,7 @@ def test_accuracy_is_that_of_the_named_split(built):
 
     cell = built.cell("kdci")
     student = student_of(open_student(built, cell))
-    scorer = Scorer(built.params, built.layout, built.root, Criterion("accuracy", "train"), [cell])
+    scorer = Scorer(built.graph, built.root, Criterion("accuracy", "train"), [cell])
     train = load_split(built.params.data.spec, path=None, split="train")
     classes = predict_classes(student, train.images, batch_size=512)
     assert scorer.score(student, cell) == match_percentage(classes, train.labels)

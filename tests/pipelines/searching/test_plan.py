@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
 from kdci.errors import CombinedUserError, UserError
+from kdci.graph.build import graph_of
 from pipelines.graph.dag import Change, Dag, DagStage
 from pipelines.params.edit import checked, with_values
-from pipelines.searching.plan import FIXED, choose_subject, leaves, plan_trials
+from pipelines.searching.plan import FIXED, choose_subject, fingerprints, leaves, plan_trials
 
 MORE = {
     "grid__arms": ["logit_adjusted", "kdci_stratified"],
@@ -26,21 +28,11 @@ MORE = {
 
 def dag_of(project, changed=()):
     """Return DVC's graph as far as a plan looks at it."""
-    from pipelines.graph.plan import planned_stages
-
-    planned = planned_stages(project.params, project.layout)
-    makers = {stage.artifact: stage.name for stage in planned}
-    root = project.layout.root
-    stages = {
-        stage.name: DagStage(
-            name=stage.name,
-            command="",
-            upstream=tuple(makers[p] for p in stage.parents.values() if p in makers),
-            params=tuple(stage.params),
-            outs=(stage.artifact.relative_to(root).as_posix(),),
-        )
-        for stage in planned
-    }
+    graph = project.graph
+    stages = {}
+    for name, node in graph.nodes.items():
+        upstream = [graph.by_artifact.get(parent.path) for parent in node.parents.values()]
+        stages[name] = DagStage(name, "", tuple(maker.name for maker in upstream if maker))
     return Dag(stages, {name: (Change("dep", "x", "modified"),) for name in changed})
 
 
@@ -50,11 +42,12 @@ def plan(project, keys, *, changed=(), **chosen):
     text = (project.root / "params.yaml").read_text()
     grid = {f"grid.{axis}": values for axis, values in subject.grid(params).items()}
     reduced = checked(with_values(text, grid))
-    return plan_trials(reduced, project.layout, subject, keys, dag_of(project, changed))
+    graph = graph_of(reduced, project.root)
+    return plan_trials(graph, subject, keys, dag_of(project, changed))
 
 
-def modules(found):
-    return [call.module for call in found.stages]
+def stages_of(found):
+    return [call.stage for call in found.stages]
 
 
 @pytest.mark.parametrize(
@@ -68,35 +61,32 @@ def modules(found):
 )
 def test_only_what_the_key_reaches_is_run(fresh, key, run, taken):
     found = plan(fresh, [key])
-    assert modules(found) == run
+    assert stages_of(found) == run
     assert [place.split("/")[2] for place in found.upstream] == taken
     assert key not in found.given and "recipes.fast.num_epochs" in found.given
-    assert found.stages[-1].student.variant == "kdci"
-    assert found.stages[-1].arguments == (
-        *("--variant", "kdci", "--teacher", "wrn-10-1", "--student", "wrn-10-1"),
-        *("--method", "fast", "--pool-seed", "0", "--seed", "0"),
-    )
+    last = found.stages[-1]
+    assert last.student["variant"] == "kdci"
+    assert last.cell == "wrn-10-1-wrn-10-1-fast-kdci-0-0" and last.name == f"distill@{last.cell}"
 
 
 def test_replicates_are_students_of_one_trial(fresh):
     found = plan(fresh.edit(**MORE), ["compensation.scale"], seeds=[0, 1])
-    assert [call.student.seed for call in found.stages] == [0, 1]
+    assert [call.student["seed"] for call in found.stages] == [0, 1]
 
 
 def test_a_known_shift_and_the_other_models_dictionary(fresh):
     fresh.edit(**MORE)
     shifted = plan(fresh, ["shifts.tail.imbalance"], method="tail")
-    assert modules(shifted) == ["shift", "dictionary", "distill"]
+    assert stages_of(shifted) == ["shift", "dictionary", "distill"]
     assert [place.split("/", 2)[2] for place in shifted.upstream] == [
         "teachers/wrn-10-1",
         "pools/wrn-10-1/fast/pool0",
     ]
     other = plan(fresh, ["dictionary.num_prototypes"], variant="kdci_other")
-    assert [call.name.partition("@")[0] for call in other.stages] == [
-        "dictionary_other",
-        "distill_kdci_other",
+    assert [call.name for call in other.stages] == [
+        "dictionary@other-wrn-16-1-fast-0",
+        "distill@wrn-10-1-wrn-10-1-fast-kdci_other-0-0",
     ]
-    assert other.stages[0].arguments[:3] == ("--other", "--teacher", "wrn-16-1")
     assert "artifacts/digits-smoke/other/pools/wrn-16-1/fast/pool0" in other.upstream
 
 
@@ -156,6 +146,15 @@ def test_whose_hyperparameters(fresh):
             choose_subject(fresh.params, **chosen)
 
 
+def test_the_code_of_a_score_is_that_of_its_stages_and_of_the_evaluation(built):
+    found = plan(built, ["methods.fast.bn_weight"])
+    code = fingerprints(built.graph, found.stages)
+    assert [*code] == [*(call.name for call in found.stages), "evaluate@wrn-10-1-wrn-10-1-fast"]
+    for name, fingerprint in code.items():
+        card = json.loads((built.graph.nodes[name].artifact / "card.json").read_text())
+        assert card["code"]["hash"] == fingerprint
+
+
 def test_leaves_are_dotted(fresh):
     found = leaves(fresh.params, ["compensation", "data.name"])
     assert found["compensation.lambda"] == "learned" and found["data.name"] == "digits"
@@ -170,12 +169,10 @@ def test_steps_and_first_layers_are_not_searched(fresh, key, said):
 
 def test_no_trial_makes_or_adopts_a_teacher(fresh):
     """So no trial's folder has to reach `teacher.artifact`."""
-    from stages.teacher import STAGES
-
-    assert {block for stage in STAGES for block in stage.blocks} <= FIXED.keys()
+    assert {key for node in fresh.graph.of_stage("teacher") for key in node.blocks} <= {*FIXED}
     fresh.edit(teacher__artifact="elsewhere/{teacher}")
     found = plan(fresh, ["methods.fast.bn_weight"])
-    assert modules(found) == ["substitute", "dictionary", "distill"]
+    assert stages_of(found) == ["substitute", "dictionary", "distill"]
     assert found.upstream == ("artifacts/digits-smoke/teachers/wrn-10-1",)
 
 
@@ -208,7 +205,7 @@ def test_a_value_that_another_one_overrides_is_refused(fresh, key, said):
     ],
 )
 def test_the_value_that_holds_is_searched(fresh, key):
-    assert modules(plan(fresh.edit(**OVERRIDES), [key]))[-1] == "distill"
+    assert stages_of(plan(fresh.edit(**OVERRIDES), [key]))[-1] == "distill"
 
 
 OVERRIDES = {

@@ -35,7 +35,7 @@ CELL = {
 
 
 def search_of(**changes):
-    call = StageCall("distill_kdci@x", "distill_kdci@x", "distill", ("--seed", "0"), "a/b", CELL)
+    call = StageCall("distill@x", "distill", "x", "a/b", CELL)
     values = {
         "name": "s",
         "preset": "digits-smoke",
@@ -53,7 +53,7 @@ def search_of(**changes):
         "num_points": 4,
         "given": {"recipes.fast.num_epochs": 2},
         "upstream": {},
-        "code": "c",
+        "code": {"distill@x": "c"},
         "stages": (call,),
     }
     return Search(**{**values, **changes})
@@ -95,9 +95,23 @@ def test_what_is_written_is_read(layout):
     assert read_search(layout, "s").cells[0].seed == 0
 
 
+def test_a_search_of_before_cells_had_names_is_read(layout):
+    """Its trials may be promoted; it is another search than any that is begun now."""
+    search = search_of()
+    old = {
+        **{"name": "distill_kdci@x", "dvc_name": "distill_kdci_pair@pair0", "module": "distill"},
+        **{"arguments": ["--seed", "0"], "artifact": "a/b", "cell": CELL},
+    }
+    values = {**search.asdict(), "code": "f" * 64, "stages": [old]}
+    found = Search.of(values)
+    assert found.cells == search.cells and found.identity != search.identity
+    assert found.stages[0].name == "distill_kdci_pair@pair0"
+    assert TrialRecord.of({**record_of(0, 60.0).asdict(), "code": "f" * 64}).score == 60.0
+
+
 def test_identity_is_all_but_the_name():
     assert search_of(name="x").identity == search_of().identity
-    for change in ({"seed": 1}, {"given": {}}, {"upstream": {"a": "b"}}, {"code": "d"}):
+    for change in ({"seed": 1}, {"given": {}}, {"upstream": {"a": "b"}}, {"code": {}}):
         assert search_of(**change).identity != search_of().identity
 
 

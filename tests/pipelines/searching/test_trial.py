@@ -66,7 +66,7 @@ def test_a_killed_stage_and_a_stopped_search_go_on_from_the_checkpoint(workspace
     first = trial(layout, search, workspace, **values)
     points = first.points()
     assert next(points).step == 250
-    (stage,) = first.layout.work.glob("work/distill_kdci@*/*")
+    (stage,) = first.layout.work.glob("work/distill@*-kdci-*/*")
     pid = json.loads((stage / "identity.json").read_text())["pid"]
     os.kill(pid, signal.SIGTERM)  # as when the worker dies: the stage saves its state
     with pytest.raises(StageEndedError, match="143"):
@@ -117,7 +117,7 @@ def test_a_closed_trial_leaves_no_stage(workspace):
 def test_what_would_fail_again_is_told_and_upstream_must_stay(workspace):
     layout, search = opened(workspace, "recipes.fast.learning_rate=loguniform(0.01, 1e30)")
     run = trial(layout, search, workspace, recipes__fast__learning_rate=1e30)
-    with pytest.raises(TrialFailedError, match="distill_kdci@.* ended with 5: kdci: error: "):
+    with pytest.raises(TrialFailedError, match="distill@.*-kdci-.* ended with 5: kdci: error: "):
         list(run.points())
     workspace.edit(teacher__num_epochs=1)
     workspace.dvc("repro", "--quiet", "teacher")

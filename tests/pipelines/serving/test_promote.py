@@ -40,12 +40,16 @@ def search(root, layout, monkeypatch):
     """A search as it was begun, with no trial yet."""
     import pipelines.searching.driver as driver
 
-    def of_built(params, layout, subject, keys, dag):
-        return plan_trials(params, layout, subject, keys, replace(dag, changes={}))
+    def of_built(graph, subject, keys, dag):
+        return plan_trials(graph, subject, keys, replace(dag, changes={}))
 
     monkeypatch.setattr(driver, "plan_trials", of_built)
     params = load_params(root / "params.yaml")
     return prepare(root, params, SearchOptions(keys=KEYS, name="s"))[1]
+
+
+def student_of(search):
+    return search.stages[-1].name
 
 
 def add(layout, search, number, score, status="complete", **values):
@@ -59,7 +63,7 @@ def add(layout, search, number, score, status="complete", **values):
         criterion=search.criterion,
         metric=search.metric,
         status=status,
-        code=search.code,
+        code=dict(search.code),
         threads=1,
         finished=1.0,
     )
@@ -152,7 +156,7 @@ def test_what_the_number_was_made_with_and_is_different_now_is_told(root, layout
     from pipelines.params.edit import with_values
 
     record = add(layout, search, 0, 60.0)
-    write_trial(layout, replace(record, code="other"))
+    write_trial(layout, replace(record, code={**record.code, student_of(search): "other"}))
     card = next(layout.artifacts.glob("pools/wrn-10-1/fast/pool0/card.json"))
     card.write_text(card.read_text() + " ")
     assert len(plan_promotion(layout, "s").warnings) == 1  # the card says the same

@@ -8,7 +8,6 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 
-from pipelines.graph.dag import read_dag
 from pipelines.sweeping.dvc_record import DvcCommitter, record
 from pipelines.sweeping.run_cache import restorable
 
@@ -42,13 +41,12 @@ def locked(project, stage):
 @pytest.mark.slow
 def test_sound_results_are_recorded_and_stale_ones_never(project, call):
     project.edit(teacher__seed=0)  # as later edits write the file
-    stages = read_dag(project.root, status=False).stages
-    assert record(project.root, [stages[TEACHER], stages[POOL]]) == {TEACHER: None, POOL: None}
+    assert record(project.root, [TEACHER, POOL]) == {TEACHER: None, POOL: None}
     assert not {TEACHER, POOL} & set(changed(project))
     recorded = locked(project, TEACHER)
 
     project.edit(teacher__seed=5)
-    outcome = record(project.root, [stages[TEACHER], stages[POOL]])
+    outcome = record(project.root, [TEACHER, POOL])
     assert outcome == {TEACHER: "was made with other params", POOL: None}
     assert TEACHER in changed(project)
     assert locked(project, TEACHER) == recorded
@@ -56,7 +54,7 @@ def test_sound_results_are_recorded_and_stale_ones_never(project, call):
 
     # The pool is not recorded upon a teacher that it was not made of.
     project.build(call("teacher"))
-    outcome = record(project.root, [stages[TEACHER], stages[POOL]])
+    outcome = record(project.root, [TEACHER, POOL])
     assert outcome == {TEACHER: None, POOL: "was made with other parents"}
 
     # Back to the old value: the run cache knows the result, as after `dvc repro`.
@@ -67,10 +65,9 @@ def test_sound_results_are_recorded_and_stale_ones_never(project, call):
 
 @pytest.mark.slow
 def test_results_are_recorded_as_they_come_and_all_before_the_end(project):
-    stages = read_dag(project.root, status=False).stages
-    names = [name for name in stages if name.startswith("dictionary@")]
+    names = [node.name for node in project.graph.of_stage("dictionary")]
     heard = {}
-    with DvcCommitter(project.root, stages, heard.__setitem__) as recorder:
+    with DvcCommitter(project.root, heard.__setitem__) as recorder:
         for name in [TEACHER, POOL, *names]:
             recorder.add(name)
     assert heard == dict.fromkeys([TEACHER, POOL, *names])
@@ -80,10 +77,6 @@ def test_results_are_recorded_as_they_come_and_all_before_the_end(project):
 def test_params_that_can_not_be_read_record_nothing(fresh):
     (fresh.root / "params.yaml").write_text("grid: [")
     shutil.copy("dvc.yaml", fresh.root)
-
-    class Stage:
-        name, outs = TEACHER, ("artifacts",)
-
-    problem = record(fresh.root, [Stage()])[TEACHER]
+    problem = record(fresh.root, [TEACHER])[TEACHER]
     assert "params.yaml" in problem
     assert not (fresh.root / "dvc.lock").exists()

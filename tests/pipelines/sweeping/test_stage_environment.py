@@ -13,6 +13,11 @@ WORKER = {
 }
 
 
+def test_what_dvc_is_to_record_nothing_of_is_no_stage_of_its():
+    found = stage_environment(WORKER, {}, root="/project")
+    assert "DVC_STAGE" not in found and found["DVC_ROOT"] == "/project"
+
+
 def of(runner):
     return stage_environment(WORKER, deciding(runner), stage="teacher@a", root="/project")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from kdci.errors import StorageError
+from kdci.graph.build import graph_of
 from pipelines.running import journal
-from pipelines.tracking.reading.files import slots
 from pipelines.tracking.registry import Registry
 from pipelines.tracking.writing.store import Store
 
@@ -107,10 +107,10 @@ def gives_up(view, server) -> None:
 
 
 def test_server_that_is_killed_and_hangs_gets_everything_once(view, server, monkeypatch):
-    for slot in slots(view.layout, view.params.grid):
-        card = journal.card_of(slot.path, slot.kind)
-        links = {"prefect.task_run_id": f"task-{slot.dvc_stage}"}
-        line = journal.Execution(slot.dvc_stage, "completed", "prefect", 1.0, 2.0, 0, card, links)
+    for node in graph_of(view.params, view.root).nodes.values():
+        card = journal.card_of(node.artifact, node.kind)
+        links = {"prefect.task_run_id": f"task-{node.name}"}
+        line = journal.Execution(node.name, "completed", "prefect", 1.0, 2.0, 0, card, links)
         journal.append(view.layout, line)
     view.sync()
     wanted = summary_of(view.state())

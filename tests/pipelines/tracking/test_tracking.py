@@ -16,9 +16,10 @@ from filelock import FileLock
 
 from kdci.config.params import Params
 from kdci.errors import BusyError, StorageError
+from kdci.graph.build import graph_of
 from kdci.store.artifacts import new_artifact
 from kdci.store.hashing import hash_json
-from kdci.store.layout import Cell, Layout, cells
+from kdci.store.layout import Cell, cells
 from pipelines import tracking
 from tests.project_code import ROOT
 
@@ -78,12 +79,14 @@ class Files:
     """Writes artifacts as the stages do, with made-up numbers."""
 
     def __init__(self, root: Path, params: Params) -> None:
-        self.layout = Layout(root, params.preset)
+        self.graph = graph_of(params, root)
+        self.layout = self.graph.layout
         self.params = params
         self.grid = params.grid
 
-    def write(self, path, kind, blocks, files, *, parents=None, facts=None, metrics=()):
-        blocks = self.params.blocks(*blocks)
+    def write(self, path, files, *, parents=None, facts=None, metrics=()):
+        node = self.graph.by_artifact[path]
+        blocks = self.graph.values(node)
         card = {
             "params": blocks,
             "params_hash": hash_json(blocks),
@@ -95,7 +98,7 @@ class Files:
             "reproducible": True,
             "facts": facts or {},
         }
-        with new_artifact(path, kind=kind, card=card) as draft:
+        with new_artifact(path, kind=node.kind, card=card) as draft:
             for name, value in files.items():
                 if name.endswith(".json"):
                     draft.save_json(name, value)
@@ -104,9 +107,11 @@ class Files:
             if metrics:
                 lines = "".join(json.dumps(row) + "\n" for row in metrics)
                 (draft.folder / "metrics.jsonl").write_text(lines)
-        timing = self.layout.timing(path)
-        timing.parent.mkdir(parents=True, exist_ok=True)
-        timing.write_text(json.dumps(TIMING))
+        node.timing.parent.mkdir(parents=True, exist_ok=True)
+        node.timing.write_text(json.dumps(TIMING))
+        return self.content(path)
+
+    def content(self, path):
         return json.loads((path / "card.json").read_text())["content"]
 
     def teacher(self, weights=1.0):
@@ -114,8 +119,6 @@ class Files:
         facts = {"accuracy": 97.5, "train_accuracy": 90.0, "num_steps": 12, "mean": [0.5]}
         return self.write(
             self.layout.teacher(TEACHER),
-            "teacher",
-            ("data", "teacher"),
             {"model.safetensors": weights},
             facts=facts,
             metrics=metrics,
@@ -125,8 +128,6 @@ class Files:
         facts = {"num_images": 100, "confidence": 0.9, "missing_classes": [3], "method": METHOD}
         return self.write(
             self.layout.pool(TEACHER, METHOD, 0),
-            "pool",
-            ("pool", f"methods.{METHOD}"),
             {"predictions.safetensors": 2},
             parents={"teacher": teacher},
             facts=facts,
@@ -135,8 +136,6 @@ class Files:
     def dictionary(self, teacher, pool, prototypes=3.0):
         return self.write(
             self.layout.dictionary(TEACHER, METHOD, 0),
-            "dictionary",
-            ("dictionary",),
             {"dictionary.safetensors": prototypes},
             parents={"teacher": teacher, "pool": pool},
             facts={"num_prototypes": 10, "space": "logits"},
@@ -150,8 +149,6 @@ class Files:
             weights = 10 * cell.seed + (cell.variant == "kdci")
         return self.write(
             self.layout.student(cell),
-            "student",
-            (f"methods.{METHOD}", f"recipes.{METHOD}", "distill"),
             {"model.safetensors": weights},
             parents=parents,
             facts={**cell.asdict(), "num_steps": 10, "num_images": 95},
@@ -183,12 +180,14 @@ class Files:
                 },
             ]
             curves.append({**cell.asdict(), "points": points})
+        parents = {
+            "teacher": self.content(self.layout.teacher(TEACHER)),
+            "pool0": self.content(self.layout.pool(TEACHER, METHOD, 0)),
+        }
         return self.write(
             self.layout.evaluation(TEACHER, STUDENT, METHOD),
-            "evaluation",
-            ("data", "evaluate"),
             {"cells.json": rows, "curves.json": curves},
-            parents={cell.name: content for cell, content in students.items()},
+            parents=parents | {cell.name: content for cell, content in students.items()},
             facts={"num_cells": len(rows), "evaluated_on": "test"},
         )
 
@@ -211,17 +210,17 @@ class Files:
         return teacher, pool, dictionary, students
 
     def work(self, cell: Cell, metrics, *, key="0123456789abcdef"):
-        name = f"distill_{cell.variant}@{TEACHER}-{STUDENT}-{METHOD}-{cell.pool_seed}-{cell.seed}"
-        folder = self.layout.work / "work" / name / key
+        node = self.graph.by_artifact[self.layout.student(cell)]
+        folder = self.layout.work / "work" / node.name / key
         folder.mkdir(parents=True, exist_ok=True)
-        axes = {k: v for k, v in cell.asdict().items() if k != "variant"}
         identity = {
-            "stage": f"distill_{cell.variant}",
-            "cell": axes,
-            "artifact": self.layout.student(cell).relative_to(self.layout.root).as_posix(),
-            "params": self.params.blocks(f"methods.{METHOD}", f"recipes.{METHOD}", "distill"),
+            "artifact": self.layout.relative(node.artifact),
+            "params": self.graph.values(node),
+            "parents": {},
+            "code": "ab" * 8,
             "key": key * 4,
             "started": time.time() - 5,
+            "pid": os.getpid(),
         }
         (folder / "identity.json").write_text(json.dumps(identity))
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))

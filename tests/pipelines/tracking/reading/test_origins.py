@@ -3,8 +3,8 @@ import json
 
 from ruamel.yaml import YAML
 
+from kdci.graph.build import graph_of
 from pipelines.running import journal
-from pipelines.tracking.reading.files import slots
 
 WRN = "wrn-10-1"
 STAGE = f"distill@{WRN}-{WRN}-fast-kdci-0-0"
@@ -14,23 +14,23 @@ LINKS = {
 }
 
 
-def slot_of(view, stage=STAGE):
-    return next(slot for slot in slots(view.layout, view.params.grid) if slot.dvc_stage == stage)
+def student_of(view):
+    return graph_of(view.params, view.root).nodes[STAGE]
 
 
 def executed(view, outcome, links, *, card=None, runner="prefect"):
-    slot = slot_of(view)
-    card = journal.card_of(slot.path, slot.kind) if card is None else card
+    node = student_of(view)
+    card = journal.card_of(node.artifact, node.kind) if card is None else card
     line = journal.Execution(STAGE, outcome, runner, 1000.0, 5.0, 0, card, links)
     journal.append(view.layout, line)
 
 
 def lock(view, md5="aa" * 16 + ".dir", **out):
-    slot = slot_of(view)
+    path = view.layout.relative(student_of(view).artifact)
     entry = {
         "cmd": "python",
         "deps": [{"path": "kdci/training/losses.py", "hash": "md5", "md5": "bb" * 16, "size": 3}],
-        "outs": [{"path": slot.artifact, "hash": "md5", "md5": md5, **out}],
+        "outs": [{"path": path, "hash": "md5", "md5": md5, **out}],
     }
     tree = {"schema": "2.0", "stages": {STAGE: entry}}
     with (view.root / "dvc.lock").open("w") as file:
@@ -71,8 +71,7 @@ def test_ray_trial_of_a_grid_sweep_is_a_tag(view):
 
 
 def test_hashes_of_dvc_are_those_of_the_artifact_that_is_there(view):
-    slot = slot_of(view)
-    card = hashlib.md5((slot.path / "card.json").read_bytes()).hexdigest()
+    card = hashlib.md5((student_of(view).artifact / "card.json").read_bytes()).hexdigest()
     md5 = "ad" * 16 + ".dir"
     lock(view, md5)
     assert "dvc.out_md5" not in tags(view)  # nothing says that this entry is about it
@@ -88,7 +87,7 @@ def test_hashes_of_dvc_are_those_of_the_artifact_that_is_there(view):
 
 
 def test_without_dvcs_cache_size_and_age_tell(view):
-    files = [file for file in slot_of(view).path.rglob("*") if file.is_file()]
+    files = [file for file in student_of(view).artifact.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     lock(view, size=size + 1, nfiles=len(files))
     assert "dvc.out_md5" not in tags(view)

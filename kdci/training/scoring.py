@@ -1,18 +1,18 @@
-"""How evaluate scores one student: on test images or held-out substitutes, with phi and without."""
+"""Scores of a distilled student on a set of images, with phi and without."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from stages._formats import format_of
-from stages._session import Session
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from kdci.data.datasets.labelled import ImageSet
-    from kdci.models.students import Student
+from kdci.data.datasets.labelled import ImageSet
+from kdci.deconfounding.shift import expected_calibration_error, marginal_bias
+from kdci.models import PixelModel
+from kdci.models.students import Student
+from kdci.training.arithmetic import ComputeFormat
+from kdci.training.evaluation import match_percentage, predict_classes, predict_logits
 
 Measures = dict[str, float | None]
 PARTS = ("backbone", "compensated")
@@ -31,6 +31,26 @@ class ScoredSet:
     images: ImageSet
     expected: Tensor
     teacher: Tensor
+
+    @classmethod
+    def of_teacher(
+        cls, teacher: PixelModel, images: ImageSet, labels: Tensor | None = None, *, batch_size: int
+    ) -> ScoredSet:
+        """Return images with the teacher's classes, which are expected where there are no labels.
+
+        Args:
+            teacher: Frozen.
+            images: uint8 (M, C, H, W).
+            labels: (M,), or None.
+            batch_size: Images a forward pass.
+        """
+        classes = predict_classes(
+            lambda batch: teacher(batch).logits,
+            images,
+            batch_size=batch_size,
+            device=next(teacher.parameters()).device,
+        )
+        return cls(images, expected=classes if labels is None else labels, teacher=classes)
 
 
 @dataclass(frozen=True)
@@ -55,32 +75,39 @@ class Scores:
         return None if logits is None else logits.argmax(dim=1)
 
 
-def score(session: Session, student: Student, on: ScoredSet) -> Scores:
-    """Predict with f_S and with phi(f_S, F(z)), in one pass over the images."""
-    import torch
+@torch.no_grad()
+def score(
+    student: Student,
+    images: ImageSet,
+    *,
+    chosen: ComputeFormat,
+    device: torch.device,
+    batch_size: int,
+) -> Scores:
+    """Predict with f_S and with phi(f_S, F(z)), in one pass over the images.
 
-    from kdci.training.evaluation import predict_logits
-
-    device, size = session.runtime.device, session.params.evaluate.batch_size
+    Args:
+        student: Is moved to the device, and put into the format.
+        images: uint8 (M, C, H, W).
+        chosen: What it computes in.
+        device: Where it computes.
+        batch_size: Images a forward pass.
+    """
     student = student.to(device)
-    chosen = format_of(session, str(session.node.point["student"]), training=False)
     student.backbone.autocast_dtype = chosen.autocast_dtype
     student.backbone.to(memory_format=chosen.layout)
     student.deploy = "backbone"
-    logits = predict_logits(student, on.images, batch_size=size, device=device)
+    logits = predict_logits(student, images, batch_size=batch_size, device=device)
     if student.compensation is None:
         return Scores(logits, None, None)
-    with torch.no_grad():
-        module, raw = student.compensation, logits.to(device)
-        # Random lambda (Table 4) means nothing by prototype: its mean is even by construction.
-        learned = module.weights == "learned"
-        weights = module.attention(raw).mean(dim=0).cpu() if learned else None
-        return Scores(logits, student.compensated(raw).cpu(), weights)
+    module, raw = student.compensation, logits.to(device)
+    # Random lambda (Table 4) means nothing by prototype: its mean is even by construction.
+    weights = module.attention(raw).mean(dim=0).cpu() if module.weights == "learned" else None
+    return Scores(logits, student.compensated(raw).cpu(), weights)
 
 
 def percentages(scores: Scores | None, on: ScoredSet | None, name: str) -> Measures:
     """Return how often each part's class is the expected one, in percent, as `<name>_<part>`."""
-    from kdci.training.evaluation import match_percentage
 
     def measure(part: str) -> float | None:
         classes = scores.classes(part) if scores is not None else None
@@ -91,8 +118,6 @@ def percentages(scores: Scores | None, on: ScoredSet | None, name: str) -> Measu
 
 def shift_measures(scores: Scores | None, on: ScoredSet | None, num_classes: int) -> Measures:
     """Return what a shifted pool leaves in a student: calibration error and marginal bias."""
-    from kdci.deconfounding.shift import expected_calibration_error, marginal_bias
-
     found: Measures = {}
     for part in PARTS:
         logits = scores.logits(part) if scores is not None else None
@@ -102,16 +127,3 @@ def shift_measures(scores: Scores | None, on: ScoredSet | None, num_classes: int
             bias = marginal_bias(logits.argmax(dim=1), on.expected, num_classes)
         found |= {f"calibration_error_{part}": error, f"marginal_bias_{part}": bias}
     return found
-
-
-def classes_of(session: Session, teacher: Any, images: ImageSet) -> Tensor:
-    """Return the teacher's class of each image; (M,)."""
-    from kdci.training.evaluation import predict_classes
-
-    size = session.params.evaluate.batch_size
-    return predict_classes(
-        lambda batch: teacher(batch).logits,
-        images,
-        batch_size=size,
-        device=session.runtime.device,
-    )

@@ -15,8 +15,8 @@ from kdci.errors import KdciError, StoppedError, StorageError
 from kdci.graph.build import graph_of
 from kdci.graph.cells import require_current, sources_of
 from kdci.graph.node import require_cell_name
-from stages._session import Session, require_writable
-from stages._signals import StopFlag, die_with_parent
+from stages.session import Session, require_writable
+from stages.signals import StopFlag, die_with_parent
 
 UNDER_DVC = "DVC_STAGE"
 """Variable that DVC, and whoever stands in for it, sets for the commands that it records."""

@@ -31,8 +31,8 @@ from kdci.store.layout import Layout
 from kdci.store.metrics import MetricFile
 from kdci.store.revision import code_revision
 from stages._progress import Progress
-from stages._signals import StopFlag
 from stages._system import SystemMonitor
+from stages.signals import StopFlag
 
 if TYPE_CHECKING:
     from kdci.training.runtime import Runtime
@@ -124,10 +124,6 @@ class Session:
         """
         parent = self.node.parents[role]
         self._parents[role] = artifacts.open_artifact(parent.path, kind=parent.kind)
-        return self._parents[role]
-
-    def artifact(self, role: str) -> artifacts.Artifact:
-        """Return a parent that was opened before."""
         return self._parents[role]
 
     @property
@@ -285,7 +281,7 @@ class Session:
             yield draft
         timing = {
             "stage": self.node.stage,
-            "point": dict(self.node.point),
+            "point": self.node.fields,
             "started": self._started,
             "finished": time.time(),
             "seconds": self.seconds,
