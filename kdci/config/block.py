@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
@@ -35,3 +36,20 @@ def raise_first(problems: dict[str, str | None]) -> None:
     for key, problem in problems.items():
         if problem is not None:
             raise PydanticCustomError("cross_field", "{problem}", {"key": key, "problem": problem})
+
+
+def offered(names: Callable[[], Iterable[str]], *, else_pattern: str | None = None) -> Any:
+    """Return what tells the JSON schema of the names a string may be.
+
+    Args:
+        names: Called when the schema is made.
+        else_pattern: A regular expression of further ones.
+    """
+
+    def extend(schema: dict[str, Any]) -> None:
+        listed = {"enum": [*names()]}
+        schema.update(
+            {"anyOf": [listed, {"pattern": else_pattern}]} if else_pattern is not None else listed
+        )
+
+    return Field(json_schema_extra=extend)

@@ -7,22 +7,25 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
-from kdci.config.block import Block, Folder
+from kdci.config.block import Block, Folder, offered
 from kdci.config.catalog import CUSTOM, DATASETS, DatasetSpec, numbered
 
 
+def _dataset_names() -> list[str]:
+    return [*DATASETS, CUSTOM]
+
+
 def _known_dataset(value: str) -> str:
-    names = [*DATASETS, CUSTOM]
-    if value not in names:
+    if value not in _dataset_names():
         raise PydanticCustomError(
             "unknown_name",
             "unknown {what} '{value}'",
-            {"what": "dataset", "value": value, "names": names},
+            {"what": "dataset", "value": value, "names": _dataset_names()},
         )
     return value
 
 
-DatasetName = Annotated[str, AfterValidator(_known_dataset)]
+DatasetName = Annotated[str, AfterValidator(_known_dataset), offered(_dataset_names)]
 Mean = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
-from kdci.config.block import Block, Seed, raise_first
+from kdci.config.block import Block, Seed, offered, raise_first
 from kdci.config.catalog import BACKBONE_NAMES, is_backbone
 from kdci.config.deconfounding import ShiftName
 from kdci.deconfounding.arms import ARMS, BASE_ARMS, FURTHER_ARMS, OTHER_ARM
@@ -46,13 +46,25 @@ def _known_backbone(value: str) -> str:
 
 
 _FOREIGN = ("torchvision-NAME", "timm-NAME")
-BackboneName = Annotated[str, AfterValidator(_known_backbone)]
 
 
-MethodName = Annotated[str, _one_of(method_names, "method")]
-ControlName = Annotated[str, _one_of(control_names, "control")]
-ArmName = Annotated[str, _one_of(lambda: FURTHER_ARMS, "arm")]
-ShiftArmName = Annotated[str, _one_of(lambda: [a for a in ARMS if a != OTHER_ARM], "arm")]
+def _further_arms() -> Iterable[str]:
+    return FURTHER_ARMS
+
+
+def _shift_arms() -> Iterable[str]:
+    return [arm for arm in ARMS if arm != OTHER_ARM]
+
+
+BackboneName = Annotated[
+    str,
+    AfterValidator(_known_backbone),
+    offered(lambda: BACKBONE_NAMES, else_pattern="^(torchvision|timm)-"),
+]
+MethodName = Annotated[str, _one_of(method_names, "method"), offered(method_names)]
+ControlName = Annotated[str, _one_of(control_names, "control"), offered(control_names)]
+ArmName = Annotated[str, _one_of(_further_arms, "arm"), offered(_further_arms)]
+ShiftArmName = Annotated[str, _one_of(_shift_arms, "arm"), offered(_shift_arms)]
 
 
 class Pair(Block):

@@ -22,11 +22,9 @@ def blocks_below(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def all_blocks() -> list[type[BaseModel]]:
-    """Return every block of the tree, those of the methods included."""
-    found = [*blocks_below(Params)]
-    for name in names():
-        found += blocks_below(block_of(name))
-    return [block for _, block in sorted({block.__name__: block for block in found}.items())]
+    roots = [Params, *(block_of(name) for name in names())]
+    found = {block.__name__: block for root in roots for block in blocks_below(root)}
+    return [found[name] for name in sorted(found)]
 
 
 def test_the_walk_meets_the_blocks_at_every_depth() -> None:

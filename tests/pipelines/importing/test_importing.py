@@ -24,7 +24,8 @@ from kdci.intake import quarantine
 from kdci.intake.reading import read_tensors
 from kdci.models import build_backbone, build_pixel_model
 from kdci.models.pretrained import load_teacher
-from kdci.store.artifacts import hash_file, open_artifact, save_tensors
+from kdci.store.artifacts import open_artifact, save_tensors
+from kdci.store.hashing import hash_file
 from kdci.store.layout import Layout
 from pipelines.cli import run
 from pipelines.importing.check import check_teacher_artifact
