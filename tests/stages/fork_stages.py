@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from kdci.graph.node import KINDS  # noqa: E402
+from kdci.substitution import registry  # noqa: E402
 from stages import main as stage_main  # noqa: E402
 from stages import session as stage_session  # noqa: E402
 from tests.conftest import stage_function  # noqa: E402
@@ -37,7 +38,6 @@ PRELOADED = (
     "kdci.deconfounding.rebuilding",
     "kdci.deconfounding.strata",
     "kdci.models.students",
-    "kdci.substitution.registry",
     "kdci.training.supervised",
     "safetensors.torch",
     "sklearn.cluster",
@@ -47,6 +47,8 @@ for name in PRELOADED:
     importlib.import_module(name)
 for name in KINDS:
     stage_function(name)
+for name in registry.names():
+    registry.block_of(name)
 
 
 def resolve(target: str) -> tuple[Any, str]:

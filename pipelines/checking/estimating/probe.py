@@ -33,7 +33,7 @@ from pipelines.checking.estimating.stage_steps import Reading, Side
 READING_SECONDS = 1.0
 MOST_REPEATS = 3
 """A size is measured again so often, where the next one would take too long."""
-_STARTED = "import kdci.training.distillation, kdci.substitution.registry, stages.distill"
+_STARTED = "import kdci.training.distillation, kdci.methods.fast, stages.distill"
 _WITH_GRADIENT: tuple[Kind, ...] = ("train", "differentiate", "invert", "fit", "contrast", "play")
 
 Key = tuple[Kind, Subject]
