@@ -20,7 +20,12 @@ from pipelines.params.schema import place_of, write_schema
 
 SHIPPED = Path(__file__).parents[1] / "project"
 """Files of a new project, by names that no tool takes for its own there."""
-FILES = {"pipeline.yaml": "dvc.yaml", "dvcignore": ".dvcignore", "gitignore": ".gitignore"}
+FILES = {
+    "pipeline.yaml": "dvc.yaml",
+    "dvcignore": ".dvcignore",
+    "gitignore": ".gitignore",
+    "curves_by_arm.json": ".dvc/plots/curves_by_arm.json",
+}
 DVC_CONFIG = "dvc-config"
 
 
@@ -47,11 +52,11 @@ def new_project(root: Path, *, preset: str, data: str | None = None) -> list[str
     write_schema(place_of(root))
     try:
         told = [f"params.yaml: preset {preset}"]
+        told += [*_git(root), *_dvc(root)]
         for source, name in FILES.items():
             if not (root / name).exists():
                 replace_file(root / name, (SHIPPED / source).read_bytes())
                 told.append(name)
-        told += [*_git(root), *_dvc(root)]
         current_graph(root)
     except BaseException:
         with suppress(OSError):  # else a second try would meet half an experiment

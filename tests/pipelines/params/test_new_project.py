@@ -33,6 +33,7 @@ def test_an_empty_folder_becomes_an_experiment(tmp_path: Path, capsys) -> None:
     assert {path.name for path in root.iterdir()} >= {*MADE, ".git"}
     assert (root / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
     assert not (root / "dvc.yaml").is_symlink()
+    assert (root / ".dvc/plots/curves_by_arm.json").is_file()
     assert "analytics = false" in (root / ".dvc/config").read_text()
     assert not renew_cells(Project(root).graph)
     for left in ("data/a.png", "teachers/x/card.json", "artifacts/y", "mlflow.db", ".kdci/z"):
@@ -74,7 +75,7 @@ def test_what_fails_leaves_no_half_experiment(tmp_path: Path) -> None:
 def test_the_wheel_runs_an_experiment_by_itself(tmp_path: Path) -> None:
     """Built, and installed where its dependencies are and nothing of this tree is."""
     source = tmp_path / "source"
-    kept = ["kdci", "stages", "pipelines", "pyproject.toml", "README.md", "LICENSE"]
+    kept = ["kdci", "stages", "pipelines", "pyproject.toml", "README.md", "LICENSE", ".dvc/plots"]
     for name in [*kept, "dvc.yaml", ".dvcignore", ".dvc/config"]:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
