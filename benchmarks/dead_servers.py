@@ -60,7 +60,7 @@ def make_project(root: Path, *, num_epochs: int) -> None:
 
 def distil(root: Path, seed: int, env: dict[str, str], during: Callable[[], None]) -> float:
     """Distil the student of ``seed`` and return the command's wall seconds."""
-    stage = f"distill_vanilla@{PAIR}-fast-0-{seed}"
+    stage = f"distill@{PAIR}-fast-vanilla-0-{seed}"
     command = [sys.executable, "-m", "pipelines.cli", "run", stage, "--seeds", str(seed)]
     if "PREFECT_API_URL" not in env:
         command += ["--no-prefect"]
@@ -82,7 +82,7 @@ def loop_seconds(root: Path, seed: int) -> float:
 
 def await_epochs(root: Path, seed: int, num_epochs: int) -> None:
     """Wait until a student has done ``num_epochs`` epochs."""
-    work = root / ".kdci" / "work" / f"distill_vanilla@{PAIR}-fast-0-{seed}"
+    work = root / ".kdci" / "work" / f"distill@{PAIR}-fast-vanilla-0-{seed}"
     while not any(len(read_metrics(file)) >= num_epochs for file in work.glob("*/metrics.jsonl")):
         time.sleep(0.2)
 

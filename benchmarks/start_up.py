@@ -131,16 +131,14 @@ def _shorten(file: Path) -> dict[str, str]:
 
 def _commands(*, teacher: str, student: str) -> dict[str, list[str]]:
     """Return every kind of stage's command by its name, parents first."""
-    pool = ["--teacher", teacher, "--method", METHOD, "--pool-seed", "0"]
-    cell = ["--teacher", teacher, "--student", student, "--method", METHOD]
-    one_student = [*cell, "--pool-seed", "0", "--seed", "0"]
+    pool, pair = f"{teacher}-{METHOD}-0", f"{teacher}-{student}-{METHOD}"
     return {
-        "teacher": ["stages.teacher", "--teacher", teacher],
-        "substitute": ["stages.substitute", *pool],
-        "dictionary": ["stages.dictionary", *pool],
-        "distill_vanilla": ["stages.distill", "--variant", "vanilla", *one_student],
-        "distill_kdci": ["stages.distill", "--variant", "kdci", *one_student],
-        "evaluate": ["stages.evaluate", *cell],
+        "teacher": ["stages.teacher", teacher],
+        "substitute": ["stages.substitute", pool],
+        "dictionary": ["stages.dictionary", pool],
+        "distill_vanilla": ["stages.distill", f"{pair}-vanilla-0-0"],
+        "distill_kdci": ["stages.distill", f"{pair}-kdci-0-0"],
+        "evaluate": ["stages.evaluate", pair],
         "report": ["stages.report"],
     }
 

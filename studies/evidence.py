@@ -197,11 +197,13 @@ def source(preset: str) -> str:
     teachers = ", ".join(f"{name} {number(known)} %" for name, known in found["teachers"].items())
     revisions = ", ".join(revision[:7] for revision in found["revisions"])
     missing = f" Not run: {len(found['not_run'])} students." if found["not_run"] else ""
+    lossy = " **Measured on a lossy copy of CIFAR-10; to be measured again.**"
+    label = lossy if preset in OF_LOSSY_IMAGES else ""
     return (
         f"`{found['command']}`: {len(found['rows'])} students, {budgets}; teacher {teachers}; "
         f"{found['hardware']}, {precision}, threads {threads}; "
         f"{found['stage_seconds'] / 60:.0f} minutes of stages; commit {revisions}.{missing} "
-        f"Raw rows: [studies/results/{preset}.json](../studies/results/{preset}.json)."
+        f"Raw rows: [studies/results/{preset}.json](../studies/results/{preset}.json).{label}"
     )
 
 
@@ -236,6 +238,8 @@ def _difference(found: dict[Any, dict[str, Any]], pool: str, setting: str, part:
 
 
 PRESETS = ("digits-study", "table4-digits", "table5-digits", "shift-digits", "shift-cifar10")
+OF_LOSSY_IMAGES = frozenset({"shift-cifar10"})
+"""Presets whose kept results are of a lossy copy of the dataset: to be measured again."""
 TABLES: dict[str, Callable[[], str]] = {
     "settings": lambda: settings(("long tail", "dfnd", "fast")),
     "finalists": lambda: settings(("dafl", "cmi", "deepinv", "mosaick")),

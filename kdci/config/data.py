@@ -7,22 +7,25 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
-from kdci.config.block import Block, Folder
+from kdci.config.block import Block, Folder, offered
 from kdci.config.catalog import CUSTOM, DATASETS, DatasetSpec, numbered
 
 
+def _dataset_names() -> list[str]:
+    return [*DATASETS, CUSTOM]
+
+
 def _known_dataset(value: str) -> str:
-    names = [*DATASETS, CUSTOM]
-    if value not in names:
+    if value not in _dataset_names():
         raise PydanticCustomError(
             "unknown_name",
             "unknown {what} '{value}'",
-            {"what": "dataset", "value": value, "names": names},
+            {"what": "dataset", "value": value, "names": _dataset_names()},
         )
     return value
 
 
-DatasetName = Annotated[str, AfterValidator(_known_dataset)]
+DatasetName = Annotated[str, AfterValidator(_known_dataset), offered(_dataset_names)]
 Mean = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
 
@@ -31,13 +34,16 @@ class DataFacts(Block):
     """What has to be known of a dataset that the catalog does not hold."""
 
     num_classes: Annotated[int, Field(ge=2)]
+    """K, the number of classes."""
     image_size: Annotated[int, Field(ge=4, le=1024)]
     """Height and width in pixels that networks see; files of any size are cut square."""
     channels: Literal[1, 3] = 3
+    """1: grey; 3: RGB."""
     mean: Annotated[tuple[Mean, ...], Strict(False), Field(min_length=1)]
     """Per channel, where black is 0 and white is 1: what the teacher's images were normalised
     with. Numbers on the 0 to 255 scale are to be divided by 255."""
     std: Annotated[tuple[Deviation, ...], Strict(False), Field(min_length=1)]
+    """Per channel, on the scale of `mean`."""
     crop_padding: Annotated[int, Field(ge=0, le=128)] = 0
     """Zero padding in pixels of random crops that keep labels true."""
     flip: bool = False

@@ -33,8 +33,12 @@ class CompensationBlock(Block):
     hidden_dim: Count = 64
     """Width of the additive attention."""
     lambda_: Literal["learned", "random"] = Field(default="learned", alias="lambda")
+    """`random`: the softmax of standard-normal scores, drawn anew at each step (Table 4)."""
     prototypes: Literal["kmeans", "random"] = "kmeans"
+    """`random`: normal draws with the mean and the scale of those of k-means (Table 4)."""
     proportions: Literal["cluster", "uniform", "none", "centred", "log"] = "cluster"
+    """Factor beside lambda: `cluster` P(z) itself; `uniform` 1/N; `none`: 1 (Table 4); `centred`
+    P(z) - 1/N; `log` log(N P(z))."""
     initialisation: Literal["normal", "zero"] = "normal"
     """`zero`: W_t and W_g start at 0, so lambda is even and `residual` adds nothing."""
     rebuild: Positive | None = None

@@ -7,22 +7,13 @@ Reading the file and wording its errors is the business of ``kdci.config.params_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import product
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    Strict,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from kdci.config.block import Block, Count, Name, Seed
+from kdci.config.block import Block, Count, Name, raise_first
 from kdci.config.by_method import MethodBlocks, StudentRecipes
-from kdci.config.catalog import BACKBONE_NAMES, is_backbone
 from kdci.config.data import Data as Data
 from kdci.config.deconfounding import (
     CompensationBlock,
@@ -32,54 +23,11 @@ from kdci.config.deconfounding import (
     ShiftedPools,
     ShiftName,
 )
+from kdci.config.grid import Grid as Grid
 from kdci.config.recipes import StudentRecipe as StudentRecipe
 from kdci.config.recipes import TeacherRecipe as TeacherRecipe
-from kdci.deconfounding.arms import ARMS, BASE_ARMS, FURTHER_ARMS, OTHER_ARM
 from kdci.substitution.block import MethodBlock
-from kdci.substitution.registry import control_names, method_names, names
-
-
-def _one_of(names: Callable[[], Iterable[str]], what: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if value not in names():
-            raise PydanticCustomError(
-                "unknown_name",
-                "unknown {what} '{value}'",
-                {"what": what, "value": value, "names": list(names())},
-            )
-        return value
-
-    return AfterValidator(check)
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(values)) != len(values):
-        raise PydanticCustomError("repeated", "lists a value twice", {})
-    return values
-
-
-def _raise_first(problems: dict[str, str | None]) -> None:
-    for key, problem in problems.items():
-        if problem is not None:
-            raise PydanticCustomError("cross_field", "{problem}", {"key": key, "problem": problem})
-
-
-def _known_backbone(value: str) -> str:
-    if not is_backbone(value):
-        raise PydanticCustomError(
-            "unknown_name",
-            "unknown {what} '{value}'",
-            {"what": "backbone", "value": value, "names": [*BACKBONE_NAMES, *_FOREIGN]},
-        )
-    return value
-
-
-_FOREIGN = ("torchvision-NAME", "timm-NAME")
-BackboneName = Annotated[str, AfterValidator(_known_backbone)]
-MethodName = Annotated[str, _one_of(method_names, "method")]
-ControlName = Annotated[str, _one_of(control_names, "control")]
-ArmName = Annotated[str, _one_of(lambda: FURTHER_ARMS, "arm")]
-ShiftArmName = Annotated[str, _one_of(lambda: [a for a in ARMS if a != OTHER_ARM], "arm")]
+from kdci.substitution.registry import names
 
 
 class Runtime(Block):
@@ -105,120 +53,6 @@ class BackboneBlock(Block):
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """First layers of ResNets and MobileNet: `cifar` keeps the resolution, `imagenet` divides it
     by four; `auto`: cifar up to 64 pixels. A teacher that is adopted keeps its own."""
-
-
-class Pair(Block):
-    """A teacher and a student."""
-
-    teacher: BackboneName
-    student: BackboneName
-
-
-class OtherPair(Pair):
-    """A pair, and whose dictionary it borrows."""
-
-    other: BackboneName
-
-
-class Grid(Block):
-    """The axes of the experiment; ``dvc.yaml`` is their product."""
-
-    teachers: Annotated[
-        tuple[BackboneName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
-    ]
-    """Teacher backbones."""
-    students: Annotated[tuple[BackboneName, ...], Strict(False), AfterValidator(_distinct)] = ()
-    """Student backbones: each meets every teacher."""
-    pairs: Annotated[tuple[Pair, ...], Strict(False), AfterValidator(_distinct)] = ()
-    """Teacher and student pairs, in the place of `students`, where they are no product."""
-    methods: Annotated[
-        tuple[MethodName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
-    ]
-    """Data-free distillation methods."""
-    controls: Annotated[tuple[ControlName, ...], Strict(False), AfterValidator(_distinct)] = ()
-    """What methods are measured against: one vanilla student each, of the first seeds."""
-    arms: Annotated[tuple[ArmName, ...], Strict(False), AfterValidator(_distinct)] = ()
-    """What is measured beside vanilla and KDCI; see ``kdci.deconfounding.arms``."""
-    shifts: Annotated[tuple[ShiftName, ...], Strict(False), AfterValidator(_distinct)] = ()
-    """Pools with a known shift, by their names in `shifts`."""
-    shift_arms: Annotated[tuple[ShiftArmName, ...], Strict(False), AfterValidator(_distinct)] = ()
-    """The arms on these pools, `vanilla` among them."""
-    others: Annotated[tuple[BackboneName, ...], Strict(False), AfterValidator(_distinct)] = ()
-    """Backbones of other pre-trained models whose dictionaries KDCI borrows (Table 5); one, which
-    all students share, or several beside `pairs`."""
-    other_pairs: Annotated[tuple[OtherPair, ...], Strict(False), AfterValidator(_distinct)] = ()
-    """Whose dictionary each of `pairs` borrows."""
-    pool_seeds: Annotated[
-        tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
-    ] = (0,)
-    """One substitution pool and one dictionary each; all student seeds meet every pool."""
-    seeds: Annotated[
-        tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
-    ]
-    """Student seeds: initial weights and order of batches."""
-
-    @model_validator(mode="after")
-    def _students_or_pairs(self) -> Self:
-        if bool(self.students) == bool(self.pairs):
-            what = "give either students or pairs" if self.pairs else "lists no student"
-            raise PydanticCustomError("cross_field", what, {"key": "students"})
-        taught = {pair.teacher for pair in self.pairs}
-        for teacher in self.teachers:
-            if self.pairs and teacher not in taught:
-                what = "{teacher} has no student in pairs"
-                raise PydanticCustomError(
-                    "cross_field", what, {"key": "teachers", "teacher": teacher}
-                )
-        for teacher in sorted(taught - {*self.teachers}):
-            what = "{teacher} is none of grid.teachers"
-            raise PydanticCustomError("cross_field", what, {"key": "pairs", "teacher": teacher})
-        if self.pairs and self.shifts:
-            what = "pools with a known shift go with students, not with pairs"
-            raise PydanticCustomError("cross_field", what, {"key": "shifts"})
-        return self
-
-    @model_validator(mode="after")
-    def _others_are_told_apart(self) -> Self:
-        borrowing = [(pair.teacher, pair.student) for pair in self.other_pairs]
-        lenders = {pair.other for pair in self.other_pairs}
-        problems = {
-            "others": "has several models: only pairs can tell who borrows from which"
-            if len(self.others) > 1 and not self.pairs
-            else None,
-            "other_pairs": "says of each of pairs, in their order, from which of others it borrows"
-            if self.pairs and self.others and borrowing != [*self.all_pairs]
-            else "go with pairs and others"
-            if self.other_pairs and not (self.pairs and self.others)
-            else "borrow from just the models of others"
-            if self.other_pairs and lenders != {*self.others}
-            else None,
-        }
-        _raise_first(problems)
-        return self
-
-    @property
-    def all_pairs(self) -> tuple[tuple[str, str], ...]:
-        """Every (teacher, student): the listed pairs, or the product."""
-        if self.pairs:
-            return tuple((pair.teacher, pair.student) for pair in self.pairs)
-        return tuple(product(self.teachers, self.students))
-
-    def other_of(self, teacher: str, student: str) -> str:
-        """Return the other model whose dictionary a pair borrows."""
-        for pair in self.other_pairs:
-            if (pair.teacher, pair.student) == (teacher, student):
-                return pair.other
-        return self.others[0]
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Every pool a student may have: of methods, of controls, with a known shift."""
-        return (*self.methods, *self.controls, *self.shifts)
-
-    @property
-    def method_arms(self) -> tuple[str, ...]:
-        """The arms of each method, vanilla first."""
-        return (*BASE_ARMS, *self.arms, *([OTHER_ARM] if self.others else []))
 
 
 class Pool(Block):
@@ -248,6 +82,7 @@ class Evaluate(Block):
     deploy: Literal["backbone", "compensated"] = "backbone"
     """Which accuracy is *the* accuracy of a KDCI student."""
     batch_size: Count = 512
+    """Test images of one forward pass; no accuracy depends on it."""
 
 
 class Params(Block):
@@ -256,28 +91,41 @@ class Params(Block):
     preset: Name
     """Name of this experiment; artifacts lie below artifacts/<preset>."""
     grid: Grid
+    """The axes of the experiment: which students there are."""
     budget: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Factor on the steps of pools and students, on every number's record: epochs and calls
     shrink first, the steps in them once there is one left. Teachers are not scaled."""
     runtime: Runtime = Runtime()
+    """Where and how precisely the numbers are computed."""
     backbone: BackboneBlock = BackboneBlock()
+    """How the backbones are built that the project builds itself."""
     data: Data
+    """The original dataset, of the catalog or of your own."""
     teacher: TeacherRecipe
+    """How the teacher is trained, or which finished one is adopted."""
     pool: Pool = Pool()
+    """What holds for every substitution pool."""
     methods: MethodBlocks
     """What makes or chooses substitution images, a block a method. One that the grid does not use
     may be left out, here and in recipes."""
     recipes: StudentRecipes
     """How each method's student is trained: apart from `methods`, so that pools outlive it."""
     dictionary: Dictionary = Dictionary()
+    """The confounder dictionary: its space and its number of prototypes."""
     compensation: CompensationBlock = CompensationBlock()
+    """The bias compensation of the student's logits by the dictionary."""
     intervention: Intervention = Intervention()
+    """What the arms beside vanilla and KDCI do."""
     shift: ShiftedPools | None = None
+    """What the pools of `shifts` have in common; null: there are none."""
     shifts: dict[ShiftName, Shift] = Field(default_factory=dict)
     """Pools with a known shift, by name."""
     other: Other | None = None
+    """The other pre-trained model, of `grid.others`; null: there is none."""
     distill: Distill = Distill()
+    """What holds for every student's distillation."""
     evaluate: Evaluate = Evaluate()
+    """How students are scored."""
 
     @model_validator(mode="after")
     def _methods_have_their_blocks(self) -> Self:
@@ -303,7 +151,7 @@ class Params(Block):
                     problems[f"{key}.test"] = (
                         f"{needs} to test on: give data.path, or set it to null"
                     )
-        _raise_first(problems)
+        raise_first(problems)
         return self
 
     @model_validator(mode="after")
@@ -313,10 +161,10 @@ class Params(Block):
             return self
         if teacher.artifact is None:
             what = "is of a finished teacher, but teacher.artifact names none"
-            _raise_first({"teacher.content": what})
+            raise_first({"teacher.content": what})
         if count > 1:
             what = "names one teacher, the grid has several: leave it out"
-            _raise_first({"teacher.content": what})
+            raise_first({"teacher.content": what})
         return self
 
     @model_validator(mode="after")
@@ -350,7 +198,7 @@ class Params(Block):
                 problems[f"shifts.{name}"] = "the grid asks for this shift, but it is missing"
             if name in names():
                 problems["grid.shifts"] = f"{name} is the name of a method: call it otherwise"
-        _raise_first(problems)
+        raise_first(problems)
         return self
 
     @model_validator(mode="after")

@@ -63,11 +63,17 @@ class TeacherRecipe(Block):
     """Content hash that the finished teacher has to have, as `kdci import-teacher` prints it: with
     it, another teacher in the same folder is noticed and never taken for this one."""
     num_epochs: Count = 200
+    """Passes over the training images."""
     batch_size: Count = 256
+    """Training images of a step."""
     learning_rate: Positive = 0.1
+    """SGD's rate before the first step; it falls along a cosine."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD's momentum."""
     weight_decay: NonNegative = 5e-4
+    """L2 penalty as SGD adds it to the gradient."""
     seed: Seed = 0
+    """Of initial weights, order of batches, crops and flips."""
 
     def artifact_of(self, teacher: str, dataset: str) -> str | None:
         """Return the folder of the teacher to adopt, or None."""
@@ -80,11 +86,17 @@ class StudentRecipe(Block):
     """The student's share of a method's recipe (SGD); the budget is epochs x steps x batch."""
 
     num_epochs: Count
+    """Epochs; at the start of each, most methods make fresh images."""
     steps_per_epoch: Count
+    """Distillation steps of an epoch."""
     batch_size: Annotated[int, Field(ge=2)]
+    """Substitution images of a step."""
     learning_rate: Positive = 0.1
+    """SGD's rate before the first step; `schedule` says how it falls."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD's momentum."""
     weight_decay: NonNegative = 1e-4
+    """L2 penalty as SGD adds it to the gradient."""
     schedule: Literal["cosine", "milestones", "constant"] = "cosine"
     """`cosine` falls to final_learning_rate; `milestones` divides by 10 at 40 % and 80 %."""
     final_learning_rate: NonNegative = 0.0

@@ -28,6 +28,7 @@ from kdci.models.pretrained import load_teacher
 from kdci.models.students import Student, student_of
 from kdci.store import artifacts
 from kdci.store.artifacts import Draft
+from kdci.store.hashing import hash_file
 from kdci.training.runtime import processor, require_finite, versions
 
 KIND = "export"
@@ -177,7 +178,7 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         file.relative_to(folder).as_posix(): {
             "bytes": file.stat().st_size,
-            "sha256": artifacts.hash_file(file),
+            "sha256": hash_file(file),
         }
         for file in sorted(folder.rglob("*"))
         if file.is_file()

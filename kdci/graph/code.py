@@ -39,7 +39,6 @@ GLUE = (
     "kdci.store",  # writes, verifies and restores what others computed
     "stages.main",  # arguments and exit codes
     "stages._progress",  # output on a terminal
-    "stages._provenance",  # names the code on a card
     "stages.session",  # lock, checkpoints, card
     "stages.signals",  # stopping
     "stages._system",  # looks at the process, and tells the timing alone

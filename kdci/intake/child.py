@@ -81,10 +81,10 @@ def _read(subject: str, *, key: str | None, sha256: str) -> dict[str, Any]:
 def _cheap_checks(data: bytes, subject: str) -> None:
     """Refuse what needs no torch to be refused: a bomb is met by a small process."""
     from kdci.intake.archive import check_archive
-    from kdci.intake.containers import format_of
+    from kdci.intake.containers import container_of
 
     with memory_for(len(data)):
-        if format_of(data, subject) == "torch":
+        if container_of(data, subject) == "torch":
             check_archive(data, subject)
 
 

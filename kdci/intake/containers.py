@@ -7,10 +7,10 @@ from typing import Literal
 from kdci.errors import IntegrityError
 from kdci.intake.archive import FETCH, ZIP_START
 
-Format = Literal["torch", "safetensors"]
+Container = Literal["torch", "safetensors"]
 
 
-def format_of(data: bytes, subject: str) -> Format:
+def container_of(data: bytes, subject: str) -> Container:
     """Tell a file's format by its content.
 
     Raises:

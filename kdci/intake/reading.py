@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdci.errors import IntegrityError, KdciError, UserError
 from kdci.intake.archive import plain_archive
-from kdci.intake.containers import Format, format_of
+from kdci.intake.containers import Container, container_of
 from kdci.intake.limits import MAX_ENTRIES, MAX_FILE_BYTES, MAX_NAME_LENGTH
 from kdci.store.artifacts import parse_tensors
 
@@ -43,7 +43,7 @@ class Reading:
     """
 
     tensors: dict[str, Tensor]
-    format: Format
+    format: Container
     key: str
     others: tuple[str, ...]
     converted: dict[str, int]
@@ -61,7 +61,7 @@ def read_tensors(data: bytes, subject: str, *, key: str | None = None) -> Readin
         IntegrityError: It is damaged, or holds more than tensors and containers.
         UserError: There is no state dict in it, or a tensor in it is not a plain one.
     """
-    kind = format_of(data, subject)
+    kind = container_of(data, subject)
     loaded: Any = (
         _load_safetensors(data, subject) if kind == "safetensors" else _load(data, subject)
     )

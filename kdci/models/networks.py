@@ -10,7 +10,7 @@ from kdci.config.catalog import DatasetSpec
 from kdci.models import PixelModel
 from kdci.models.pretrained import build_network, load_teacher, stem_of
 from kdci.store.artifacts import Artifact
-from kdci.training.arithmetic import Format, Step, measure, pass_of, remembered
+from kdci.training.arithmetic import ComputeFormat, Step, measure, pass_of, remembered
 from kdci.training.runtime import Runtime
 
 
@@ -46,7 +46,9 @@ class Networks:
         chosen = self.format_of(backbone, spec, stem=stem, training=True)
         return self._build(backbone, spec, chosen, stem=stem, seed=seed)
 
-    def format_of(self, backbone: str, spec: DatasetSpec, *, stem: str, training: bool) -> Format:
+    def format_of(
+        self, backbone: str, spec: DatasetSpec, *, stem: str, training: bool
+    ) -> ComputeFormat:
         """Choose what a network computes in, and note it.
 
         Args:
@@ -67,7 +69,7 @@ class Networks:
                 **self.runtime.card(),
             }
 
-            def build(one: Format) -> Step:
+            def build(one: ComputeFormat) -> Step:
                 model = self._build(backbone, spec, one, stem=stem, seed=0)
                 return pass_of(model, spec.image_shape, training=training)
 
@@ -78,7 +80,7 @@ class Networks:
         return chosen
 
     def _build(
-        self, backbone: str, spec: DatasetSpec, chosen: Format, *, stem: str, seed: int
+        self, backbone: str, spec: DatasetSpec, chosen: ComputeFormat, *, stem: str, seed: int
     ) -> PixelModel:
         return build_network(
             backbone,

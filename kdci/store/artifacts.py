@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdci.errors import IntegrityError, StorageError, UserError
-from kdci.store.hashing import hash_json
+from kdci.store.hashing import hash_file, hash_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -306,9 +306,3 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

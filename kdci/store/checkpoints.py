@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from kdci.errors import IntegrityError
-from kdci.store.artifacts import hash_file, load_tensors, replace_file, storage_errors
-from kdci.store.hashing import hash_json
+from kdci.store.artifacts import load_tensors, replace_file, storage_errors
+from kdci.store.hashing import hash_file, hash_json
 
 State = dict[str, Any]
 _log = logging.getLogger(__name__)

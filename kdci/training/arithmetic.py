@@ -41,7 +41,7 @@ Step = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Format:
+class ComputeFormat:
     """How a network computes.
 
     Attributes:
@@ -73,16 +73,16 @@ class Format:
 
 def candidates(
     precisions: Sequence[Precision], memory_formats: Sequence[MemoryFormat]
-) -> list[Format]:
+) -> list[ComputeFormat]:
     """Return what may be chosen, the most likely first: channels-last before contiguous."""
     return [
-        Format(precision, memory_format)
+        ComputeFormat(precision, memory_format)
         for memory_format in memory_formats
         for precision in precisions
     ]
 
 
-def choose(seconds: Mapping[Format, float]) -> Format:
+def choose(seconds: Mapping[ComputeFormat, float]) -> ComputeFormat:
     """Return the first format that no later one beats clearly.
 
     Args:
@@ -96,8 +96,8 @@ def choose(seconds: Mapping[Format, float]) -> Format:
 
 
 def measure(
-    build: Callable[[Format], Step], formats: Sequence[Format], device: torch.device
-) -> dict[Format, float]:
+    build: Callable[[ComputeFormat], Step], formats: Sequence[ComputeFormat], device: torch.device
+) -> dict[ComputeFormat, float]:
     """Return the seconds that the same pass takes in each format, the least of some runs.
 
     Of a CPU its own seconds count, of all threads together: others may use this machine too.
@@ -156,7 +156,7 @@ def pass_of(model: nn.Module, image_shape: tuple[int, int, int], *, training: bo
     return step
 
 
-def remembered(folder: Path, subject: Mapping[str, Any], probe: Callable[[], Any]) -> Format:
+def remembered(folder: Path, subject: Mapping[str, Any], probe: Callable[[], Any]) -> ComputeFormat:
     """Return what was decided for ``subject`` before; else probe, and keep the decision.
 
     Two processes that ask at once may both probe; the first decision on disk holds for both.
@@ -179,7 +179,7 @@ def remembered(folder: Path, subject: Mapping[str, Any], probe: Callable[[], Any
     known = _read(file)
     if known is not None:
         return known
-    seconds: Mapping[Format, float] = probe()
+    seconds: Mapping[ComputeFormat, float] = probe()
     chosen = choose(seconds)
     record = {
         "subject": facts,
@@ -195,10 +195,10 @@ def remembered(folder: Path, subject: Mapping[str, Any], probe: Callable[[], Any
     return chosen
 
 
-def _read(file: Path) -> Format | None:
+def _read(file: Path) -> ComputeFormat | None:
     """Return the decision in a file; None: there is none, or it can not be read."""
     try:
         chosen = json.loads(file.read_text(encoding="utf-8"))["chosen"]
-        return Format(**chosen)
+        return ComputeFormat(**chosen)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -69,9 +69,3 @@ def class_proportions(classes_M: Tensor, num_classes: int) -> Tensor:
     """Return the share of each class; (K,), summing to 1."""
     counts_K = torch.bincount(classes_M, minlength=num_classes).double()
     return counts_K / counts_K.sum()
-
-
-def class_balanced_pick(classes_M: Tensor, *, per_class: int, num_classes: int) -> Tensor:
-    """Return the first ``per_class`` rows of each class, class by class."""
-    rows = [torch.nonzero(classes_M == k).flatten()[:per_class] for k in range(num_classes)]
-    return torch.cat(rows)

@@ -14,7 +14,13 @@ import torch
 from torch import nn
 
 from kdci.errors import NumericError, UserError
-from kdci.training.arithmetic import MEMORY_FORMATS, PRECISIONS, Format, Precision, candidates
+from kdci.training.arithmetic import (
+    MEMORY_FORMATS,
+    PRECISIONS,
+    ComputeFormat,
+    Precision,
+    candidates,
+)
 from kdci.training.host_memory import keep_freed_memory
 
 
@@ -34,12 +40,12 @@ class Runtime:
     device: torch.device
     threads: int
     precision: Precision
-    formats: tuple[Format, ...] = ()
+    formats: tuple[ComputeFormat, ...] = ()
 
     @property
-    def format(self) -> Format:
+    def format(self) -> ComputeFormat:
         """What a network that nobody measures computes in: the likeliest of ``formats``."""
-        return self.formats[0] if self.formats else Format(self.precision, "channels_last")
+        return self.formats[0] if self.formats else ComputeFormat(self.precision, "channels_last")
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:

@@ -11,7 +11,7 @@ from kdci.data.datasets.labelled import ImageSet
 from kdci.deconfounding.shift import expected_calibration_error, marginal_bias
 from kdci.models import PixelModel
 from kdci.models.students import Student
-from kdci.training.arithmetic import Format
+from kdci.training.arithmetic import ComputeFormat
 from kdci.training.evaluation import match_percentage, predict_classes, predict_logits
 
 Measures = dict[str, float | None]
@@ -80,7 +80,7 @@ def score(
     student: Student,
     images: ImageSet,
     *,
-    chosen: Format,
+    chosen: ComputeFormat,
     device: torch.device,
     batch_size: int,
 ) -> Scores:

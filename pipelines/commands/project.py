@@ -98,8 +98,10 @@ def preset(
     from pipelines.graph.current import current_graph
     from pipelines.params.preset_edits import write_edited
     from pipelines.params.presets import write_preset
+    from pipelines.params.schema import place_of, write_schema
 
-    file = project_root(context) / "params.yaml"
+    root = project_root(context)
+    file = root / "params.yaml"
     if teacher is None and student is None and budget is None:
         write_preset(name, file, data=data, force=force)
     else:
@@ -112,8 +114,24 @@ def preset(
             budget=budget,
             force=force,
         )
-    current_graph(file.parent)
+    write_schema(place_of(root))
+    current_graph(root)
     typer.echo(f"{file} is preset {name} now; `kdci check` looks it over, `dvc repro` runs it")
+
+
+def schema(
+    context: typer.Context,
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="Where to write it; else where the first line of params.yaml points."),
+    ] = None,
+) -> None:
+    """Write the JSON schema of params.yaml, with which editors complete and check it."""
+    from pipelines.params.schema import place_of, write_schema
+
+    place = file or place_of(project_root(context))
+    write_schema(place)
+    typer.echo(place)
 
 
 def init(

@@ -130,7 +130,7 @@ def sweep(
     """
     if search is not None or space:
         from pipelines.searching.command import search_space
-        from pipelines.searching.driver import SearchOptions
+        from pipelines.searching.options import SearchOptions
         from pipelines.tracking.recorder import Recorder
 
         if targets:

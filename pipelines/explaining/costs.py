@@ -15,7 +15,7 @@ _SEEDS = ("seed", "pool_seed")
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ExpectedTime:
     """What a stage will take.
 
     Attributes:
@@ -33,7 +33,7 @@ class Estimate:
     steps_before: tuple[int, ...] = ()
 
 
-def estimate(task: Task, steps: int | None, runs: Sequence[PastRun]) -> Estimate | None:
+def expected_time(task: Task, steps: int | None, runs: Sequence[PastRun]) -> ExpectedTime | None:
     """Return what a stage will take, from the closest kin that ran; None: none did.
 
     Args:
@@ -49,10 +49,10 @@ def estimate(task: Task, steps: int | None, runs: Sequence[PastRun]) -> Estimate
         sized = [run for run in found if run.steps] if steps and same_unit else []
         alike = [run for run in sized if run.steps == steps] or (found if not sized else [])
         if alike or not steps:
-            return Estimate(median(run.seconds for run in alike), len(alike), kin)
+            return ExpectedTime(median(run.seconds for run in alike), len(alike), kin)
         before = sorted({run.steps for run in sized if run.steps})
         seconds = median(_scaled(run, steps) for run in sized)
-        return Estimate(seconds, len(sized), kin, steps, tuple(before))
+        return ExpectedTime(seconds, len(sized), kin, steps, tuple(before))
     return None
 
 

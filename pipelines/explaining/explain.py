@@ -8,7 +8,7 @@ from typing import Any
 
 from kdci.graph.cells import LOOKED_FILE
 from kdci.store.layout import Layout
-from pipelines.explaining.costs import Estimate, estimate, wall_seconds
+from pipelines.explaining.costs import ExpectedTime, expected_time, wall_seconds
 from pipelines.explaining.differences import CODE, Comparison, Difference, compare, values_of
 from pipelines.explaining.forecast import Fate
 from pipelines.explaining.past_runs import PastRun, read_past_runs
@@ -30,7 +30,7 @@ class Explained:
         made_from: The stages that its inputs come from.
         inputs: Its params blocks.
         code: Its code by the names in cells.yaml, and files that no stage makes.
-        estimate: What it will take; None: not known.
+        expected_time: What it will take; None: not known.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Explained:
     made_from: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
-    estimate: Estimate | None = None
+    expected_time: ExpectedTime | None = None
 
     @property
     def takes_time(self) -> bool:
@@ -146,7 +146,7 @@ class _Explainer:
             made_from=stage.upstream,
             inputs=tuple(values_of(stage.params, self._comparison.params)),
             code=_code(stage, self._dag),
-            estimate=None if fate is Fate.restored else self._estimate(stage),
+            expected_time=None if fate is Fate.restored else self._expected_time(stage),
         )
 
     def _own_differences(self, name: str) -> tuple[Difference, ...]:
@@ -163,12 +163,12 @@ class _Explainer:
         earlier = self._dag.ancestors([name])
         return tuple(other for other in self.changed if other in earlier)
 
-    def _estimate(self, stage: DagStage) -> Estimate | None:
+    def _expected_time(self, stage: DagStage) -> ExpectedTime | None:
         task = self._tasks.get(stage.name)
         if task is None:
             return None
         params = values_of(stage.params, self._comparison.params)
-        return estimate(task, num_steps(task, params), self._runs)
+        return expected_time(task, num_steps(task, params), self._runs)
 
 
 def _code(stage: DagStage, dag: Dag) -> tuple[str, ...]:
@@ -182,7 +182,9 @@ def _code(stage: DagStage, dag: Dag) -> tuple[str, ...]:
 def _cost(dag: Dag, stages: Iterable[Explained], limit: int) -> Cost:
     running = {one.name: one for one in stages if one.takes_time}
     seconds = {
-        name: one.estimate.seconds for name, one in running.items() if one.estimate is not None
+        name: one.expected_time.seconds
+        for name, one in running.items()
+        if one.expected_time is not None
     }
     unknown = tuple(name for name in running if name not in seconds)
     at_limit = wall_seconds(dag, seconds, limit)

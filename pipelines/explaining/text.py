@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from pipelines.explaining.costs import Estimate
+from pipelines.explaining.costs import ExpectedTime
 from pipelines.explaining.differences import Difference
 from pipelines.explaining.explain import Cost, Explained, Explanation
 from pipelines.explaining.forecast import Fate
@@ -116,7 +116,7 @@ def _up_to_date_rows(one: Explained) -> Iterator[tuple[str, str, str]]:
 
 
 def _time_row(block: Sequence[Explained]) -> tuple[str, str, str]:
-    known = [one.estimate for one in block if one.estimate is not None]
+    known = [one.expected_time for one in block if one.expected_time is not None]
     verb = "took" if block[0].fate is Fate.up_to_date else "takes"
     if not known:
         return verb, "unknown: no past run of it or its like left its time", ""
@@ -126,20 +126,20 @@ def _time_row(block: Sequence[Explained]) -> tuple[str, str, str]:
     return verb, f"{total} ({_source(known[0])})", ""
 
 
-def _source(one: Estimate) -> str:
+def _source(one: ExpectedTime) -> str:
     runs = "1 past run" if one.num_runs == 1 else f"median of {one.num_runs} past runs"
     before = ", ".join(str(number) for number in one.steps_before)
     scaled = f", scaled from {before} to {one.steps} steps" if one.steps else ""
     return f"{runs} of {one.kin}{scaled}"
 
 
-def _sources(estimates: Sequence[Estimate]) -> str:
-    fewest = min(one.num_runs for one in estimates)
-    most = max(one.num_runs for one in estimates)
+def _sources(times: Sequence[ExpectedTime]) -> str:
+    fewest = min(one.num_runs for one in times)
+    most = max(one.num_runs for one in times)
     runs = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     word = "past run" if most == 1 else "past runs"
-    kin = ", ".join(dict.fromkeys(one.kin for one in estimates))
-    scaled = ", scaled by steps" if any(one.steps for one in estimates) else ""
+    kin = ", ".join(dict.fromkeys(one.kin for one in times))
+    scaled = ", scaled by steps" if any(one.steps for one in times) else ""
     return f"{runs} {word} each of {kin}{scaled}"
 
 
@@ -152,7 +152,7 @@ def _following_lines(stages: Sequence[Explained]) -> Iterator[str]:
         for number, note in ((restored, "from the cache"), (changed, "changed itself")):
             if number:
                 notes.append(note if number == len(members) else f"{number} {note}")
-        known = [one.estimate.seconds for one in members if one.estimate is not None]
+        known = [one.expected_time.seconds for one in members if one.expected_time is not None]
         time = duration(sum(known)) if known else "" if restored == len(members) else "unknown"
         rows.append((together([one.name for one in members]), time, ", ".join(notes)))
     yield from _aligned(rows)

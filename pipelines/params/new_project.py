@@ -16,6 +16,7 @@ from kdci.errors import StorageError, UserError
 from kdci.store.artifacts import replace_file, storage_errors
 from pipelines.graph.current import current_graph
 from pipelines.params.presets import write_preset
+from pipelines.params.schema import place_of, write_schema
 
 SHIPPED = Path(__file__).parents[1] / "project"
 """Files of a new project, by names that no tool takes for its own there."""
@@ -43,6 +44,7 @@ def new_project(root: Path, *, preset: str, data: str | None = None) -> list[str
     with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     write_preset(preset, root / "params.yaml", data=data)
+    write_schema(place_of(root))
     try:
         told = [f"params.yaml: preset {preset}"]
         for source, name in FILES.items():

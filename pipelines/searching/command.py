@@ -10,7 +10,8 @@ import typer
 
 from kdci.graph.node import KINDS
 from pipelines.flow.telemetry import switch_off
-from pipelines.searching.driver import Listener, SearchOptions, SearchOutcome, search
+from pipelines.searching.driver import Listener, SearchOutcome, search
+from pipelines.searching.options import SearchOptions
 from pipelines.searching.results import Search, TrialRecord, best_of, table
 from pipelines.serving.promote import promote
 from pipelines.sweeping.ray_session import ray_session

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdci.config.block import NAME_PATTERN
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import UserError
@@ -23,9 +21,10 @@ from pipelines.graph.current import current_graph
 from pipelines.graph.dag import read_dag
 from pipelines.running.workspace import is_held, only_runner
 from pipelines.searching.criteria import Criterion, parse_criterion
+from pipelines.searching.options import SearchOptions, require_options
 from pipelines.searching.plan import (
+    SearchPlan,
     Subject,
-    TrialPlan,
     choose_subject,
     contents,
     fingerprints,
@@ -49,57 +48,6 @@ from pipelines.sweeping.stopping import StopRequest
 
 STOPPING_SECONDS = 45.0
 """How long the trials of a stopped search have to save their state."""
-SCHEDULERS = ("asha", "none")
-SEARCHERS = ("tpe", "random")
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """What a search is asked for; None: the grid's first.
-
-    Attributes:
-        space: A YAML file of keys and distributions.
-        keys: Further ones, as ``KEY=DISTRIBUTION``.
-        num_trials: Distinct trials in all, those of earlier runs included.
-        name: Of the search; None: made from what is searched.
-        criterion: `agreement` or `accuracy:<split>`.
-        scheduler: `asha` or `none`.
-        searcher: `tpe` or `random`.
-        seed: Of the searcher.
-        grace: Scores that every trial is given before it can be stopped.
-        reduction: ASHA's factor.
-        method: Whose hyper-parameters are searched.
-        variant: Which arm.
-        teacher: Backbone.
-        student: Backbone.
-        pool_seeds: Pools.
-        seeds: Student seeds.
-        limit: Trials at a time; None: what the resources carry.
-        cpus: Cores of a trial; None: the params' threads.
-        gpus: GPUs of a trial, or a share of one; None: one where there are any.
-        max_failures: How often a trial whose worker or stage was killed is started again.
-    """
-
-    space: Path | None = None
-    keys: Sequence[str] = ()
-    num_trials: int = 16
-    name: str | None = None
-    criterion: str = "agreement"
-    scheduler: str = "asha"
-    searcher: str = "tpe"
-    seed: int = 0
-    grace: int = 1
-    reduction: int = 2
-    method: str | None = None
-    variant: str | None = None
-    teacher: str | None = None
-    student: str | None = None
-    pool_seeds: Sequence[int] | None = None
-    seeds: Sequence[int] | None = None
-    limit: int | None = None
-    cpus: float | None = None
-    gpus: float | None = None
-    max_failures: int = 3
 
 
 @dataclass
@@ -180,7 +128,7 @@ def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, 
     """
     from pipelines.params.edit import checked, with_values
 
-    _require_options(options)
+    require_options(options)
     criterion = parse_criterion(options.criterion, params)
     space = read_space(options.space, options.keys)
     subject = choose_subject(
@@ -210,37 +158,13 @@ def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, 
     return space, found
 
 
-def _require_options(options: SearchOptions) -> None:
-    numbers = {
-        "--trials": options.num_trials,
-        "--grace": options.grace,
-        "--max-concurrent": options.limit,
-    }
-    for option, number in numbers.items():
-        if number is not None and number < 1:
-            raise UserError(option, f"is {number}", "give 1 or more")
-    if options.max_failures < 0:
-        raise UserError("--max-failures", f"is {options.max_failures}", "give 0 or more")
-    if options.reduction < 2:
-        raise UserError("--reduction", f"is {options.reduction}", "give 2 or more")
-    choices = {
-        "--scheduler": (options.scheduler, SCHEDULERS),
-        "--searcher": (options.searcher, SEARCHERS),
-    }
-    for option, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise UserError(option, f"unknown value {value!r}", f"one of {', '.join(allowed)}")
-    if options.name is not None and not re.match(NAME_PATTERN, options.name):
-        raise UserError("--name", f"{options.name!r} is no name", "letters, digits, . _ -")
-
-
 def _search_of(
     graph: Graph,
     options: SearchOptions,
     subject: Subject,
     criterion: Criterion,
     space: Space,
-    plan: TrialPlan,
+    plan: SearchPlan,
 ) -> Search:
     params = graph.params
     num_points = len(subject.cells) * params.distill.num_snapshots
@@ -305,7 +229,7 @@ def _tune(
     from ray import tune
 
     from pipelines.searching.searcher import DistinctSearcher, make_scheduler
-    from pipelines.searching.trainable import Recorder, SearchTrial
+    from pipelines.searching.trainable import RecordWriter, SearchTrial
     from pipelines.sweeping.waves import nodes
 
     class StoppedBySignal(tune.Stopper):  # type: ignore[misc,unused-ignore]
@@ -346,7 +270,7 @@ def _tune(
                 failure_config=tune.FailureConfig(max_failures=options.max_failures),
                 # The stages' own checkpoints are what a trial goes on from.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[Recorder(layout, found, listener.on_event)],
+                callbacks=[RecordWriter(layout, found, listener.on_event)],
                 verbose=0,
             ),
         )

@@ -153,7 +153,7 @@ def _misfits(subject: Subject, grid: Grid) -> Iterator[UserError]:
 
 
 @dataclass(frozen=True)
-class TrialPlan:
+class SearchPlan:
     """What every trial of a search has in common.
 
     Attributes:
@@ -169,7 +169,7 @@ class TrialPlan:
     given: dict[str, Any]
 
 
-def plan_trials(graph: Graph, subject: Subject, keys: Iterable[str], dag: Dag) -> TrialPlan:
+def plan_trials(graph: Graph, subject: Subject, keys: Iterable[str], dag: Dag) -> SearchPlan:
     """Work out what trials run.
 
     Args:
@@ -197,7 +197,7 @@ def plan_trials(graph: Graph, subject: Subject, keys: Iterable[str], dag: Dag) -
         for key, value in leaves(graph.params, [*blocks, "evaluate"]).items()
         if key not in set(keys)
     }
-    return TrialPlan(
+    return SearchPlan(
         stages=tuple(_call(graph, node) for node in own),
         upstream=tuple(_place(graph, node.artifact) for node in shared),
         links=_links(graph, own),

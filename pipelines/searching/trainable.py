@@ -67,7 +67,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc,unused-ignore]
         self._run.stop()
 
 
-class Recorder(tune.Callback):  # type: ignore[misc,unused-ignore]
+class RecordWriter(tune.Callback):  # type: ignore[misc,unused-ignore]
     """Writes the trials' records, in the driver: one writer of all.
 
     Args:

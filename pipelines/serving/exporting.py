@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 EXPORTS = "exports"
 """Folder of the project that exports go to."""
-FORMAT_NAMES = ("pt2", "onnx", "mlflow")
 MAX_NAMES = 8
 """So many students are named where several are meant; of more, the number is told."""
 _HOW = "name one as `kdci export METHOD/VARIANT/poolP-seedS`, or narrow with --method, --variant, "

@@ -66,7 +66,7 @@ def _dvc_commit(root: Path, names: Sequence[str]) -> str | None:
     return f"`dvc commit` ended with {done.returncode}: {(lines or ['no word'])[-1]}"
 
 
-class DvcRecorder:
+class DvcCommitter:
     """Records results as they come, in a thread of its own, while the block lasts.
 
     Args:

@@ -28,15 +28,15 @@ from pipelines.graph.dag import Dag, Verdict, read_dag
 from pipelines.running.stage_process import Outcome, StageProcess, State
 from pipelines.running.workspace import only_runner, stages_at_work
 from pipelines.sweeping import attempts
-from pipelines.sweeping.dvc_record import DvcRecorder, commit
-from pipelines.sweeping.ledger import Ledger, Say
+from pipelines.sweeping.dvc_record import DvcCommitter, commit
+from pipelines.sweeping.outcomes import Outcomes, Say
 from pipelines.sweeping.places import attempts_of, log_of, prepare_folder
 from pipelines.sweeping.ray_session import ray_session
 from pipelines.sweeping.resources import Resources, choose_resources, complaints
 from pipelines.sweeping.run_cache import restorable
 from pipelines.sweeping.stage_environment import deciding
 from pipelines.sweeping.stopping import StopRequest
-from pipelines.sweeping.trial import TrialPlan
+from pipelines.sweeping.trial import StageTrial
 from pipelines.tracking.recorder import Recorder
 
 METRIC_SECONDS = 30.0
@@ -101,17 +101,17 @@ def sweep_grid(root: Path, options: SweepOptions, *, say: Say, warn: Say) -> int
         # Which GPUs there are is Ray's to say.
         require_no_problems(params, layout, leave_out=["runtime.device"])
         folder = prepare_folder(layout)
-        ledger = Ledger(layout, folder, total, stop, say, warn)
+        outcomes = Outcomes(layout, folder, total, stop, say, warn)
         with ExitStack() as stack:
             recorder = stack.enter_context(Recorder(root)) if options.track else None
             try:
-                _Sweep(root, layout, folder, options, stop, ledger, say, warn).run(params)
+                _Sweep(root, layout, folder, options, stop, outcomes, say, warn).run(params)
             finally:
                 _await_orphans(layout)
-            ledger.tell_end()
+            outcomes.tell_end()
             if recorder is not None:
                 _tell_record(recorder, say, warn)
-        return ledger.exit_code
+        return outcomes.exit_code
 
 
 def _require_counts(options: SweepOptions) -> None:
@@ -153,7 +153,7 @@ class _Sweep:
         folder: Path,
         options: SweepOptions,
         stop: StopRequest,
-        ledger: Ledger,
+        outcomes: Outcomes,
         say: Say,
         warn: Say,
     ) -> None:
@@ -162,7 +162,7 @@ class _Sweep:
         self._folder = folder
         self._options = options
         self._stop = stop
-        self._ledger = ledger
+        self._outcomes = outcomes
         self._say = say
         self._warn = warn
         self._name = time.strftime("sweep-%Y%m%d-%H%M%S-") + str(os.getpid())
@@ -188,7 +188,7 @@ class _Sweep:
         while True:
             dag, graph = _read(self._root, self._options)
             ready = ready_stages(dag, trials_of(graph))
-            ready = [name for name in ready if name not in self._ledger.outcomes]
+            ready = [name for name in ready if name not in self._outcomes.by_stage]
             if self._stop or not (self._record_finished(ready) or self._restore(ready)):
                 return graph, ready
 
@@ -197,7 +197,7 @@ class _Sweep:
         found = differences(self._root, names)
         finished = [name for name, problem in found.items() if problem is None]
         for name, problem in commit(self._root, finished).items():
-            self._ledger.recorded(name, problem)
+            self._outcomes.recorded(name, problem)
         return bool(finished)
 
     def _restore(self, ready: Sequence[str]) -> bool:
@@ -207,7 +207,7 @@ class _Sweep:
             if not self._stop:
                 process = StageProcess(self._root, name, lambda line: None)
                 with self._stop.heard_by(_in_thread(process.stop)):
-                    self._ledger.note(process.run())
+                    self._outcomes.note(process.run())
         return bool(names)
 
     # -- trials -------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ class _Sweep:
             attempts.forget(attempts_of(self._folder, name))
             log_of(self._folder, name).unlink(missing_ok=True)
         self._say(f"wave {self._num_waves}: {len(names)} stages")
-        with DvcRecorder(self._root, self._ledger.recorded) as recorder:
+        with DvcCommitter(self._root, self._outcomes.recorded) as committer:
             waves.run_wave(
                 f"{self._name}-{self._num_waves}",
                 plans,
@@ -252,14 +252,14 @@ class _Sweep:
                 max_failures=self._options.max_failures,
                 stop=self._stop,
                 listeners=waves.Listeners(
-                    self._show_metrics, lambda name, error: self._ended(name, error, recorder)
+                    self._show_metrics, lambda name, error: self._ended(name, error, committer)
                 ),
             )
         self._settle_missed(names)
 
-    def _plan(self, graph: Graph, name: str, resources: Resources) -> TrialPlan:
+    def _plan(self, graph: Graph, name: str, resources: Resources) -> StageTrial:
         node = graph.nodes[name]
-        return TrialPlan(
+        return StageTrial(
             stage=name,
             call=(f"stages.{node.stage}", node.cell),
             root=self._root,
@@ -268,21 +268,21 @@ class _Sweep:
             gpu_share=resources.gpu_share,
         )
 
-    def _ended(self, name: str, error: str, recorder: DvcRecorder) -> None:
+    def _ended(self, name: str, error: str, committer: DvcCommitter) -> None:
         """Have a result recorded, or note the failure, when Ray says that a trial has ended."""
         history = attempts.read_history(attempts_of(self._folder, name))
         if history is not None and history.exit_code == 0:
-            recorder.add(name)
+            committer.add(name)
         else:
-            self._ledger.without_result(name, error)
+            self._outcomes.without_result(name, error)
 
     def _settle_missed(self, names: Sequence[str]) -> None:
         """Look at the files for what Ray did not tell: it was stopped, or it lost a trial."""
         _await_orphans(self._layout)
-        self._record_finished([name for name in names if name not in self._ledger.outcomes])
+        self._record_finished([name for name in names if name not in self._outcomes.by_stage])
         for name in names:
-            if name not in self._ledger.outcomes:
-                self._ledger.without_result(name)
+            if name not in self._outcomes.by_stage:
+                self._outcomes.without_result(name)
 
     def _show_metrics(self, name: str, metrics: Mapping[str, Any]) -> None:
         now = time.monotonic()
@@ -303,14 +303,14 @@ class _Sweep:
         dag, graph = _read(self._root, self._options)
         rest, lost = split_rest(dag, trials_of(graph))
         for name in lost:
-            if name not in self._ledger.outcomes:
+            if name not in self._outcomes.by_stage:
                 what = "what it is made from has no result"
-                self._ledger.note(Outcome(name, State.not_run, what))
+                self._outcomes.note(Outcome(name, State.not_run, what))
         scheduler = Scheduler(
             rest,
             lambda name, hear: StageProcess(self._root, name, hear),
             limit=default_limit(params),
-            on_outcome=self._ledger.note,
+            on_outcome=self._outcomes.note,
         )
         with self._stop.heard_by(_in_thread(scheduler.stop)):
             scheduler.run_all()

@@ -38,7 +38,7 @@ Report = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class TrialPlan:
+class StageTrial:
     """What a worker needs to know of a stage.
 
     Attributes:
@@ -62,7 +62,7 @@ class AttemptFailedError(Exception):
     """An attempt ended in a way that another one may not; Ray makes that one."""
 
 
-def run_trial(config: Mapping[str, Any], plans: Mapping[str, TrialPlan]) -> None:
+def run_trial(config: Mapping[str, Any], plans: Mapping[str, StageTrial]) -> None:
     """Run the stage of a trial, as Ray calls it; returns when it has a result or never will."""
     import ray
     from ray import tune
@@ -79,7 +79,7 @@ def run_trial(config: Mapping[str, Any], plans: Mapping[str, TrialPlan]) -> None
     tune.report({"exit_code": code})
 
 
-def execute(plan: TrialPlan, links: Mapping[str, str], report: Report) -> int:
+def execute(plan: StageTrial, links: Mapping[str, str], report: Report) -> int:
     """Make one attempt at a stage and return its exit code.
 
     Raises:
@@ -113,7 +113,7 @@ def last_words(log: Path) -> str:
     return (own or lines or ["ended without a word"])[-1]
 
 
-def _run(plan: TrialPlan, report: Report) -> tuple[int, bool]:
+def _run(plan: StageTrial, report: Report) -> tuple[int, bool]:
     """Run the stage's process; return its exit code and whether we stopped it."""
     environment = stage_environment(
         os.environ, plan.environment, stage=plan.stage, root=str(plan.root)
@@ -135,7 +135,7 @@ def _run(plan: TrialPlan, report: Report) -> tuple[int, bool]:
     return process.returncode, stopped.is_set()
 
 
-def _follow(process: subprocess.Popen[bytes], plan: TrialPlan, report: Report) -> None:
+def _follow(process: subprocess.Popen[bytes], plan: StageTrial, report: Report) -> None:
     """Report the newest metrics now and then until the process has ended."""
     began, reported = time.time(), 0.0
     told: dict[str, float] = {}
@@ -151,7 +151,7 @@ def _follow(process: subprocess.Popen[bytes], plan: TrialPlan, report: Report) -
             reported, told = time.monotonic(), newest
 
 
-def newest_metrics(plan: TrialPlan, *, since: float) -> dict[str, float]:
+def newest_metrics(plan: StageTrial, *, since: float) -> dict[str, float]:
     """Return the last line of the metrics that the stage wrote since then; empty: none."""
     folder = plan.root / ".kdci" / "work" / plan.stage
     files = [file for file in folder.glob("*/metrics.jsonl") if _changed(file) >= since]
@@ -180,7 +180,7 @@ def _ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 @contextmanager
 def _stopped_on_request(
-    process: subprocess.Popen[bytes], plan: TrialPlan
+    process: subprocess.Popen[bytes], plan: StageTrial
 ) -> Iterator[threading.Event]:
     """Stop the process when the runner asks for it; a thread, since a report may block."""
     over, stopped = threading.Event(), threading.Event()

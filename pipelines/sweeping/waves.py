@@ -26,7 +26,7 @@ from pipelines.sweeping.places import stop_file
 from pipelines.sweeping.ray_report import reason
 from pipelines.sweeping.resources import Node, Resources
 from pipelines.sweeping.stopping import StopRequest
-from pipelines.sweeping.trial import GRACE_SECONDS, TrialPlan, run_trial
+from pipelines.sweeping.trial import GRACE_SECONDS, StageTrial, run_trial
 
 
 def nodes() -> list[Node]:
@@ -50,7 +50,7 @@ class Listeners:
 
 def run_wave(
     name: str,
-    plans: Mapping[str, TrialPlan],
+    plans: Mapping[str, StageTrial],
     *,
     layout: Layout,
     folder: Path,

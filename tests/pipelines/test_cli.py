@@ -14,7 +14,7 @@ from pipelines.params.presets import preset_names
 
 HEAVY = ("torch", "torchvision", "mlflow", "prefect", "ray", "dvc", "sklearn", "numpy", "pandas")
 COMMANDS = {
-    *("check", "list", "preset", "show", "run", "sync", "sweep", "promote"),
+    *("check", "list", "preset", "schema", "show", "run", "sync", "sweep", "promote"),
     *("explain", "doctor", "verify", "clean", "migrate"),
     *("init", "import-teacher", "export", "download"),
 }

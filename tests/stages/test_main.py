@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from kdci.graph.cells import renew_cells
-from kdci.store import artifacts
+from kdci.store.hashing import hash_file, hash_json
 from tests.conftest import Call
 from tests.project_code import ROOT
 
@@ -182,10 +182,10 @@ def forge(path, **facts):
     card["facts"].update(facts)
     for name in card["files"]:
         file = path / name
-        entry = {"sha256": artifacts.hash_file(file), "bytes": file.stat().st_size}
+        entry = {"sha256": hash_file(file), "bytes": file.stat().st_size}
         card["files"][name] = entry
-    card["content"] = artifacts.hash_json(card["files"])
-    card["card_sha256"] = artifacts.hash_json(card)
+    card["content"] = hash_json(card["files"])
+    card["card_sha256"] = hash_json(card)
     (path / "card.json").write_text(json.dumps(card))
 
 

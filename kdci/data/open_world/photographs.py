@@ -60,7 +60,7 @@ class PhotographCrops:
         place = torch.rand((2, num_images), generator=generator, dtype=torch.float64)
         self._tops = (place[0] * (height - self._sides + 1)).floor()
         self._lefts = (place[1] * (width - self._sides + 1)).floor()
-        self._table_PCHW = _summed_areas(photos.permute(0, 3, 1, 2))
+        self._table_PCHW = summed_areas(photos.permute(0, 3, 1, 2))
 
     def rows(self, rows: Tensor) -> Tensor:
         """Return some of the crops, uint8 (B, C, H, W).
@@ -70,7 +70,7 @@ class PhotographCrops:
         """
         which, sides = self._which[rows], self._sides[rows]
         places = (which, self._tops[rows], self._lefts[rows], sides)
-        return _averaged(self._table_PCHW, *places, image_size=self.image_size)
+        return area_crops(self._table_PCHW, *places, image_size=self.image_size)
 
 
 def require_side(image_size: int) -> None:
@@ -84,16 +84,27 @@ def require_side(image_size: int) -> None:
         raise UserError("photographs", what, "choose from a folder or from Parquet")
 
 
+def summed_areas(photos: Tensor) -> Tensor:
+    """Return the summed-area tables (P, C, H+1, W+1) of photographs (P, C, H, W)."""
+    return F.pad(photos.double(), (1, 0, 1, 0)).cumsum(2).cumsum(3)
+
+
 def area_crops(
-    photos: Tensor, which: Tensor, tops: Tensor, lefts: Tensor, sides: Tensor, *, image_size: int
+    table_PCHW: Tensor,
+    which: Tensor,
+    tops: Tensor,
+    lefts: Tensor,
+    sides: Tensor,
+    *,
+    image_size: int,
 ) -> Tensor:
-    """Average square crops exactly over the area of each output pixel.
+    """Average square crops of photographs exactly over the area of each output pixel.
 
     The integral of an image of constant pixels is bilinear between its corner sums, so four
     look-ups in a summed-area table give any output pixel, whatever the crop's size.
 
     Args:
-        photos: (P, C, H, W) uint8.
+        table_PCHW: See ``summed_areas``.
         which: (M,) int64, the photograph of each crop.
         tops: (M,) first row of each crop.
         lefts: (M,) first column.
@@ -103,24 +114,6 @@ def area_crops(
     Returns:
         (M, C, S, S) uint8, rounded.
     """
-    return _averaged(_summed_areas(photos), which, tops, lefts, sides, image_size=image_size)
-
-
-def _summed_areas(photos: Tensor) -> Tensor:
-    """Return the summed-area tables (P, C, H+1, W+1) of photographs (P, C, H, W)."""
-    return F.pad(photos.double(), (1, 0, 1, 0)).cumsum(2).cumsum(3)
-
-
-def _averaged(
-    table_PCHW: Tensor,
-    which: Tensor,
-    tops: Tensor,
-    lefts: Tensor,
-    sides: Tensor,
-    *,
-    image_size: int,
-) -> Tensor:
-    """Cut crops as ``area_crops`` does, out of summed-area tables."""
     steps = torch.arange(image_size + 1, dtype=torch.float64) / image_size
     channels = table_PCHW.shape[1]
     crops = torch.empty((len(which), channels, image_size, image_size), dtype=torch.uint8)

@@ -33,35 +33,25 @@ class _UpsamplingBlock(nn.Sequential):
 
 
 def _block(
-    in_width: int, out_width: int, *, upsample: bool = True, bias: bool = False, eps: float = 1e-5
-) -> nn.Sequential:
-    """Return [Up x2]-Conv3x3-BN-LeakyReLU."""
-    layers = (
+    in_width: int, out_width: int, *, bias: bool = False, eps: float = 1e-5
+) -> _UpsamplingBlock:
+    return _UpsamplingBlock(
+        nn.Upsample(scale_factor=2),
         nn.Conv2d(in_width, out_width, 3, padding=1, bias=bias),
         nn.BatchNorm2d(out_width, eps=eps),
         nn.LeakyReLU(SLOPE, inplace=True),
     )
-    if upsample:
-        return _UpsamplingBlock(nn.Upsample(scale_factor=2), *layers)
-    return nn.Sequential(*layers)
 
 
-def _finished(colours_BCHW: Tensor, to_image: nn.Sequential) -> Tensor:
-    """Return what the layers of ``to_image`` after its convolution make of its output."""
-    for layer in to_image[1:]:
-        colours_BCHW = layer(colours_BCHW)
-    return colours_BCHW
-
-
-def _start_size(image_size: int, upsampling: int) -> int:
-    """Return the side of the first feature map.
+def _start_size(image_size: int) -> int:
+    """Return the side of the first feature map, which two blocks upsample.
 
     Raises:
-        ValueError: If ``image_size`` is no positive multiple of ``upsampling``.
+        ValueError: If ``image_size`` is no positive multiple of 4.
     """
-    start, rest = divmod(image_size, upsampling)
+    start, rest = divmod(image_size, 4)
     if rest or start < 1:
-        raise ValueError(f"image_size must be a multiple of {upsampling}, got {image_size}")
+        raise ValueError(f"image_size must be a multiple of 4, got {image_size}")
     return start
 
 
@@ -80,7 +70,10 @@ class _FromVector(BesideTeacher):
             maps = self.linear(latents_BZ).unflatten(1, self.start_shape)
             maps = self.blocks(self.norm(self.arithmetic.lay_out(maps)))
             colours = self.to_image[0](maps)
-        return _finished(colours.to(latents_BZ.dtype), self.to_image)
+        images: Tensor = colours.to(latents_BZ.dtype)
+        for layer in self.to_image[1:]:
+            images = layer(images)
+        return images
 
 
 class Generator(_FromVector):
@@ -115,7 +108,7 @@ class Generator(_FromVector):
         large: bool = False,
     ) -> None:
         super().__init__()
-        start_size = _start_size(image_size, 4)
+        start_size = _start_size(image_size)
         start_width = width * (4 if large else 2)
         self.latent_shape = (latent_dim,)
         self.start_shape = (start_width, start_size, start_size)
@@ -156,7 +149,7 @@ class DaflGenerator(_FromVector):
         self, *, latent_dim: int = 1000, image_size: int, channels: int, width: int = 64
     ) -> None:
         super().__init__()
-        start_size = _start_size(image_size, 4)
+        start_size = _start_size(image_size)
         start_width = 2 * width
         self.latent_shape = (latent_dim,)
         self.start_shape = (start_width, start_size, start_size)
@@ -171,48 +164,6 @@ class DaflGenerator(_FromVector):
             nn.Tanh(),
             nn.BatchNorm2d(channels, affine=False),
         )
-
-
-class DeepGenerator(BesideTeacher):
-    """G-deep, the generator of Fast on ImageNet: a spatial latent and four upsamplings.
-
-    The reference holds 1,398,403 parameters, 805,952 of them in a linear layer that no
-    image depends on; it is left out here, and 592,451 remain.
-
-    Attributes:
-        latent_shape: Shape of one latent, ``(latent_dim, image_size / 16, image_size / 16)``.
-
-    Args:
-        latent_dim: Channels Z of a latent.
-        image_size: Height and width of the images in pixels, a multiple of 16.
-        channels: Number of image channels C.
-        width: Channels before the last convolution.
-
-    Raises:
-        ValueError: If ``image_size`` is no multiple of 16.
-    """
-
-    def __init__(
-        self, *, latent_dim: int = 256, image_size: int = 224, channels: int = 3, width: int = 64
-    ) -> None:
-        super().__init__()
-        start_size = _start_size(image_size, 16)
-        self.latent_shape = (latent_dim, start_size, start_size)
-        self.blocks = nn.Sequential(
-            _block(latent_dim, 2 * width, upsample=False),
-            _block(2 * width, 2 * width),
-            _block(2 * width, width),
-            _block(width, width),
-            _block(width, width),
-        )
-        self.to_image = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
-
-    def forward(self, latents_BZhw: Tensor) -> Tensor:
-        """Map latents (B, Z, H / 16, W / 16) to images in [0, 1], shape (B, C, H, W)."""
-        with self.arithmetic.autocast(latents_BZhw.device):
-            maps = self.blocks(self.arithmetic.lay_out(latents_BZhw))
-            colours = self.to_image[0](maps)
-        return _finished(colours.to(latents_BZhw.dtype), self.to_image)
 
 
 def reset_parameters_(module: nn.Module, generator: torch.Generator) -> None:

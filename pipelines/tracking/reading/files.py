@@ -12,8 +12,8 @@ from typing import Any
 
 from kdci.errors import IntegrityError
 from kdci.graph.node import Node
-from kdci.store.artifacts import CARD, hash_file, open_artifact, read_card, storage_errors
-from kdci.store.hashing import hash_json
+from kdci.store.artifacts import CARD, open_artifact, read_card, storage_errors
+from kdci.store.hashing import hash_file, hash_json
 from kdci.store.layout import Cell, Layout
 from pipelines.tracking.reading.readings import RERUN, Timing, metric_rows, read_timing
 

@@ -87,9 +87,9 @@ ONE_PROBLEM = {
         "params.yaml",
         "found duplicate",
     ),
-    "tab": (("  device: auto", "\tdevice: auto"), "params.yaml", "line 22: found character '\\t'"),
+    "tab": (("  device: auto", "\tdevice: auto"), "params.yaml", "line 23: found character '\\t'"),
     "alias": (("seeds: [0] ", "seeds: &s [0]\n  x: *s"), "params.yaml", "alias"),
-    "tag": (("preset: ", "preset: !!python/object/apply:os.system "), "params.yaml", "line 3: "),
+    "tag": (("preset: ", "preset: !!python/object/apply:os.system "), "params.yaml", "line 4: "),
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from kdci.errors import IntegrityError, KdciError
 from kdci.intake import archive as module
 from kdci.intake.archive import check_archive, plain_archive
-from kdci.intake.containers import format_of
+from kdci.intake.containers import container_of
 from kdci.intake.reading import read_tensors
 
 
@@ -124,13 +124,13 @@ def test_no_flipped_bit_changes_a_value(saved, state) -> None:
 )
 def test_what_is_no_checkpoint(data, told) -> None:
     with pytest.raises(IntegrityError, match=told):
-        format_of(data, "x.pt")
+        container_of(data, "x.pt")
 
 
 def test_formats(saved, state) -> None:
     from safetensors.torch import save
 
-    assert format_of(saved(state), "x") == "torch"
-    assert format_of(save(state), "x") == "safetensors"
+    assert container_of(saved(state), "x") == "torch"
+    assert container_of(save(state), "x") == "safetensors"
     with pytest.raises(IntegrityError, match=r"before 1\.6.*weights_only=True"):
-        format_of(saved(state, legacy=True), "x")
+        container_of(saved(state, legacy=True), "x")

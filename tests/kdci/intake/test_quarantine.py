@@ -16,7 +16,7 @@ import torch
 from kdci.errors import IntegrityError, KdciError, StorageError, UserError
 from kdci.intake import quarantine
 from kdci.intake.quarantine import read_checkpoint
-from kdci.store.artifacts import hash_file
+from kdci.store.hashing import hash_file
 
 TORCH = "{'format': 'torch', 'key': '', 'others': [], 'converted': {}}"
 

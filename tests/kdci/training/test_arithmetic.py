@@ -14,7 +14,7 @@ from kdci.models import build_pixel_model
 from kdci.training.arithmetic import (
     CLEARLY_FASTER,
     MOST_IMAGES,
-    Format,
+    ComputeFormat,
     candidates,
     choose,
     measure,
@@ -22,8 +22,8 @@ from kdci.training.arithmetic import (
     remembered,
 )
 
-LAST, CONTIGUOUS = Format("fp32", "channels_last"), Format("fp32", "contiguous")
-HALF = Format("bf16", "channels_last")
+LAST, CONTIGUOUS = ComputeFormat("fp32", "channels_last"), ComputeFormat("fp32", "contiguous")
+HALF = ComputeFormat("bf16", "channels_last")
 CPU = torch.device("cpu")
 SUBJECT = {"backbone": "wrn-10-1", "role": "frozen"}
 
@@ -43,7 +43,7 @@ def test_a_later_candidate_has_to_be_clearly_faster() -> None:
 
 
 def test_the_slower_one_is_measured_as_slower() -> None:
-    def build(one: Format):
+    def build(one: ComputeFormat):
         def step(images: int) -> None:
             until = time.process_time() + images * (4e-3 if one == CONTIGUOUS else 1e-3)
             while time.process_time() < until:
@@ -83,7 +83,7 @@ def test_a_pass_is_forward_alone_or_with_gradients(training: bool) -> None:
 
 
 def test_a_decision_holds_until_what_it_is_for_changes(tmp_path: Path) -> None:
-    def never() -> dict[Format, float]:
+    def never() -> dict[ComputeFormat, float]:
         raise AssertionError("probed again")
 
     slow = {LAST: 1.0, CONTIGUOUS: 0.1}
@@ -97,7 +97,7 @@ def test_a_decision_holds_until_what_it_is_for_changes(tmp_path: Path) -> None:
 
 
 def test_of_two_that_decide_at_once_the_first_on_disk_holds(tmp_path: Path) -> None:
-    def meanwhile() -> dict[Format, float]:
+    def meanwhile() -> dict[ComputeFormat, float]:
         remembered(tmp_path, SUBJECT, lambda: {LAST: 1.0})
         return {CONTIGUOUS: 1.0}
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from kdci.config.catalog import DATASETS
 from kdci.data.files.image_files import ImageFiles
 from kdci.training.evaluation import (
-    class_balanced_pick,
     class_proportions,
     image_batches,
     match_percentage,
@@ -85,9 +84,3 @@ def test_match_percentage_by_hand() -> None:
 def test_class_proportions_count_absent_classes() -> None:
     shares = class_proportions(torch.tensor([2, 0, 2, 2]), num_classes=4)
     assert shares.tolist() == [0.25, 0.0, 0.75, 0.0]
-
-
-def test_balanced_pick_takes_the_first_of_each_class_and_what_there_is() -> None:
-    classes = torch.tensor([1, 0, 1, 1, 0, 3])
-    rows = class_balanced_pick(classes, per_class=2, num_classes=4)
-    assert rows.tolist() == [1, 4, 0, 2, 5]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdci.errors import NumericError, UserError
-from kdci.training.arithmetic import Format
+from kdci.training.arithmetic import ComputeFormat
 from kdci.training.runtime import (
     Runtime,
     available_cores,
@@ -35,7 +35,7 @@ def untouched() -> Iterator[None]:
 class TestStart:
     def test_sets_up_torch_as_it_says(self) -> None:
         runtime = start(device="cpu", threads=2, precision="fp32")
-        formats = (Format("fp32", "channels_last"),)
+        formats = (ComputeFormat("fp32", "channels_last"),)
         assert runtime == Runtime(torch.device("cpu"), 2, "fp32", formats)
         assert torch.get_num_threads() == 2
         assert runtime.autocast_dtype is None
@@ -48,15 +48,17 @@ class TestStart:
         assert runtime.precision == ("bf16" if computes_bf16(runtime.device) else "fp32")
 
     def test_auto_leaves_to_measure_what_is_not_said(self) -> None:
-        both = [Format("fp32", "channels_last"), Format("fp32", "contiguous")]
+        both = [ComputeFormat("fp32", "channels_last"), ComputeFormat("fp32", "contiguous")]
         options = {"device": "cpu", "threads": 1}
         assert [*start(**options, precision="fp32", memory_format="auto").formats] == both
         one = start(**options, precision="fp32", memory_format="contiguous")
-        assert one.formats == (Format("fp32", "contiguous"),) and not one.format.channels_last
+        assert (
+            one.formats == (ComputeFormat("fp32", "contiguous"),) and not one.format.channels_last
+        )
         found = start(**options, precision="auto", memory_format="auto").formats
         native = computes_bf16(torch.device("cpu"))
         assert len(found) == (4 if native else 2)
-        assert found[0] == Format("bf16" if native else "fp32", "channels_last")
+        assert found[0] == ComputeFormat("bf16" if native else "fp32", "channels_last")
 
     def test_a_device_that_is_not_there_is_a_user_error(self) -> None:
         with pytest.raises(UserError, match="runtime.device: cuda:99 is not here") as caught:

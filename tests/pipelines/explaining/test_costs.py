@@ -11,7 +11,7 @@ import pytest
 
 from kdci.store.layout import Layout
 from kdci.substitution.registry import method_names
-from pipelines.explaining.costs import Estimate, estimate, wall_seconds
+from pipelines.explaining.costs import ExpectedTime, expected_time, wall_seconds
 from pipelines.explaining.differences import CachePlaces, Comparison, compare
 from pipelines.explaining.past_runs import PastRun, read_past_runs
 from pipelines.explaining.tasks import Task
@@ -31,8 +31,8 @@ def past(task: Task, seconds: float, loop: float = 0.0, steps: int | None = None
     return PastRun(task, 0.0, seconds, seconds, loop, steps)
 
 
-def of(task: Task, steps: int | None, *runs: PastRun) -> Estimate | None:
-    return estimate(task, steps, runs)
+def of(task: Task, steps: int | None, *runs: PastRun) -> ExpectedTime | None:
+    return expected_time(task, steps, runs)
 
 
 # -- what a task and params say -------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_the_closest_kin_counts() -> None:
     other = [past(Task("teacher", {"teacher": "a"}), 99.0), past(student("x", "dfnd"), 98.0)]
     for closest, (run, named) in enumerate(kin):
         runs = [*other, *(run for run, _ in reversed(kin[closest:]))]
-        assert of(student(), None, *runs) == Estimate(run.seconds, 1, named)
+        assert of(student(), None, *runs) == ExpectedTime(run.seconds, 1, named)
     assert of(student(), None, *other) is None
 
 
@@ -107,19 +107,19 @@ def test_the_other_models_teachers_are_kin_among_themselves() -> None:
         )
     )
     assert of(other, None, past(ours, 1.0)) is None
-    assert of(other, None, past(ours, 1.0), past(further, 2.0)) == Estimate(2.0, 1, "teacher")
+    assert of(other, None, past(ours, 1.0), past(further, 2.0)) == ExpectedTime(2.0, 1, "teacher")
 
 
 def test_median_of_all_runs() -> None:
     runs = [past(student(), seconds) for seconds in (1.0, 100.0, 3.0)]
-    assert of(student(), None, *runs) == Estimate(3.0, 3, "this stage")
+    assert of(student(), None, *runs) == ExpectedTime(3.0, 3, "this stage")
 
 
 def test_only_the_loop_goes_with_the_steps() -> None:
     run = past(student(), 12.0, loop=10.0, steps=100)
-    assert of(student(), 200, run) == Estimate(22.0, 1, "this stage", 200, (100,))
-    assert of(student(), 50, run) == Estimate(7.0, 1, "this stage", 50, (100,))
-    assert of(student(), 100, run) == Estimate(12.0, 1, "this stage")
+    assert of(student(), 200, run) == ExpectedTime(22.0, 1, "this stage", 200, (100,))
+    assert of(student(), 50, run) == ExpectedTime(7.0, 1, "this stage", 50, (100,))
+    assert of(student(), 100, run) == ExpectedTime(12.0, 1, "this stage")
 
 
 def test_runs_of_as_many_steps_tell_most() -> None:
@@ -128,14 +128,14 @@ def test_runs_of_as_many_steps_tell_most() -> None:
         past(student(), 25.0, 20.0, 200),
         past(student(), 77.0),  # of how many steps, nobody knows
     ]
-    assert of(student(), 200, *runs) == Estimate(25.0, 1, "this stage")
-    assert of(student(), 400, *runs) == Estimate(43.5, 2, "this stage", 400, (100, 200))
-    assert of(student(), 400, runs[-1]) == Estimate(77.0, 1, "this stage")
+    assert of(student(), 200, *runs) == ExpectedTime(25.0, 1, "this stage")
+    assert of(student(), 400, *runs) == ExpectedTime(43.5, 2, "this stage", 400, (100, 200))
+    assert of(student(), 400, runs[-1]) == ExpectedTime(77.0, 1, "this stage")
 
 
 def test_steps_of_another_method_mean_something_else() -> None:
     run = past(student(method="dfnd"), 12.0, 10.0, 100)
-    assert of(student(), 200, run) == Estimate(12.0, 1, "distill kdci")
+    assert of(student(), 200, run) == ExpectedTime(12.0, 1, "distill kdci")
 
 
 def test_wall_time_is_that_of_some_order_of_running() -> None:

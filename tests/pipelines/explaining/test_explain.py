@@ -202,11 +202,11 @@ def test_costs_add_up(tiny) -> None:
     tiny.edit("methods.fast.num_steps", 4)
     explanation = explain(tiny.layout, tiny.tasks, limit=2)
     found = by_name(explanation)
-    pool = found["substitute@fast"].estimate
+    pool = found["substitute@fast"].expected_time
     assert pool is not None
     assert (pool.seconds, pool.num_runs, pool.kin) == (2 + 8 / 2, 1, "this stage")
     assert (pool.steps, pool.steps_before) == (8, (6,))
-    assert found["report"].estimate is None
+    assert found["report"].expected_time is None
     cost = explanation.cost
     assert (cost.num_stages, cost.seconds, cost.unknown) == (4, 6 + 8 + 8, ("report",))
     assert (cost.limit, cost.seconds_at_limit) == (2, 6 + 8)

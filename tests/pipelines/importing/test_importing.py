@@ -24,7 +24,8 @@ from kdci.intake import quarantine
 from kdci.intake.reading import read_tensors
 from kdci.models import build_backbone, build_pixel_model
 from kdci.models.pretrained import load_teacher
-from kdci.store.artifacts import hash_file, open_artifact, save_tensors
+from kdci.store.artifacts import open_artifact, save_tensors
+from kdci.store.hashing import hash_file
 from kdci.store.layout import Layout
 from pipelines.cli import run
 from pipelines.importing.check import check_teacher_artifact
@@ -449,5 +450,5 @@ def test_the_given_teacher_reaches_what_its_readme_says(project, capsys) -> None
     out, err = capsys.readouterr()
     assert code == 0 and err == ""
     facts = open_artifact(project / "teachers/cifar10_wrn16_2", kind="teacher").facts
-    assert facts["accuracy"] == pytest.approx(88.19, abs=0.1)
+    assert facts["accuracy"] == pytest.approx(89.19, abs=0.1)
     assert "of 10,000 test images" in out

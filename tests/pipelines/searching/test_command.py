@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import cli
 from pipelines.searching import command
-from pipelines.searching.driver import SearchOptions
+from pipelines.searching.options import SearchOptions
 
 
 @pytest.fixture

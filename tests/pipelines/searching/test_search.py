@@ -16,7 +16,8 @@ import pytest
 from kdci.config.params_file import load_params
 from kdci.store.layout import Layout
 from pipelines.running.workspace import is_held
-from pipelines.searching.driver import SearchOptions, prepare
+from pipelines.searching.driver import prepare
+from pipelines.searching.options import SearchOptions
 from pipelines.searching.results import read_trials, search_folder, trial_folder
 from pipelines.searching.trial import Trial
 from pipelines.sweeping.stage_environment import deciding

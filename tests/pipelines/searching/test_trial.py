@@ -11,7 +11,8 @@ import pytest
 
 from kdci.config.params_file import load_params
 from kdci.store.layout import Layout
-from pipelines.searching.driver import SearchOptions, prepare
+from pipelines.searching.driver import prepare
+from pipelines.searching.options import SearchOptions
 from pipelines.searching.results import STOP_FILE, search_folder
 from pipelines.searching.trial import (
     SearchStoppedError,

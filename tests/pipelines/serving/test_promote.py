@@ -13,7 +13,8 @@ from kdci.config.params_file import load_params
 from kdci.errors import CombinedUserError, UserError
 from kdci.store.layout import Layout
 from pipelines.cli import run
-from pipelines.searching.driver import SearchOptions, prepare
+from pipelines.searching.driver import prepare
+from pipelines.searching.options import SearchOptions
 from pipelines.searching.plan import plan_trials
 from pipelines.searching.results import TrialRecord, trial_id_of, write_trial
 from pipelines.serving.promote import find_trial, plan_promotion, promote

@@ -32,7 +32,7 @@ from tests.pipelines._cluster import (
     read_blocks,
 )
 from tests.pipelines._servers import free_port
-from tests.project_code import ROOT, copy_code
+from tests.project_code import ROOT, copy_code, renew_cells_of
 
 PAGE = ROOT / "docs/cluster.md"
 MACHINES = ("database", "prefect", "mlflow", "head", "worker", "runner", "other")
@@ -99,7 +99,7 @@ def replacements(root: Path, ports: dict[str, int], repository: str, password: s
         "HEAD_IP": HEAD,
         "WORKER_IP": WORKER,
         "PASSWORD": password,
-        "ROOT": repository,
+        "REPOSITORY": repository,
         "--num-cpus=16": "--num-cpus=1",
         "/shared": str(root / "shared"),
         "/srv": str(root / "srv"),
@@ -234,6 +234,7 @@ def make_repository(root: Path, environment: dict[str, str]) -> Path:
     params["grid"]["methods"] = ["fast"]
     with (seed / "params.yaml").open("w") as out:
         yaml.dump(params, out)
+    renew_cells_of(seed)
     for command in (
         ["git", "init", "--quiet", "--initial-branch=main", str(seed)],
         ["git", "-C", str(seed), "add", "--all"],
@@ -376,8 +377,8 @@ def check_sweep(site: Site) -> None:
     assert site.output("ray status").count("node_") == 2
     assert "Ray: 2 nodes" in site.output("kdci sweep")
     assert f": {STAGES} completed\n" in site.output("kdci sweep")
-    for command in ("dvc status", "dvc repro"):
-        assert site.output(command).strip().endswith("Data and pipelines are up to date.")
+    assert re.findall(r"^(\S+):$", site.output("dvc status"), re.MULTILINE) == ["cells"]
+    assert re.findall(r"Running stage '(\S+)'", site.output("dvc repro")) == ["cells"]
     lines = (site.workspace / ".kdci/journal.jsonl").read_text().splitlines()
     links = [row["links"] for row in map(json.loads, lines) if row["runner"] == "ray"]
     assert len(links) == 5 and len({link["ray.node_id"] for link in links}) == 2
@@ -404,7 +405,7 @@ def check_other_machine(site: Site) -> None:
     assert [f"{STAGES} stages: {STAGES} cached" in said for said in runs] == [True] * 3, runs
     said = site.output("dvc repro --pull")
     assert len(re.findall(r"Stage '\S+' is cached - skipping run", said)) == STAGES - 1, said
-    assert re.findall(r"Running stage '(\S+)'", said) == ["report"], said
+    assert re.findall(r"Running stage '(\S+)'", said) == ["cells", "report"], said
     assert contents(site.clone) == contents(site.workspace) != {}
 
 

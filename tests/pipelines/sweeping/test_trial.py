@@ -15,7 +15,7 @@ from kdci.graph.standing import differences
 from pipelines.sweeping import attempts
 from pipelines.sweeping.guarded import command
 from pipelines.sweeping.places import attempts_of, log_of, prepare_folder, stop_file
-from pipelines.sweeping.trial import AttemptFailedError, TrialPlan, execute, last_words
+from pipelines.sweeping.trial import AttemptFailedError, StageTrial, execute, last_words
 from tests.project_code import ROOT
 
 TEACHER = "teacher@wrn-10-1"
@@ -40,9 +40,9 @@ def plan(fresh):
     renew_cells(fresh.graph)
     path = os.pathsep.join([str(ROOT), *sys.path])
 
-    def of(*call: str) -> TrialPlan:
+    def of(*call: str) -> StageTrial:
         settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        return TrialPlan(TEACHER, call, fresh.root, folder, settings)
+        return StageTrial(TEACHER, call, fresh.root, folder, settings)
 
     return of
 

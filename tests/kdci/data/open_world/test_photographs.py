@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdci.data.open_world.photographs import area_crops, photograph_crops
+from kdci.data.open_world.photographs import area_crops, photograph_crops, summed_areas
 from kdci.errors import UserError
 
 
@@ -13,7 +13,7 @@ def test_area_average_equals_a_crop_by_crop_average() -> None:
     photos = torch.randint(0, 256, (2, 3, 40, 50), generator=generator, dtype=torch.uint8)
     which, sides = torch.tensor([0, 1, 1, 0]), torch.tensor([4, 8, 40, 28])
     tops, lefts = torch.tensor([36, 3, 0, 5]), torch.tensor([46, 42, 10, 7])
-    got = area_crops(photos, which, tops, lefts, sides, image_size=4)
+    got = area_crops(summed_areas(photos), which, tops, lefts, sides, image_size=4)
     for k in range(4):
         side, top, left = int(sides[k]), int(tops[k]), int(lefts[k])
         crop = photos[which[k], :, top : top + side, left : left + side].double()
@@ -23,7 +23,7 @@ def test_area_average_equals_a_crop_by_crop_average() -> None:
 def test_fractional_areas_weigh_the_pixels_they_cut() -> None:
     photo = torch.tensor([[0, 100, 200], [0, 100, 200], [0, 100, 200]], dtype=torch.uint8)
     zero, three = torch.tensor([0]), torch.tensor([3])
-    got = area_crops(photo[None, None], zero, zero, zero, three, image_size=2)
+    got = area_crops(summed_areas(photo[None, None]), zero, zero, zero, three, image_size=2)
     # Each half covers one and a half columns: (0 + 100/2) / 1.5 and (100/2 + 200) / 1.5.
     assert got.flatten().tolist() == [33, 167, 33, 167]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdci.models import PixelModel, build_backbone
 from kdci.models.generators.generating import Arithmetic, BesideTeacher, arithmetic_of, build_beside
-from kdci.models.generators.generator import DaflGenerator, DeepGenerator, Generator
+from kdci.models.generators.generator import DaflGenerator, Generator
 from kdci.models.generators.patch_discriminator import PatchDiscriminator
 from kdci.models.generators.projection_head import ProjectionHead
 from kdci.models.seeded import build_seeded
@@ -21,7 +21,6 @@ NETWORKS: dict[str, tuple[Callable[[], BesideTeacher], tuple[int, ...]]] = {
     "small": (partial(Generator, **SIZE), (6,)),
     "large": (partial(Generator, **SIZE, large=True), (6,)),
     "dafl": (partial(DaflGenerator, **SIZE), (6,)),
-    "deep": (partial(DeepGenerator, **{**SIZE, "image_size": 32}), (6, 2, 2)),
     "discriminator": (partial(PatchDiscriminator, channels=3, width=8), (3, 16, 16)),
     "head": (partial(ProjectionHead, 12, 5), (12,)),
 }
@@ -88,7 +87,7 @@ def test_channels_last_changes_neither_outputs_nor_gradients(name: str) -> None:
     for channels_last in (False, True):
         network = build(name, Arithmetic(channels_last=channels_last))
         output, maps = inputs_of_layers(network, nn.BatchNorm2d, inputs)
-        assert len(maps) == {"small": 3, "large": 3, "dafl": 4, "deep": 5}.get(name, len(maps))
+        assert len(maps) == {"small": 3, "large": 3, "dafl": 4}.get(name, len(maps))
         layout = torch.channels_last if channels_last else torch.contiguous_format
         assert all(one.is_contiguous(memory_format=layout) for one in maps)
         tilted = (output * torch.linspace(-1, 2, output.numel()).view_as(output)).sum()

@@ -25,7 +25,7 @@ from pipelines.sweeping.trial import STOP_CODES, last_words
 Say = Callable[[str], None]
 
 
-class Ledger:
+class Outcomes:
     """The outcomes of a sweep.
 
     Args:
@@ -37,13 +37,13 @@ class Ledger:
         warn: Hears what failed.
 
     Attributes:
-        outcomes: By stage, in the order in which they came.
+        by_stage: In the order in which they came.
     """
 
     def __init__(
         self, layout: Layout, folder: Path, total: int, stop: StopRequest, say: Say, warn: Say
     ) -> None:
-        self.outcomes: dict[str, Outcome] = {}
+        self.by_stage: dict[str, Outcome] = {}
         self._layout = layout
         self._folder = folder
         self._total = total
@@ -92,7 +92,7 @@ class Ledger:
             outcome: How.
             links: Ids of the trial; None: it was run here, by DVC.
         """
-        self.outcomes[outcome.stage] = outcome
+        self.by_stage[outcome.stage] = outcome
         if outcome.state in (State.cached, State.not_run):
             return
         self._tell(outcome)
@@ -105,19 +105,19 @@ class Ledger:
         """That of the signal that stopped the sweep, or of the gravest failure; 0: of neither."""
         if self._stop:
             return self._stop.exit_code
-        failed = [o.exit_code for o in self.outcomes.values() if o.state is State.failed]
+        failed = [o.exit_code for o in self.by_stage.values() if o.state is State.failed]
         return gravest(failed)
 
     def tell_end(self) -> None:
         """Say how many stages came to what, and for each failure why."""
-        states = [outcome.state for outcome in self.outcomes.values()]
+        states = [outcome.state for outcome in self.by_stage.values()]
         counts = {state: states.count(state) for state in State}
         told = [f"{number} {state}" for state, number in counts.items() if number]
         rest = self._total - len(states)
         if rest:  # their parents came out as they were, or it was stopped before their turn
             told.append(f"{rest} {'left' if self._stop else 'up to date after all'}")
         self._say(f"{self._total} stages to see to: {', '.join(told)}")
-        for outcome in self.outcomes.values():
+        for outcome in self.by_stage.values():
             if outcome.state is State.failed:
                 self._warn(f"{outcome.stage} failed: {outcome.message}")
 
@@ -129,7 +129,7 @@ class Ledger:
         self.note(Outcome(name, state, message, code, started, seconds), links)
 
     def _tell(self, outcome: Outcome) -> None:
-        done = sum(each.has_result for each in self.outcomes.values())
+        done = sum(each.has_result for each in self.by_stage.values())
         text = f"{outcome.stage}: {outcome.state}, {outcome.seconds:.1f} s"
         tell = self._say
         if outcome.state is State.failed:
