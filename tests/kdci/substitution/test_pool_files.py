@@ -8,7 +8,7 @@ import torch
 from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank
 from kdci.data.bank.mapped_images import MappedImages
-from kdci.methods.noise import NoiseSource
+from kdci.methods.noise import Noise, NoiseSource
 from kdci.models import PixelModel
 from kdci.store.artifacts import new_artifact, open_artifact
 from kdci.substitution.base import SourceContext
@@ -21,7 +21,7 @@ SIZE = 20
 
 def make_source(teacher: PixelModel, tail: Path, base: Path | None = None) -> NoiseSource:
     bank = ImageBank(tail, shape=SPEC.image_shape, base=base)
-    return NoiseSource(SourceContext(teacher, SPEC, bank, 7, 0.9), num_images=SIZE)
+    return NoiseSource(SourceContext(teacher, SPEC, bank, 7, 0.9), Noise(num_images=SIZE))
 
 
 def test_a_split_holds_out_a_share_and_at_least_one() -> None:
