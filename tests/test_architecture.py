@@ -212,3 +212,15 @@ class TestNames:
         for spec in DATASETS.values():
             assert len(spec.class_names) == len(set(spec.class_names)) == spec.num_classes
             assert len(spec.mean) == len(spec.std) == spec.channels
+
+
+def test_the_committed_cells_are_those_of_the_params_and_the_code() -> None:
+    """So that `dvc repro` on a fresh clone runs at once: `kdci check` renews the file."""
+    from kdci.config.params_file import load_params
+    from kdci.graph.build import graph_of
+    from kdci.graph.cells import CELLS_FILE, cells_text
+    from kdci.graph.code import Sources
+
+    graph = graph_of(load_params(ROOT / "params.yaml", methods=False), ROOT)
+    expected = cells_text(graph, Sources(ROOT))
+    assert (ROOT / CELLS_FILE).read_text() == expected, "run `kdci check` and commit cells.yaml"
