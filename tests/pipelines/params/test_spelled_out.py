@@ -13,7 +13,7 @@ from kdci.config.params_file import load_params, read_yaml
 from kdci.store.layout import Layout
 from pipelines.checking.checks import find_problems
 from pipelines.params.presets import FOLDER, preset_names
-from pipelines.params.spelled_out import check_spelled_out, needed_keys
+from pipelines.params.spelled_out import check_spelled_out
 from tests.project_code import ROOT
 
 
@@ -31,14 +31,12 @@ def told(root: Path, tree: dict[str, Any]) -> dict[str, str]:
 def test_what_an_earlier_version_did_not_have_is_told_with_its_default(tmp_path: Path) -> None:
     tree = read_yaml(FOLDER / "digits-smoke.yaml")
     assert told(tmp_path, tree) == {}
-    for key in ("pairs", "other_pairs"):
+    for key in ("pairs", "other_pairs"):  # DVC multiplies no lists out
         del tree["grid"][key]
     for key in ("backbone", "budget"):
         del tree[key]
     del tree["data"]["facts"]
     assert told(tmp_path, tree) == {
-        "grid.pairs": "add pairs: []",
-        "grid.other_pairs": "add other_pairs: []",
         "backbone": "add backbone: {stem: auto}",
         "budget": "add budget: 1.0",
         "data.facts": "add facts: null",
@@ -59,23 +57,3 @@ def test_presets_spell_everything_out(tmp_path: Path, name: str) -> None:
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     params = load_params(tmp_path / "params.yaml")
     assert list(check_spelled_out(params, Layout(tmp_path, params.preset))) == []
-
-
-def test_keys_of_stages_by_hand() -> None:
-    stages = {
-        "made": {
-            "matrix": {"pair": "${grid.pairs}", "m": "${grid.methods}"},
-            "cmd": "run ${item.pair.teacher}",
-            "params": ["runtime", "methods.${item.m}", "recipes.${shift.base}"],
-            "outs": ["artifacts/${preset}/x"],
-        },
-        "none": {"matrix": {"arm": "${grid.arms}"}, "params": ["intervention"], "outs": ["${y}"]},
-    }
-    values = {
-        "grid": {"pairs": [{"teacher": "t"}], "methods": ["a", "b"], "arms": []},
-        "shift": {"base": "a"},
-    }
-    assert set(needed_keys(stages, values)) == {
-        *("grid.pairs", "grid.methods", "grid.arms", "preset"),
-        *("runtime", "methods.a", "methods.b", "recipes.a"),
-    }
