@@ -63,9 +63,12 @@ def everything(tmp_path_factory):
         shift={"base": "fast", "num_images": 60, "temperature": 4.0},
         shifts={"balanced": {}, "tail": {"imbalance": 8.0}, "poor": {"noise": 0.2, "blur": 0.7}},
     )
-    for stage in ("teacher", "substitute", "dictionary"):
-        assert project.run(Call.of(stage), "--other") == 0
     return project.build()
+
+
+def of_other(stage):
+    """Return the other model's call of a stage."""
+    return Call(stage, f"other-{Call.of(stage).cell}")
 
 
 @pytest.fixture
@@ -386,17 +389,17 @@ def test_the_other_dictionary_has_the_other_models_classes(everything):
 
 def test_the_other_model_has_to_be_in_the_grid(copy, capsys):
     copy.edit(grid__others=[])
-    assert copy.run(Call.of("teacher"), "--other") == 2
-    assert "grid.others" in capsys.readouterr().err
+    assert copy.run(of_other("teacher")) == 2
+    assert "is no cell of `teacher`" in capsys.readouterr().err
 
 
 def test_an_arm_outside_the_grid_is_refused(copy, capsys):
     copy.edit(grid__others=[], grid__arms=[], grid__shift_arms=["vanilla"])
     for arm in ("kdci_other", "logit_adjusted"):
         assert copy.run(Call.of(arm)) == 2
-        assert f"grid.arms: {arm} is not in the grid" in capsys.readouterr().err
+        assert f"-{arm}-0-0: is no cell of `distill`" in capsys.readouterr().err
     assert copy.run(Call.of("kdci", "tail")) == 2
-    assert "grid.shift_arms: kdci is not in the grid" in capsys.readouterr().err
+    assert "-tail-kdci-0-0: is no cell of `distill`" in capsys.readouterr().err
 
 
 def test_tracking_takes_the_other_models_artifacts_for_current(everything):
@@ -435,4 +438,4 @@ def test_neither_does_the_other_models_pool(copy, monkeypatch, stage):
         raise AssertionError("original data was opened")
 
     monkeypatch.setattr(datasets, "load_split", refuse)
-    assert copy.run(Call.of(stage), "--other") == 0
+    assert copy.run(of_other(stage)) == 0
