@@ -380,7 +380,7 @@ def test_repro_runs_the_stale_stages_and_gives_the_bytes_of_a_build(
     said = dvc("repro")  # cells are as they were: only values have changed
     ran = set(re.findall(r"Running stage '(\S+)'", said))
     followers = expected("fast", ("kdci", *AFTER)) | expected("dfnd", ("kdci", *AFTER))
-    assert ran == followers
+    assert ran == followers | {CELLS_STAGE}
 
 
 @pytest.mark.slow
