@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdci.config.params_file import load_params
 from kdci.graph.build import Graph
 from kdci.graph.cells import CELLS_FILE, CELLS_STAGE
 from kdci.graph.node import Node
@@ -55,7 +56,7 @@ def migrate(root: Path) -> Migration:
         BusyError: Somebody else runs stages here.
     """
     with only_runner(Layout(root, ""), "kdci migrate"):
-        graph = current_graph(root)
+        graph = current_graph(root, load_params(root / "params.yaml"))
         known = {*read_dag(root, status=False).stages, CELLS_STAGE}
         entries = _lock_entries(root)
         old = {name: entry for name, entry in entries.items() if _is_old(name, entry)}

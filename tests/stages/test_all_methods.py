@@ -118,4 +118,4 @@ def test_no_method_opens_original_data(copy, monkeypatch, stage, method):
 def test_a_control_outside_the_grid_is_refused(copy, capsys):
     copy.edit(grid__controls=[])
     assert copy.run(Call.of("substitute", "noise")) == 2
-    assert "grid.methods: noise is not in the grid" in capsys.readouterr().err
+    assert "-noise-0: is no cell of `substitute`" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,9 @@ import pytest
 
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
+from kdci.graph.build import graph_of
+from kdci.graph.node import Node
+from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, read_dag
 from pipelines.params.presets import FOLDER, write_preset
 from studies.published import published_setting
@@ -79,16 +81,16 @@ def dags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dag]:
         (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
         shutil.copy(ROOT / "dvc.yaml", root)
         write_preset(name, root / "params.yaml")
+        current_graph(root)
         found[name] = read_dag(root)
     return found
 
 
-def students(dag: Dag) -> Iterator[tuple[str, str, str, str]]:
-    """Yield teacher, student, method and arm of each student, as the command line says them."""
-    for stage in dag.stages.values():
-        if "stages.distill" in stage.command:
-            said = dict(re.findall(r"--([a-z-]+) (\S+)", stage.command))
-            yield said["teacher"], said["student"], said["method"], said["variant"]
+def nodes(name: str, dag: Dag, stage: str) -> list[Node]:
+    """Return the nodes of DVC's stages of a kind."""
+    of_preset = graph_of(params_of(name), Path("/project")).nodes
+    assert set(of_preset) == set(dag.stages)
+    return [node for node in of_preset.values() if node.stage == stage]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -98,7 +100,8 @@ def test_dag_has_exactly_the_published_cells(name: str, dags: dict[str, Dag]) ->
         (teacher, student, method, arm)
         for (teacher, student), method, arm in product(table.pairs, table.methods, table.arms)
     }
-    found = list(students(dags[name]))
+    made = [node.student for node in nodes(name, dags[name], "distill")]
+    found = [(c.teacher, c.student, c.method, c.variant) for c in made if c is not None]
     assert len(found) == len(expected) == table.num_cells
     assert set(found) == expected
     assert params_of(name).data.name == table.dataset
@@ -106,16 +109,19 @@ def test_dag_has_exactly_the_published_cells(name: str, dags: dict[str, Dag]) ->
 
 @pytest.mark.parametrize("name", TABLES)
 def test_what_students_are_made_from_is_made_once(name: str, dags: dict[str, Dag]) -> None:
-    table, groups = TABLES[name], [stage.group for stage in dags[name].stages.values()]
+    table = TABLES[name]
     teachers = len(dict.fromkeys(teacher for teacher, _ in table.pairs))
-    assert groups.count("teacher") == teachers
-    for stage in ("substitute", "dictionary"):
-        assert groups.count(stage) == teachers * len(table.methods)
-    scored = groups.count("evaluate") + groups.count("evaluate_pair")
-    assert scored == len(table.pairs) * len(table.methods)
     lenders = teachers if table.lent_by else 0
-    assert groups.count("teacher_other") == lenders
-    assert groups.count("dictionary_other") == lenders * len(table.methods)
+
+    def count(stage: str, *, of_other: bool) -> int:
+        return sum(node.of_other == of_other for node in nodes(name, dags[name], stage))
+
+    assert count("teacher", of_other=False) == teachers
+    for stage in ("substitute", "dictionary"):
+        assert count(stage, of_other=False) == teachers * len(table.methods)
+    assert count("evaluate", of_other=False) == len(table.pairs) * len(table.methods)
+    assert count("teacher", of_other=True) == lenders
+    assert count("dictionary", of_other=True) == lenders * len(table.methods)
 
 
 @pytest.mark.parametrize("name", [name for name, table in TABLES.items() if table.lent_by])
@@ -124,14 +130,15 @@ def test_other_dictionary_is_the_same_backbones_on_the_other_dataset(
 ) -> None:
     params = params_of(name)
     assert params.other is not None and params.other.data.name == TABLES[name].lent_by
-    borrowing = [
-        stage for stage in dags[name].stages.values() if stage.group == "distill_other_pair"
-    ]
+    made = nodes(name, dags[name], "distill")
+    borrowing = [node for node in made if node.point["variant"] == "kdci_other"]
     assert len(borrowing) == len(TABLES[name].pairs) * len(THREE)
-    for stage in borrowing:
-        teacher = re.findall(r"--teacher (\S+)", stage.command)[0]
-        (lent,) = [dep for dep in stage.deps if "/other/dictionaries/" in dep]
-        assert lent.split("/other/dictionaries/")[1].split("/")[0] == teacher
+    for node in borrowing:
+        (lent,) = [
+            dep for dep in dags[name].stages[node.name].deps if "/other/dictionaries/" in dep
+        ]
+        lender = lent.split("/other/dictionaries/")[1].split("/")[0]
+        assert lender == node.point["teacher"]
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from kdci.errors import UserError
 from pipelines.cli import run
+from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Change, Dag, DagStage
 from pipelines.running.workspace import only_runner
 from pipelines.sweeping.sweep import (
@@ -229,6 +230,7 @@ def test_killed_worker_and_killed_runner_cost_nothing(tmp_path, two_ray_nodes):
     """Eight students on two nodes: what `dvc repro` makes, and DVC finds it up to date."""
     address, token = two_ray_nodes
     reference = Workspace.make(tmp_path / "reference", eight_students)
+    current_graph(reference.root)
     reference.dvc("repro")
     work = Workspace.make(tmp_path / "work", eight_students)
 
