@@ -59,8 +59,10 @@ def _parser(stage: str) -> argparse.ArgumentParser:
 
 def _session(stage: str, arguments: argparse.Namespace, stop: StopFlag) -> Session:
     cell = require_cell_name(arguments.cell) if stage != "report" else ""
-    load_params(arguments.params, methods=False)  # what is wrong elsewhere is told without torch
-    graph = graph_of(load_params(arguments.params), arguments.params.resolve().parent)
+    params = load_params(arguments.params, methods=False)  # other mistakes are told without torch
+    if stage != "report":  # it needs neither the methods' blocks nor torch
+        params = load_params(arguments.params)
+    graph = graph_of(params, arguments.params.resolve().parent)
     node = graph.node(stage, cell)
     sources = sources_of(graph)
     code = sources.fingerprint(node.code)

@@ -82,12 +82,15 @@ class Graph:
         Raises:
             TypeError: The params were read without their methods; see ``load_params``.
         """
+        images = [
+            key.partition(".")[2] for key in node.blocks.values() if key.startswith("methods.")
+        ]
+        if not all(isinstance(self.params.methods[name], MethodBlock) for name in images):
+            raise TypeError("read the params with their methods: without, defaults are missing")
         return {key: _at(self._tree, place) for key, place in node.blocks.items()}
 
     @cached_property
     def _tree(self) -> dict[str, Any]:
-        if not all(isinstance(block, MethodBlock) for block in self.params.methods.values()):
-            raise TypeError("read the params with their methods: without, defaults are missing")
         return self.params.model_dump(mode="json", by_alias=True)
 
 
