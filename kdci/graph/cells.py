@@ -34,7 +34,7 @@ _HEAD = """\
 """
 
 
-def renew_cells(graph: Graph, sources: Sources | None = None) -> bool:
+def renew_cells(graph: Graph) -> bool:
     """Write cells.yaml if it does not say what the graph is; tell whether it did not.
 
     Raises:
@@ -42,7 +42,7 @@ def renew_cells(graph: Graph, sources: Sources | None = None) -> bool:
         StorageError: It can not be written.
     """
     root = graph.layout.root
-    text = cells_text(graph, sources or sources_of(graph))
+    text = cells_text(graph, sources_of(graph))
     looked = f"Whether {CELLS_FILE} is current was looked at.\n"
     if _text_of(root / LOOKED_FILE) != looked:
         replace_file(root / LOOKED_FILE, looked.encode())
