@@ -62,7 +62,7 @@ def run(session: Session) -> None:
         continue_source(source, pool, seed=context.seed)
     intervention = _intervention(params, arm, pool, dictionary)
     compensation = intervention.correction(
-        _settings(params, arm), seed=derive_seed(seed, "compensation")
+        compensation_settings(params, arm), seed=derive_seed(seed, "compensation")
     )
     rebuilder = intervention.rebuilder(
         source,
@@ -144,8 +144,8 @@ def _intervention(
     )
 
 
-def _settings(params: Params, arm: Arm) -> dict[str, Any]:
-    """Return the compensation's settings: those of its block, and what the arm changes."""
+def compensation_settings(params: Params, arm: Arm) -> dict[str, Any]:
+    """Return what ``Compensation`` is built with: its block, and what the arm changes of it."""
     block = params.compensation.model_copy(update=dict(arm.changes))
     return {
         "fusion": block.fusion,

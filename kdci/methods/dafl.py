@@ -22,7 +22,7 @@ rows come from, on purpose:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -39,7 +39,7 @@ from kdci.models.generators.generator import ADAM_BETAS, DaflGenerator, Generato
 from kdci.store.metrics import RunningMeans
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
-from kdci.substitution.block import BatchSize, MethodBlock
+from kdci.substitution.block import TIMED_PARTS, BatchSize, MethodBlock
 from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.inversion import frozen
 from kdci.training.losses import activation_loss, class_balance, one_hot_costs
@@ -53,6 +53,7 @@ class Dafl(MethodBlock):
     """
 
     pool_steps: ClassVar[tuple[str, ...]] = ("num_steps",)
+    part_counts: ClassVar[Mapping[str, int]] = {"sample_every": 1}
 
     generator: Literal["small", "original"] = "small"
     """`small`: that of the published comparisons; `original`: the authors' own (latent 1000)."""
@@ -104,6 +105,11 @@ class Dafl(MethodBlock):
         return self.model_copy(
             update={"num_steps": steps, "sample_every": every, "skip_steps": skipped}
         )
+
+    def shortened(self, counts: Mapping[str, int]) -> Self:
+        """Return a few parts that all leave images; see the base class."""
+        steps = TIMED_PARTS * counts["sample_every"]
+        return self.model_copy(update={"num_steps": steps, "skip_steps": 0, **counts})
 
     @property
     def num_pool_images(self) -> int:

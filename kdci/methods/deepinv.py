@@ -19,7 +19,7 @@ Where this differs from public code, on purpose:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -53,6 +53,7 @@ class DeepInv(CallsBlock):
     """
 
     needs_batch_norm: ClassVar[bool] = True
+    part_counts: ClassVar[Mapping[str, int]] = {"num_steps": 1, "low_resolution_steps": 0}
 
     num_steps: Count = 1000
     """Steps a call at full resolution (K)."""

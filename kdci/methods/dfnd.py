@@ -12,8 +12,8 @@ own normalisation, and the diagonal of Q is the accuracy of the teacher at hand.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +93,8 @@ class NoisyStudentCriterion(StudentCriterion):
 
 class Dfnd(MethodBlock):
     """DFND (CVPR 2021)."""
+
+    part_counts: ClassVar[Mapping[str, int]] = {"num_selected": 256}
 
     num_selected: Count
     """Images kept of the open-world pool, those the teacher is surest of."""

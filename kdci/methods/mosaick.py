@@ -26,7 +26,7 @@ Where this differs from the authors' public code, on purpose:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Self
 
 import torch
@@ -61,6 +61,11 @@ class Mosaick(MethodBlock):
     """MosaicKD (NeurIPS 2021); the defaults are the authors', as far as they have the value."""
 
     pool_steps: ClassVar[tuple[str, ...]] = ("warmup_steps",)
+    part_counts: ClassVar[Mapping[str, int]] = {
+        "warmup_steps": 1,
+        "num_samples": 256,
+        "num_selected": 256,
+    }
 
     num_selected: Count
     """Open-world images kept, those the teacher is least sure of."""

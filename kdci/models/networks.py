@@ -41,6 +41,11 @@ class Networks:
             channels_last=chosen.channels_last,
         )
 
+    def stand_in(self, backbone: str, spec: DatasetSpec, *, stem: str) -> PixelModel:
+        """Build a network with random weights that computes as a teacher would."""
+        chosen = self.format_of(backbone, spec, stem=stem, training=False)
+        return self._build(backbone, spec, chosen, stem=stem, seed=0)
+
     def untrained(self, backbone: str, spec: DatasetSpec, *, stem: str, seed: int) -> PixelModel:
         """Build a network to be trained; see ``kdci.models.pretrained.build_network``."""
         chosen = self.format_of(backbone, spec, stem=stem, training=True)

@@ -25,6 +25,8 @@ Overrides = dict[str, dict[str, Value]]
 
 
 BatchSize = Annotated[int, Field(ge=2)]
+TIMED_PARTS = 3
+"""Parts of a shortened block: one to warm up, and some to time."""
 
 
 class MethodBlock(Block):
@@ -40,6 +42,10 @@ class MethodBlock(Block):
     pool_steps: ClassVar[tuple[str, ...]] = ()
     """Fields whose product is the number of steps that make the pool; (): images are chosen. Of
     two the first is that of the calls, which a budget shrinks before the steps in them."""
+    part_counts: ClassVar[Mapping[str, int]] = {}
+    """Fields that say how often something is done in one part of ``prepare`` and in a refresh, each
+    with the least value that is worth timing: `kdci check --estimate` draws the time out to the
+    block's own. Where a source does not know its number of parts, all of them are one."""
 
     by_teacher: Overrides = Field(default_factory=dict)
     """Values that differ for a teacher's backbone: `resnet-34: {adversarial_weight: 1.33}`."""
@@ -98,6 +104,10 @@ class MethodBlock(Block):
         """Return the block with the steps of its pool scaled; see ``Params.budget``."""
         return self
 
+    def shortened(self, counts: Mapping[str, int]) -> Self:
+        """Return the block with a few parts alone, of these ``part_counts``, to be timed."""
+        return self.model_copy(update=dict(counts))
+
     @property
     def num_pool_images(self) -> int:
         """Images that the substitute stage leaves, the hold-out included."""
@@ -128,6 +138,7 @@ class CallsBlock(MethodBlock):
 
     of_students: ClassVar[frozenset[str]] = frozenset({"temperature", "adversarial_weight"})
     pool_steps: ClassVar[tuple[str, ...]] = ("warmup_calls", "num_steps")
+    part_counts: ClassVar[Mapping[str, int]] = {"num_steps": 1}
 
     batch_size: BatchSize = 256
     """Images synthesised a call."""
@@ -140,6 +151,10 @@ class CallsBlock(MethodBlock):
         """Scale the calls without a student; those with one go with the student's epochs."""
         calls, steps = scaled_calls(self.warmup_calls, self.num_steps, budget)
         return self.model_copy(update={"warmup_calls": calls, "num_steps": steps})
+
+    def shortened(self, counts: Mapping[str, int]) -> Self:
+        """Return a few calls; see the base class."""
+        return self.model_copy(update={"warmup_calls": TIMED_PARTS, **counts})
 
     @property
     def num_pool_images(self) -> int:

@@ -28,11 +28,12 @@ class Listing(StrEnum):
 def check(
     context: typer.Context,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Probe what a run needs: data, disk, memory, hours.")
+        bool,
+        typer.Option("--estimate", help="Measure what a run needs: data, disk, memory, hours."),
     ] = False,
-    probe_seconds: Annotated[
-        float, typer.Option(help="How long --estimate may probe, about.", min=1)
-    ] = 45.0,
+    seconds: Annotated[
+        float, typer.Option(help="After so many --estimate begins no further measurement.", min=1)
+    ] = 600.0,
 ) -> None:
     """Validate params, data and teacher; run nothing."""
     params, layout = project(context)
@@ -46,16 +47,19 @@ def check(
     for line in () if problems else summary(params, layout):
         typer.echo(line)
     if estimate:  # whoever has no data yet wants to know what they will need, too
-        _estimate(params, layout, probe_seconds)
+        _estimate(params, layout, seconds)
     if exit_code:
         raise typer.Exit(exit_code)
 
 
-def _estimate(params: Params, layout: Layout, probe_seconds: float) -> None:
+def _estimate(params: Params, layout: Layout, seconds: float) -> None:
     from pipelines.checking.estimating.estimate import estimate
     from pipelines.checking.estimating.text import estimate_lines
 
-    for line in estimate_lines(estimate(params, layout, seconds=probe_seconds), layout.root):
+    def tell(line: str) -> None:
+        typer.echo(line, err=True)
+
+    for line in estimate_lines(estimate(params, layout, seconds=seconds, tell=tell), layout.root):
         typer.echo(line)
 
 

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kdci.graph.node import Node
-from kdci.probing.subjects import Subject
 from kdci.training.snapshots import snapshot_steps
 from pipelines.checking.estimating.counting import image_bytes
-from pipelines.checking.estimating.probe import Probes
-from pipelines.checking.estimating.stage_steps import Side
+from pipelines.checking.estimating.measured import Measurements
+from pipelines.checking.estimating.stages import Side
 
 FLOAT_BYTES = 4
 
@@ -34,7 +33,7 @@ class DiskNeed:
     unknown: int = 0
 
 
-def disk_needs(stages: Iterable[tuple[Node, Side]], probes: Probes) -> list[DiskNeed]:
+def disk_needs(stages: Iterable[tuple[Node, Side]], measured: Measurements) -> list[DiskNeed]:
     """Return what the artifacts of stages take, by kind; dictionaries and the rest take little."""
     needs: dict[str, DiskNeed] = {}
     for stage, side in stages:
@@ -42,7 +41,7 @@ def disk_needs(stages: Iterable[tuple[Node, Side]], probes: Probes) -> list[Disk
             continue
         need = needs.setdefault(stage.kind, DiskNeed(stage.kind))
         need.number += 1
-        kept, work = _sizes(stage, side, probes)
+        kept, work = _sizes(stage, side, measured)
         if kept is None:
             need.unknown += 1
         need.num_bytes += kept or 0
@@ -50,27 +49,30 @@ def disk_needs(stages: Iterable[tuple[Node, Side]], probes: Probes) -> list[Disk
     return list(needs.values())
 
 
-def _sizes(stage: Node, side: Side, probes: Probes) -> tuple[int | None, int]:
+def _sizes(stage: Node, side: Side, measured: Measurements) -> tuple[int | None, int]:
     """Return the bytes of a stage's artifact, and of what lies beside it while it is made."""
     teacher, spec = str(stage.point["teacher"]), side.params.data.spec
     if stage.kind == "teacher":
-        return probes.states.get(side.nets.backbone(teacher)), 0
+        return _state(side, teacher, measured), 0
     method = str(stage.point["method"])
     kept, held = side.kept(method, teacher)
     if stage.kind == "pool":
         images = (kept + held) * image_bytes(spec)
         # The images lie in the work folder until the pool is stored.
         return images + kept * spec.num_classes * FLOAT_BYTES, images
-    student = side.nets.backbone(str(stage.point["student"]))
+    student = str(stage.point["student"])
     recipe = side.params.recipe(method)
-    block = side.block(method, teacher, student.name)
+    grown = 0
+    if method not in side.params.grid.shifts:
+        block = side.params.method(method, teacher=teacher, student=student)
+        grown = block.num_refreshes(recipe) * block.num_refresh_images * image_bytes(spec)
     marks = snapshot_steps(
         recipe.num_epochs, recipe.steps_per_epoch, side.params.distill.num_snapshots
     )
-    grown = block.num_refreshes(recipe) * block.num_refresh_images * image_bytes(spec)
-    size = _state(student, probes)
+    size = _state(side, student, measured)
     return (None if size is None else size * (1 + len(marks))), grown
 
 
-def _state(subject: Subject, probes: Probes) -> int | None:
-    return probes.states.get(subject)
+def _state(side: Side, backbone: str, measured: Measurements) -> int | None:
+    found = measured.backbone(side.name, backbone)
+    return None if found is None else int(found["state"])

@@ -6,25 +6,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
-
-from kdci.probing.subjects import Kind, Work
 from pipelines.checking.estimating.counting import PUBLISHED_BYTES
 from pipelines.checking.estimating.estimate import DataNeed, Estimate, KindTime
+from pipelines.checking.estimating.measured import OUT_OF_TIME
+from pipelines.checking.estimating.pairs import Pair
 
-MOST_SHARES = 5
-LEAST_SHARE = 0.03
 COLUMNS = ("pool", "dictionary", "student", "evaluation")
-STEPS: dict[Kind, str] = {
-    "forward": "predictions of",
-    "train": "training of",
-    "differentiate": "images' gradients through",
-    "invert": "inversion of",
-    "fit": "training of the",
-    "generate": "images of the",
-    "play": "training of the",
-    "contrast": "contrast by the",
-}
 
 
 def estimate_lines(found: Estimate, root: Path) -> Iterator[str]:
@@ -35,9 +22,8 @@ def estimate_lines(found: Estimate, root: Path) -> Iterator[str]:
         root: The project folder.
     """
     budget = f"budget {found.params.budget:g}"
-    yield f"estimate of {found.params.preset} at {budget}: {found.hardware}"
-    probed = f"probed for {found.probes.seconds:.0f} s with random weights"
-    yield f"{probed}; seconds are about right where nothing else runs meanwhile"
+    yield f"estimate of {found.params.preset} at {budget}: {found.measured.hardware}"
+    yield "measured with random weights on noise; about right where nothing else runs meanwhile"
     if found.note:
         yield found.note
     for section in (_data, _disk, _memory, _hours, _rest):
@@ -87,22 +73,13 @@ def _disk(found: Estimate, root: Path) -> Iterator[str]:
 
 
 def _memory(found: Estimate, root: Path) -> Iterator[str]:
-    here = psutil.virtual_memory().total
-    yield f"memory of the device, {amount(found.device_bytes)}, at the heaviest step, computed"
-    yield "(networks with gradients and optimisers, then what is kept for the way back):"
+    here = found.measured.memory
+    yield f"memory where it computes, {amount(here)}: the most that a little of each stage took"
     rows = []
     for need in found.memory:
-        kept = "not probed" if need.activations is None else amount(need.activations)
-        measured = f"measured {amount(need.measured)}" if need.measured is not None else ""
-        if need.total > found.device_bytes:
-            measured += "  MORE THAN THERE IS"
-        parts = f"= {amount(need.networks)} + {kept}"
-        rows.append((amount(need.total), parts, f"batch {need.batch}", need.stage, measured))
+        loud = "  MORE THAN THERE IS" if need.num_bytes > 0.95 * here else ""
+        rows.append((amount(need.num_bytes), f"{need.stage}{loud}"))
     yield from _indented(rows, right=(0,))
-    yield f"memory of the host for images, {amount(here)} are here"
-    for holding in found.host[:3]:
-        loud = "  MORE THAN THIS MACHINE HAS" if holding.num_bytes > here else ""
-        yield f"  {amount(holding.num_bytes)}  {holding.what}{loud}"
 
 
 def _hours(found: Estimate, root: Path) -> Iterator[str]:
@@ -120,10 +97,9 @@ def _hours(found: Estimate, root: Path) -> Iterator[str]:
         whole = sum(entry.seconds for entry in entries if entry)
         rows.append((method, *(_of(e) if e else "-" for e in entries), duration(whole)))
     yield from _indented(rows, right=range(1, len(COLUMNS) + 2))
-    plus = " or more: + marks what has a part that was not probed"
+    plus = " or more: + marks what was not measured"
     incomplete = any(entry.incomplete for entry in found.times)
     yield f"  sum: {duration(found.seconds)}{plus if incomplete else ''}"
-    yield from _shares(found)
     for budget, (seconds, is_whole) in found.budgets.items():
         yield f"  at budget {budget:g}: {duration(seconds)}{'' if is_whole else ' or more'}"
 
@@ -132,35 +108,25 @@ def _of(entry: KindTime) -> str:
     return duration(entry.seconds) + ("+" if entry.incomplete else "")
 
 
-def _shares(found: Estimate) -> Iterator[str]:
-    """Yield what most of the time goes to."""
-    shares = {
-        "decoding images": found.reading_seconds,
-        "starting processes": found.start_seconds,
-    }
-    for (kind, subject), seconds in found.by_step.items():
-        name = f"{STEPS[kind]} {subject}"  # whatever the size of the images or of the generator
-        shares[name] = shares.get(name, 0.0) + seconds
-    total = found.seconds or 1.0
-    largest = sorted(shares.items(), key=lambda item: -item[1])[:MOST_SHARES]
-    told = [f"{100 * s / total:.0f} % {what}" for what, s in largest if s > LEAST_SHARE * total]
-    if told:
-        yield f"  most of it: {', '.join(told)}"
-
-
 def _rest(found: Estimate, root: Path) -> Iterator[str]:
-    yield "not counted: k-means, compensation, checkpoints, DVC's hashing, the report, tracking"
+    yield "not counted: k-means, checkpoints, DVC's hashing, the report, tracking"
     reasons: dict[str, list[str]] = {}
-    for (kind, subject), why in found.probes.missing.items():
-        known = found.probes.step_seconds(Work(kind, subject, 2)) is not None
-        reason = f"{why}, taken from its other steps" if known else why
-        reasons.setdefault(reason, []).append(f"{STEPS[kind]} {subject}")
-    for why, steps in reasons.items():
-        yield f"not probed ({why}): {', '.join(dict.fromkeys(steps))}"
-    yield from dict.fromkeys(f"not counted: {what}" for what in found.unknown)
-    made_up = sorted({f"{source.dataset} ({source.source})" for source in found.probes.made_up})
+    for (_, subject), why in found.measured.missing.items():
+        reasons.setdefault(why, []).append(str(subject))
+    for why, subjects in reasons.items():
+        again = "; run it again to go on" if why == OUT_OF_TIME else ""
+        yield f"not measured ({why}{again}): {', '.join(dict.fromkeys(subjects))}"
+    if not reasons:
+        yield from (f"not counted: {what}" for what in found.unknown)
+    made_up = sorted(
+        {
+            subject.method
+            for (_, subject), one in found.measured.found.items()
+            if isinstance(subject, Pair) and one["is_made_up"]
+        }
+    )
     if made_up:
-        yield f"decoding was timed on made-up images: {', '.join(made_up)}"
+        yield f"timed on made-up images in the place of the open world: {', '.join(made_up)}"
 
 
 # -- numbers ----------------------------------------------------------------------------------

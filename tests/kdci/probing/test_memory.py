@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from kdci.probing.memory import (
     Activations,
     SavedBytes,
@@ -14,6 +12,7 @@ from kdci.probing.memory import (
     state_bytes,
     weight_bytes,
 )
+from torch import Tensor, nn
 
 
 def two_layers() -> nn.Sequential:

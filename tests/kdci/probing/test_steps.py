@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
+from kdci.probing.steps import step_of
+from kdci.probing.subjects import Kind, Subject, build_subject, count_features
 from torch import Tensor, nn
 
 from kdci.config.catalog import DATASETS
-from kdci.probing.steps import step_of
-from kdci.probing.subjects import Kind, Subject, build_subject, count_features
 from kdci.training.runtime import Runtime
 
 RUNTIME = Runtime(torch.device("cpu"), 1, "fp32")

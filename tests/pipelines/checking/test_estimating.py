@@ -17,6 +17,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from kdci.probing.memory import Activations
+from kdci.probing.reading import made_up_seconds, seconds_per_image
+from kdci.probing.subjects import Kind, Subject, Work
+from kdci.probing.timing import Curve
+from pipelines.checking.estimating.formulas import Tally
+from pipelines.checking.estimating.memory import MemoryNeed
+from pipelines.checking.estimating.probe import Probes
+from pipelines.checking.estimating.stage_steps import Side, stage_work
 from torch import Tensor, nn
 
 from kdci.config.catalog import DATASETS
@@ -32,18 +40,10 @@ from kdci.models import PixelModel
 from kdci.models.generators.generator import DaflGenerator, Generator
 from kdci.models.generators.patch_discriminator import PatchDiscriminator
 from kdci.models.generators.projection_head import ProjectionHead
-from kdci.probing.memory import Activations
-from kdci.probing.reading import made_up_seconds, seconds_per_image
-from kdci.probing.subjects import Kind, Subject, Work
-from kdci.probing.timing import Curve
 from kdci.store.layout import Layout
 from pipelines.checking.estimating import probe as probe_module
 from pipelines.checking.estimating.counting import Counted, _image_sizes, count_part, count_split
 from pipelines.checking.estimating.estimate import Estimate, estimate, work_seconds
-from pipelines.checking.estimating.formulas import Tally
-from pipelines.checking.estimating.memory import MemoryNeed
-from pipelines.checking.estimating.probe import Probes
-from pipelines.checking.estimating.stage_steps import Side, stage_work
 from pipelines.checking.estimating.text import amount, duration, estimate_lines
 from pipelines.cli import run as kdci
 from pipelines.explaining.tasks import Task

@@ -1,1 +1,0 @@
-"""Short measurements of what the steps of training and synthesis take: seconds and memory."""

@@ -1,0 +1,113 @@
+"""Where things are timed: the runtime of the params, random networks, the memory of the process."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+
+from kdci.config.catalog import DatasetSpec, stem_for
+from kdci.config.params import Params
+from kdci.models import PixelModel
+from kdci.models.networks import Networks
+from kdci.training.runtime import Runtime, processor, start
+
+_NUM_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This process, set up as a stage's.
+
+    Attributes:
+        params: The experiment.
+        folder: For files that nobody needs afterwards.
+        formats: Where it is kept in which format a network computes; see ``Networks``.
+    """
+
+    params: Params
+    folder: Path
+    formats: Path
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """Device, threads and precision, set up.
+
+        Raises:
+            UserError: The device is not there.
+        """
+        block = self.params.runtime
+        return start(
+            device=block.device,
+            threads=block.threads,
+            precision=block.precision,
+            memory_format=block.memory_format,
+        )
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """The dataset."""
+        return self.params.data.spec
+
+    @property
+    def stem(self) -> str:
+        """First layers of its networks."""
+        return stem_for(self.params.backbone.stem, self.spec.image_size)
+
+    @property
+    def networks(self) -> Networks:
+        """What builds networks."""
+        return Networks(self.runtime, self.formats)
+
+    def student(self, backbone: str) -> PixelModel:
+        """Return a network to be trained."""
+        return self.networks.untrained(backbone, self.spec, stem=self.stem, seed=0)
+
+    def teacher(self, backbone: str) -> PixelModel:
+        """Return a frozen network whose weights are random, and whose statistics are noise's."""
+        model = self.networks.stand_in(backbone, self.spec, stem=self.stem)
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.momentum = 1.0  # else features would grow from layer to layer
+        with torch.no_grad():
+            model.train()(self.noise(_NUM_IMAGES).to(self.runtime.device).float() / 255)
+        return model.eval().requires_grad_(requires_grad=False)
+
+    def noise(self, number: int) -> torch.Tensor:
+        """Return images of noise, uint8 (number, C, H, W), the same ones each time."""
+        random = torch.Generator().manual_seed(0)
+        shape = (number, *self.spec.image_shape)
+        return torch.randint(256, shape, dtype=torch.uint8, generator=random)
+
+    def describe(self) -> str:
+        """Return what computes, in words."""
+        runtime = self.runtime
+        if runtime.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(runtime.device)}, {runtime.precision}"
+        threads = "1 thread" if runtime.threads == 1 else f"{runtime.threads} threads"
+        return f"{processor()}, {threads}, {runtime.precision}"
+
+    def peak_bytes(self) -> int:
+        """Return the most memory so far: on CUDA of its tensors, else of this process."""
+        if self.runtime.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.runtime.device))
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def memory(self) -> int:
+        """Return how much memory there is where it computes."""
+        if self.runtime.device.type == "cuda":
+            return int(torch.cuda.get_device_properties(self.runtime.device).total_memory)
+        return int(psutil.virtual_memory().total)
+
+
+def seconds_since_start() -> float:
+    """Return how long this process has been there: imports, and whatever came before."""
+    return time.time() - psutil.Process().create_time()

@@ -1,0 +1,216 @@
+"""Measurements, each in a process of its own and kept by what it measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from kdci.config.params import Params
+from kdci.errors import StorageError
+from kdci.graph.code import Code, Sources
+from kdci.store.artifacts import replace_file
+from kdci.store.hashing import hash_json
+from kdci.store.layout import Layout
+from kdci.substitution.registry import module_of
+from kdci.training.runtime import processor
+from pipelines.checking.estimating.pairs import Pair
+
+_BLOCKS = (
+    "runtime",
+    "backbone",
+    "data",
+    "teacher",
+    "dictionary",
+    "compensation",
+    "intervention",
+)
+"""Params that a measurement depends on, beside those of its method."""
+OUT_OF_TIME = "no time was left"
+_CODE = Code("measuring", ("pipelines.checking.estimating.__main__",))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network to measure.
+
+    Attributes:
+        name: Its name.
+        trained: Whether it is a teacher that is to be trained.
+    """
+
+    name: str
+    trained: bool
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass
+class Measurements:
+    """What was measured; what was not is missing in it.
+
+    Attributes:
+        found: Answers of ``pipelines.checking.estimating.__main__``, by side and subject.
+        missing: Why something was not measured, by the same.
+        seconds: How long all of it took.
+    """
+
+    found: dict[tuple[str, Backbone | Pair], dict[str, Any]] = field(default_factory=dict)
+    missing: dict[tuple[str, Backbone | Pair], str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def start(self) -> float:
+        """Seconds that a stage's process takes before its work begins."""
+        return float(median([one["start"] for one in self.found.values()] or [0.0]))
+
+    @property
+    def hardware(self) -> str:
+        """What was measured on, in words."""
+        return next((str(one["hardware"]) for one in self.found.values()), "nothing measured")
+
+    @property
+    def memory(self) -> int:
+        """Memory of what was measured on; 0: nothing was."""
+        return next((int(one["memory"]) for one in self.found.values()), 0)
+
+    def pair(self, side: str, **axes: str) -> dict[str, Any] | None:
+        """Return what was measured of a pair and a method; of several arms in one."""
+        return self._first(
+            lambda key: (
+                key[0] == side
+                and isinstance(key[1], Pair)
+                and all(getattr(key[1], axis) == value for axis, value in axes.items())
+            )
+        )
+
+    def backbone(self, side: str, name: str) -> dict[str, Any] | None:
+        """Return what was measured of a network."""
+        return self._first(
+            lambda key: key[0] == side and isinstance(key[1], Backbone) and key[1].name == name
+        )
+
+    def _first(self, fits: Callable[[tuple[str, Any]], bool]) -> dict[str, Any] | None:
+        return next((one for key, one in self.found.items() if fits(key)), None)
+
+
+def measure(
+    subjects: Iterable[tuple[str, Backbone | Pair]],
+    sides: dict[str, Params],
+    layout: Layout,
+    *,
+    budgets: tuple[float, ...],
+    seconds: float,
+    tell: Callable[[str], None],
+) -> Measurements:
+    """Measure what was not measured before.
+
+    Args:
+        subjects: What, each with the name of its side.
+        sides: Params by side.
+        layout: The project.
+        budgets: Which the seconds are drawn out to.
+        seconds: After so many no further measurement begins.
+        tell: Told what begins.
+    """
+    subjects, began = list(subjects), time.monotonic()
+    found, sources = Measurements(), Sources(layout.root)
+    for number, (side, subject) in enumerate(subjects, 1):
+        params = sides[side]
+        file = _file(layout, sources, params, subject, budgets)
+        answer = _kept(file)
+        if answer is None and time.monotonic() - began > seconds:
+            found.missing[side, subject] = OUT_OF_TIME
+            continue
+        if answer is None:
+            tell(f"measuring {number} of {len(subjects)}: {subject}")
+            answer = _ask(layout, params, subject, budgets)
+            _keep(file, answer)
+        if "error" in answer:
+            found.missing[side, subject] = answer["error"]
+        else:
+            found.found[side, subject] = answer
+    found.seconds = time.monotonic() - began
+    return found
+
+
+def _file(
+    layout: Layout,
+    sources: Sources,
+    params: Params,
+    subject: Backbone | Pair,
+    budgets: tuple[float, ...],
+) -> Path:
+    """Return where an answer is kept: named by all that it depends on."""
+    keys = [*_BLOCKS]
+    code = [sources.fingerprint(_CODE)]
+    if isinstance(subject, Pair):
+        base = params.base_of(subject.method)
+        keys += [f"methods.{base}", f"recipes.{base}"]
+        code.append(sources.fingerprint(Code(f"measuring {base}", (module_of(base),))))
+    facts = {
+        "subject": asdict(subject),
+        "params": params.blocks(*keys),
+        "budgets": budgets,
+        "code": code,
+        "torch": torch.__version__,
+        "machine": [processor(), os.cpu_count(), *_devices()],
+    }
+    return layout.work / "measured" / f"{hash_json(facts)[:16]}.json"
+
+
+def _devices() -> list[str]:
+    number = torch.cuda.device_count()
+    return [torch.cuda.get_device_name(index) for index in range(number)]
+
+
+def _ask(
+    layout: Layout, params: Params, subject: Backbone | Pair, budgets: tuple[float, ...]
+) -> dict[str, Any]:
+    """Have a process of its own measure a subject."""
+    question: dict[str, Any] = {
+        "params": params.model_dump(mode="json", by_alias=True),
+        "formats": str(layout.formats),
+    }
+    if isinstance(subject, Pair):
+        question |= {"pair": asdict(subject), "budgets": budgets}
+    else:
+        question |= {"backbone": subject.name, "trained": subject.trained}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.checking.estimating"],
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=layout.root,
+    )
+    try:
+        return dict(json.loads(done.stdout))
+    except ValueError:  # killed for its memory, for one
+        ended = f"its process ended with {done.returncode}"
+        return {"error": (done.stderr.strip().splitlines()[-1:] or [ended])[0][:200]}
+
+
+def _keep(file: Path, answer: dict[str, Any]) -> None:
+    if "error" not in answer:
+        with suppress(StorageError, OSError):  # it is measured again next time
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(file, json.dumps(answer, indent=1).encode())
+
+
+def _kept(file: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
