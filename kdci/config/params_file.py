@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML 1.2 mapping; aliases and files above 1 MB are refused."""
     text = _read_text(path)
     try:
-        _require_plain(path, text)
-        tree = YAML(typ="safe", pure=True).load(text)
+        tree = copy.deepcopy(_parsed(text))
+    except _NotPlainError as error:
+        raise UserError(str(path), *error.args) from None
     except (YAMLError, ValueError) as error:  # ValueError: an integer of thousands of digits
         raise UserError(str(path), _yaml_problem(error), "mend that line") from None
     if not isinstance(tree, dict):
@@ -61,18 +64,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _require_plain(path: Path, text: str) -> None:
-    """Refuse what can stand for, or nest, exponentially much; params have no use for it."""
+class _NotPlainError(Exception):
+    """What the text has that params have no use for, and what to do about it."""
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Any:
+    """Return what a text says; the parser is slow, and a process reads its params several times."""
+    _require_plain(text)
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _require_plain(text: str) -> None:
+    """Refuse what can stand for, or nest, exponentially much."""
     depth = 0
     for event in YAML(typ="safe", pure=True).parse(text):
         if isinstance(event, AliasEvent):
-            raise UserError(str(path), "uses a YAML alias", "write the value out")
+            raise _NotPlainError("uses a YAML alias", "write the value out")
         if isinstance(event, CollectionStartEvent):
             depth += 1
         elif isinstance(event, CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            raise UserError(str(path), "is nested too deeply", f"at most {MAX_DEPTH} levels")
+            raise _NotPlainError("is nested too deeply", f"at most {MAX_DEPTH} levels")
 
 
 def _read_text(path: Path) -> str:

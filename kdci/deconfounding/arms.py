@@ -39,6 +39,12 @@ class Arm:
     capped: bool = False
     adjusted: bool = False
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The keys of the `intervention` block that it reads."""
+        read = {"strata": self.strata == "chosen", "max_repeats": self.capped, "tau": self.adjusted}
+        return tuple(f"intervention.{name}" for name, is_read in read.items() if is_read)
+
 
 ARMS: dict[str, Arm] = {
     "vanilla": Arm("vanilla", "the plain method"),

@@ -230,7 +230,7 @@ class _Branch:
         blocks += ["shift", f"shifts.{method}"] if is_shift else [f"methods.{method}"]
         blocks += [f"recipes.{self._params.base_of(method)}", "distill"]
         blocks += ["compensation"] if arm.compensated else []
-        blocks += ["intervention"] if arm.strata or arm.adjusted else []
+        blocks += arm.settings
         parents = {
             "teacher": self._teacher_of(cell.teacher),
             "pool": Parent(self._layout.pool(*pool), "pool"),

@@ -160,6 +160,7 @@ def _keys_read(node: Node) -> dict[str, str]:
         name = {"methods": "images", "shifts": "images", "recipes": "recipe"}.get(key.split(".")[0])
         found |= {} if name is None else {name: key}
     if node.stage == "distill":
-        optional = ("shift", "compensation", "intervention")
-        found |= {key: key if key in keys else "distill" for key in optional}
+        settings = ("strata", "max_repeats", "tau")
+        optional = ("shift", "compensation", *(f"intervention.{name}" for name in settings))
+        found |= {k.rpartition(".")[2]: k if k in keys else "distill" for k in optional}
     return found

@@ -16,6 +16,8 @@ from kdci.graph.cells import sources_of
 from kdci.graph.node import Node
 from kdci.store.artifacts import open_artifact, read_card
 
+_NOTHING = object()
+
 ReadCard = Callable[[Path, str], "dict[str, Any] | None"]
 """Returns the card of an artifact by its folder and kind; None: there is none."""
 
@@ -48,7 +50,13 @@ def is_in_place(graph: Graph, node: Node, read: ReadCard = card_at) -> bool:
 def _has_other_params(graph: Graph, node: Node, card: Mapping[str, Any]) -> bool:
     """Tell whether a card has other values than are asked for; an old one may have further ones."""
     stated = card.get("params", {})
-    return any(key not in stated or stated[key] != v for key, v in graph.values(node).items())
+    return any(_stated(stated, key) != value for key, value in graph.values(node).items())
+
+
+def _stated(params: Mapping[str, Any], key: str) -> Any:
+    """Return the value at a key, which may be part of a block that is stated as a whole."""
+    block, _, field = key.rpartition(".")
+    return params.get(key, (params.get(block) or {}).get(field, _NOTHING))
 
 
 def has_other_parents(node: Node, contents: Mapping[str, str], read: ReadCard = card_at) -> bool:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from kdci.errors import UserError
 from pipelines.commands.shared import numbers, project_root, warn
-
-if TYPE_CHECKING:
-    pass
 
 
 def run_pipeline(
@@ -131,7 +127,6 @@ def sweep(
     if search is not None or space:
         from pipelines.searching.command import search_space
         from pipelines.searching.options import SearchOptions
-        from pipelines.tracking.recorder import Recorder
 
         if targets:
             what = "stages are of no use to a search, which runs those of one student"
@@ -159,8 +154,9 @@ def sweep(
             max_failures=max_failures,
         )
         root = project_root(context)
-        with nullcontext() if no_track else Recorder(root):
-            code = search_space(root, wanted, address=address, allow_no_token=allow_no_token)
+        code = search_space(
+            root, wanted, address=address, allow_no_token=allow_no_token, track=not no_track
+        )
         raise typer.Exit(code)
     _require_no_search_option(context)
     from pipelines.sweeping.sweep import SweepOptions, sweep_grid

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import typer
@@ -15,6 +16,7 @@ from pipelines.searching.options import SearchOptions
 from pipelines.searching.results import Search, TrialRecord, best_of, table
 from pipelines.serving.promote import promote
 from pipelines.sweeping.ray_session import ray_session
+from pipelines.tracking.recorder import Recorder
 
 MAX_NAMES = 8
 """So many stages are named; of more, the number is told."""
@@ -27,6 +29,7 @@ def search_space(
     address: str | None = None,
     num_cpus: int | None = None,
     allow_no_token: bool = False,
+    track: bool = False,
 ) -> int:
     """Search and print the table; return the exit code.
 
@@ -36,14 +39,19 @@ def search_space(
         address: Of a Ray cluster; None: an instance of our own.
         num_cpus: Cores that an instance of our own hands out; None: those there are.
         allow_no_token: Accept a Ray without a token.
+        track: Keep MLflow's record up to date while trials run.
 
     Raises:
         KdciError: Nothing was run; see ``pipelines.searching.driver.search``.
     """
     switch_off()
-    session = partial(
-        ray_session, address=address, num_cpus=num_cpus, allow_no_token=allow_no_token
-    )
+
+    @contextmanager
+    def session() -> Iterator[None]:
+        on_ray = ray_session(address=address, num_cpus=num_cpus, allow_no_token=allow_no_token)
+        with Recorder(root) if track else nullcontext(), on_ray:
+            yield
+
     display = _Display(options.num_trials)
     listener = Listener(display.begin, display.event)
     outcome = search(root, options, ray_session=session, listener=listener)

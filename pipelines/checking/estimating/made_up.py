@@ -31,10 +31,10 @@ def photograph(spec: DatasetSpec) -> tuple[bytes, str]:
 
 
 def write_photographs(folder: Path, number: int, spec: DatasetSpec) -> Path:
-    """Fill a folder with so many of them, and return it."""
+    """See to it that a folder has so many of them, and return it."""
     data, kind = photograph(spec)
     folder.mkdir(parents=True, exist_ok=True)
-    for index in range(number):
+    for index in range(len(list(folder.iterdir())), number):
         (folder / f"{index:07d}.{kind}").write_bytes(data)
     return folder
 

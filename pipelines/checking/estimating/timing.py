@@ -11,6 +11,7 @@ import torch
 
 LONG_ENOUGH = 0.5
 """Seconds of repeats that are timed, at least one of them."""
+MOST_REPEATS = 50
 GROWTH = 3
 SIGNIFICANT = 1.3
 """Work takes longer with a count if it takes so many times as long at ``GROWTH`` times the count:
@@ -44,7 +45,7 @@ def usual(work: Callable[[], object], device: torch.device, *, most: int | None 
     took = [timed(work, device)]
     while most is None or len(took) < most:
         took.append(timed(work, device))
-        if sum(took[1:]) >= LONG_ENOUGH:
+        if sum(took[1:]) >= LONG_ENOUGH or len(took) > MOST_REPEATS:
             break
     return median(took[1:] or took)
 

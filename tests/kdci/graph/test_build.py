@@ -73,18 +73,19 @@ def test_a_student_depends_on_what_its_arm_needs_and_no_more() -> None:
     plain = {"runtime", "budget", "backbone", "data.name", "data.facts", "distill"}
     fast = plain | {"methods.fast", "recipes.fast"}
     tail = plain | {"shift", "shifts.tail", "recipes.fast"}
+    drawn = {"intervention.strata", "intervention.max_repeats"}
     expected = {
         "fast-vanilla-0-0": (fast, None),
         "fast-kdci-0-0": (fast | {"compensation"}, A / "dictionaries/wrn-10-1/fast/pool0"),
-        "fast-stratified-0-0": (fast | {"intervention"}, A / "dictionaries/wrn-10-1/fast/pool0"),
-        "fast-logit_adjusted-3-0": (fast | {"intervention"}, None),
+        "fast-stratified-0-0": (fast | drawn, A / "dictionaries/wrn-10-1/fast/pool0"),
+        "fast-logit_adjusted-3-0": (fast | {"intervention.tau"}, None),
         "fast-kdci_other-3-0": (
             fast | {"compensation"},
             A / "other/dictionaries/wrn-16-1/fast/pool3",
         ),
         "tail-vanilla-0-0": (tail, None),
         "tail-kdci_stratified-0-0": (
-            tail | {"compensation", "intervention"},
+            tail | {"compensation"} | drawn,
             A / "dictionaries/wrn-10-1/tail/pool0",
         ),
     }

@@ -34,7 +34,7 @@ def test_defaults_are_those_of_the_options(asked):
     code, found = asked("--space", "a.b=int(1, 2)")
     assert code == 7
     assert found["options"] == SearchOptions(keys=["a.b=int(1, 2)"])
-    assert found["connection"] == {"address": None, "allow_no_token": False}
+    assert found["connection"] == {"address": None, "allow_no_token": False, "track": True}
 
 
 def test_every_option_arrives(asked):
@@ -85,7 +85,7 @@ def test_every_option_arrives(asked):
         gpus=0.25,
         max_failures=11,
     )
-    assert found["connection"] == {"address": "host:1", "allow_no_token": True}
+    assert found["connection"] == {"address": "host:1", "allow_no_token": True, "track": True}
 
 
 @pytest.mark.parametrize(
