@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -236,17 +237,16 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, 
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
     pip += ["--no-build-isolation", "--target", str(site), str(package)]
     subprocess.run(pip, check=True, capture_output=True)
+    found = Experiment(root, {**environment, "PYTHONPATH": f"{site}:{ROOT}"})
+    found.run("kdci", "init", "project", "--preset", "digits-smoke")
     project = root / "project"
-    project.mkdir()
-    (project / "dvc.yaml").write_text("stages: {}\n")
-    shutil.copy(ROOT / "pipelines/presets/digits-smoke.yaml", project / "params.yaml")
     for edit in page_edits():
         if edit.path == "params.yaml":
             small = edit.code
             for old, new in SMOKE_SIZES.items():
                 small = small.replace(old, new)
             Edit(edit.path, edit.kind, edit.anchor, small).apply(project)
-    return Experiment(project, {**environment, "PYTHONPATH": f"{site}:{ROOT}"})
+    return replace(found, root=project)
 
 
 @pytest.mark.slow
@@ -266,6 +266,22 @@ def test_listing_and_titles_load_neither_the_method_nor_torch(experiment: Experi
         "sys.exit([m for m in ('torch', 'blobs') if m in sys.modules] or 0)"
     )
     assert experiment.python("-c", code).startswith("Blobs blobs Blobs (an example, no paper): ")
+
+
+@pytest.mark.slow
+def test_all_commands_work_with_it(experiment: Experiment) -> None:
+    """From the estimate to the report: a run, a sweep of one seed more, the results."""
+    estimated = experiment.run("kdci", "check", "--estimate")
+    assert re.search(r"^  blobs +\d", estimated, re.MULTILINE) and "not measured" not in estimated
+    experiment.run("kdci", "run", "--no-prefect")
+    params = experiment.root / "params.yaml"
+    params.write_text(re.sub(r"^  seeds: \[0\]", "  seeds: [0, 1]", params.read_text(), flags=re.M))
+    experiment.run("kdci", "sweep", "--no-track")
+    assert "Blobs" in experiment.run("kdci", "show")
+    rows = json.loads((experiment.root / "report/results.json").read_text())
+    found = {(row["method"], row["variant"], row["seed"]) for row in rows}
+    assert found == {("blobs", arm, seed) for arm in ("vanilla", "kdci") for seed in (0, 1)}
+    assert "Blobs" in (experiment.root / "report/report.md").read_text()
 
 
 STUDENT = """
