@@ -201,6 +201,17 @@ def fresh(tmp_path: Path) -> Project:
     return Project(root)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Take back what a stage in this process has set before.
+
+    Two workers with two threads each on two cores are several times slower than with one each.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def call() -> Callable[..., Call]:
     return Call.of

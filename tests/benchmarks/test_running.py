@@ -34,56 +34,34 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-FEW = ("kd_step/dfnd", "inversion_step/deepinv", "dictionary_building")
-
-
-def measured(out: Path, *only: str) -> dict[str, Any]:
-    """Return what a run of tiny cases leaves in a file that holds other results."""
+@pytest.mark.slow
+def test_every_case_is_measured_every_way(tmp_path: Path) -> None:
+    """By one run of tiny cases, into a file that holds other results."""
+    out = tmp_path / "results.json"
     out.write_text('{"another": 1, "steps": {"kept": {}}}')
-    done = run("--quick", "--threads", "1", "--out", str(out), "--only", *only)
+    done = run("--quick", "--threads", "1", "--out", str(out), "--only", *catalogue.CASES)
     assert done.returncode == 0, done.stderr
     loaded: dict[str, Any] = json.loads(out.read_text())
     assert loaded.pop("another") == 1 and loaded[results.STEPS].pop("kept") == {}
-    found: dict[str, Any] = loaded[results.STEPS]
-    return found
-
-
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return measured(tmp_path_factory.mktemp("benchmarks") / "results.json", *FEW)
-
-
-def require_complete(stored: dict[str, Any], keys: set[str]) -> None:
-    cases = {case.key: case for case in catalogue.step_cases(quick=True) if case.key in keys}
-    assert set(stored) == set(cases) == keys
+    stored: dict[str, Any] = loaded[results.STEPS]
+    cases = {case.key: case for case in catalogue.step_cases(quick=True)}
+    assert set(stored) == set(cases)
     for key, result in stored.items():
         assert set(result["ms"]) == set(cases[key].ways)
-        for times in result["ms"].values():
-            assert 0 < times["low"] <= times["median"] <= times["high"]
         assert result["n"] == cases[key].repeats and result["threads"] == 1
         assert all(result[name] for name in ("hardware", "torch", "revision", "date", "formats"))
+        for clock in ("", "processor_"):
+            require_ratios_of_medians(result, clock)
 
 
-def test_a_case_is_measured_every_way(stored: dict[str, Any]) -> None:
-    pair = "wrn-10-1-wrn-10-1"
-    keys = {f"kd_step/dfnd/{pair}", f"inversion_step/deepinv/{pair}"}
-    require_complete(stored, {*keys, "dictionary_building/wrn-10-1"})
-
-
-@pytest.mark.slow
-def test_every_case_is_measured_every_way(tmp_path: Path) -> None:
-    found = measured(tmp_path / "results.json", *catalogue.CASES)
-    require_complete(found, {case.key for case in catalogue.step_cases(quick=True)})
-
-
-@pytest.mark.parametrize("clock", ["", "processor_"])
-def test_ratios_are_those_of_the_medians(clock: str, stored: dict[str, Any]) -> None:
-    for result in stored.values():
-        times = {way: each["median"] for way, each in result[f"{clock}ms"].items()}
-        for way, ratio in result[f"{clock}times_plain"].items():
-            assert ratio == pytest.approx(times["plain"] / times[way])
-        for way, share in result[f"{clock}share_of_bound"].items():
-            assert share == pytest.approx(times["bound"] / times[way])
+def require_ratios_of_medians(result: dict[str, Any], clock: str) -> None:
+    for times in result[f"{clock}ms"].values():
+        assert 0 < times["low"] <= times["median"] <= times["high"]
+    medians = {way: each["median"] for way, each in result[f"{clock}ms"].items()}
+    for way, ratio in result[f"{clock}times_plain"].items():
+        assert ratio == pytest.approx(medians["plain"] / medians[way])
+    for way, share in result[f"{clock}share_of_bound"].items():
+        assert share == pytest.approx(medians["bound"] / medians[way])
 
 
 def test_all_six_methods_are_there() -> None:
@@ -97,6 +75,7 @@ def test_all_six_methods_are_there() -> None:
         assert len(trained) == 6 and trained - made == {"dfnd"}
 
 
+@pytest.mark.slow
 def test_a_setting_is_kept_beside_the_default(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     case = "kd_step/dfnd/wrn-10-1-wrn-10-1"
