@@ -21,6 +21,7 @@ from typing import Any
 
 from kdci.config.params_file import load_params
 from kdci.data.datasets.loading import load_split
+from kdci.graph.build import graph_of
 from kdci.models.students import student_of
 from kdci.reporting.statistics import estimate
 from kdci.store.artifacts import CARD, open_artifact
@@ -95,27 +96,12 @@ def _write_params(root: Path, arguments: argparse.Namespace, values: Mapping[str
 
 def _distil(root: Path) -> None:
     """Run the stages whose results are not there yet, each a process as the pipeline has it."""
-    params = load_params(root / "params.yaml")
-    layout = Layout(root, params.preset)
-    for teacher in params.grid.teachers:
-        _run(root, layout.teacher(teacher), "teacher", {"teacher": teacher})
-    for cell in _vanilla(root):
-        pool = {name: getattr(cell, name) for name in ("teacher", "method", "pool_seed")}
-        _run(root, layout.pool(cell.teacher, cell.method, cell.pool_seed), "substitute", pool)
-        axes = {name: value for name, value in cell.asdict().items() if name != "variant"}
-        _run(root, layout.student(cell), "distill", axes, "--variant", "vanilla")
-
-
-def _run(root: Path, artifact: Path, stage: str, cell: Mapping[str, Any], *options: str) -> None:
-    if (artifact / CARD).is_file():
-        return
-    axes = [word for axis, value in cell.items() for word in (_flag(axis), str(value))]
-    command = [sys.executable, "-m", f"stages.{stage}", "--params", str(root / "params.yaml")]
-    subprocess.run([*command, *options, *axes], check=True)  # noqa: S603
-
-
-def _flag(axis: str) -> str:
-    return f"--{axis.replace('_', '-')}"
+    graph = graph_of(load_params(root / "params.yaml"), root)
+    students = [node for node in graph.of_stage("distill") if node.point["variant"] == "vanilla"]
+    for node in (*graph.of_stage("teacher"), *graph.of_stage("substitute"), *students):
+        if not (node.artifact / CARD).is_file():
+            command = [sys.executable, "-m", f"stages.{node.stage}", node.cell]
+            subprocess.run([*command, "--params", str(root / "params.yaml")], check=True)  # noqa: S603
 
 
 def _vanilla(root: Path) -> list[Cell]:

@@ -39,7 +39,7 @@ from pipelines.checking.estimating.timing import (
 from stages.distill import compensation_settings
 
 CANDIDATES = "open-world images"
-_FEW_CANDIDATES = 512
+_FEW_CANDIDATES = 1024
 _TIMED_STEPS = 2
 _MANY = 10**6
 """More steps than are ever taken."""
@@ -90,6 +90,9 @@ def measure_pair(machine: Machine, pair: Pair, budgets: Sequence[float]) -> dict
             least[CANDIDATES] = min(_FEW_CANDIDATES, pair.candidates)
         most = bench.counts(machine.params)
         least = {name: min(value, most[name]) for name, value in least.items()}
+        if pair.candidates:  # no more can be chosen than there are
+            few = least[CANDIDATES]
+            most = {n: v if n == CANDIDATES else min(v, few) for n, v in most.items()}
         lines = draw_lines(bench.observe, least, most)
         bench.least = least
     pool_peak = machine.peak_bytes()
