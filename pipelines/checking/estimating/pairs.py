@@ -121,7 +121,6 @@ class _Bench:
         self.least: Mapping[str, int] = {}
         self.is_made_up = False
         self._numbers = count()
-        self._is_warm = False
         self._device = machine.runtime.device
         self._teacher = machine.teacher(pair.teacher)
 
@@ -143,9 +142,6 @@ class _Bench:
     def observe(self, counts: Mapping[str, int]) -> Seconds:
         """Return the seconds of a part of the preparation, and of a refresh after it."""
         source = self._source(counts)
-        if not source.num_preparations and not self._is_warm:
-            self._prepare(self._source(counts))  # prepares kernels, as a first part does elsewhere
-            self._is_warm = True
         seconds = self._prepare(source)
         self._have_images(source)
         refresh = usual(partial(source.refresh, self._student), self._device)

@@ -205,7 +205,7 @@ def test_first_run_second_run_one_change_and_back(
         expected["report"] = "Completed"  # DVC keeps no cache of what it makes
         assert states(tasks) == {name: expected.get(name, "Cached") for name in STAGES}
         assert project.ran(since=before) == {name: s.lower() for name, s in expected.items()}
-    assert _dvc_status(project) == {}
+    assert _dvc_status(project).keys() <= {"cells"}  # which is always looked at
 
 
 def _dvc_status(project: RunProject) -> Any:
@@ -221,7 +221,7 @@ def _dvc_status(project: RunProject) -> Any:
 
 
 FAULT = """
-if "dfnd" in sys.argv:
+if any("-dfnd-" in word for word in sys.argv):
     sys.exit("kdci: error: predictions: are not finite (try another seed)")
 """
 

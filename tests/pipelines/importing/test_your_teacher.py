@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -104,7 +105,17 @@ def test_the_page_has_the_steps_that_it_promises() -> None:
     assert f"--mean {','.join(map(str, MEAN))} --std {','.join(map(str, STD))}" in blocks
 
 
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """Leave the processes one core: their threads would be in the way of the tests beside this."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_core")
 def test_a_checkpoint_becomes_an_exported_student(tmp_path: Path) -> None:
     root = new_project(tmp_path / "project")
     shutil.copy(ROOT / "params.yaml", root)

@@ -21,7 +21,14 @@ from tests.pipelines._datasets import write_all
 from tests.pipelines._projects import new_project, run_in
 from tests.pipelines.params.test_table_presets import TABLES
 
-FIVE_STEPS = {"distill.num_snapshots": 1, "dictionary.num_prototypes": 4, "runtime.threads": 1}
+FIVE_STEPS = {
+    "distill.num_snapshots": 1,
+    "dictionary.num_prototypes": 4,
+    "runtime.threads": 1,
+    "runtime.precision": "fp32",  # and the format: nothing is left to be measured
+    "runtime.memory_format": "channels_last",
+    "evaluate.batch_size": 16,
+}
 
 
 @pytest.fixture(scope="module")
