@@ -29,6 +29,8 @@ from kdci.training.runtime import derive_seed
 from tests.conftest import Call, Project
 from tests.stages.test_session import IN_LOOP
 
+pytestmark = pytest.mark.slow
+
 WRN = "wrn-10-1"
 SHIFT_ARMS = ["vanilla", "kdci", "class_balanced", "logit_adjusted", "kdci_stratified"]
 
