@@ -5,7 +5,7 @@
 The six methods of a preset, one seed, in a new project below the folder; what is finished there is
 not run again. Both times are of a stage's own work, without the start of its process, which the
 estimate adds; the real one is what the stage wrote down. Rows go into
-`studies/results/estimated-time.json`, the table into docs/estimate.md and to the screen.
+`studies/estimated_time.json`, the table into docs/estimate.md and to the screen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipelines.checking.estimating.estimate import Estimate, estimate
 from pipelines.params.edit import with_values
 from pipelines.params.new_project import new_project
 
-RESULTS = Path(__file__).parent / "results" / "estimated-time.json"
+RESULTS = Path(__file__).parent / "estimated_time.json"
 PAGE = Path(__file__).parents[1] / "docs" / "estimate.md"
 BLOCK = re.compile(r"(<!-- estimated_time -->\n).*?(<!-- end -->)", re.DOTALL)
 KINDS = ("pool", "student", "evaluation")

@@ -213,6 +213,7 @@ def test_batches_may_be_drawn_evenly_over_the_strata(setup: Setup, kdci: dict[st
     assert float((capped / capped.mean()).max()) < 7
 
 
+@pytest.mark.slow
 def test_nothing_of_the_pipeline_is_loaded() -> None:
     """By the loop itself, from its imports to its last step."""
     script = f"""

@@ -202,6 +202,7 @@ def test_dvc_runs_the_nodes_of_the_graph_with_just_what_they_depend_on(recorded,
             assert files == parents | looked
 
 
+@pytest.mark.slow
 def test_an_edit_of_the_grid_never_runs_the_old_cells(recorded, tmp_path):
     """`dvc repro` renews cells.yaml, says so in one line, and has run nothing."""
     root = tmp_path / "project"
@@ -222,6 +223,7 @@ def test_an_edit_of_the_grid_never_runs_the_old_cells(recorded, tmp_path):
     assert f"Running stage '{student}'" in dvc("repro", student)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "edit",
     [

@@ -34,6 +34,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**loaded, "stdout": done.stdout}
 
 
+@pytest.mark.slow
 def test_a_result_says_what_it_was_measured_on(results: dict[str, Any]) -> None:
     assert results["another"] == 1
     result = results["compensation_cost"]

@@ -144,6 +144,7 @@ print(peak(hold, torch.device("cpu")) / size)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel tells no peaks")
 def test_the_peak_is_what_an_action_needs_at_most() -> None:
     # In a process of its own, as it is used: this one's allocator may have room left.
@@ -178,6 +179,7 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert 50e6 < bytes_needed < 1e9
 
 
+@pytest.mark.slow
 def test_a_way_acts_when_it_is_told_to(tmp_path: Path) -> None:
     """Each in a process of its own, whose end is told."""
     from benchmarks.way_process import opened

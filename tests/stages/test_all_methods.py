@@ -17,6 +17,8 @@ from kdci.substitution.registry import method_names
 from tests.conftest import Call, Project
 from tests.stages.test_session import IN_LOOP
 
+pytestmark = pytest.mark.slow
+
 OTHERS = tuple(name for name in method_names() if name not in ("fast", "dfnd"))
 """What the shared experiment leaves out."""
 MADE = {"dafl": 48, "cmi": 32, "deepinv": 32, "mosaick": 64 + 32, "noise": 64}

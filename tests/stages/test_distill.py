@@ -56,6 +56,7 @@ def test_vanilla_needs_no_dictionary(built, call, method):
     assert built.run(call("kdci", method)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["vanilla", "kdci"])
 def test_same_seed_same_bytes_another_seed_other_bytes(built, call, method, variant):
     this = call(variant, method)

@@ -113,6 +113,7 @@ def guarded(monkeypatch):
     return opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fast", "dfnd"])
 @pytest.mark.parametrize("stage", ["substitute", "dictionary", "vanilla", "kdci"])
 def test_stage_never_opens_original_data(built, call, guarded, stage, method):
@@ -134,6 +135,7 @@ def test_teacher_and_evaluate_are_the_stages_that_do(built, call, guarded, stage
         built.run(call(stage))
 
 
+@pytest.mark.slow
 def test_whole_pipeline_without_test_data(fresh, call, monkeypatch):
     import kdci.data.datasets.loading as door
 

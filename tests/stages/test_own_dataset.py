@@ -30,6 +30,7 @@ def own(fresh):
     return fresh.edit(data=data, grid__methods=["fast"])
 
 
+@pytest.mark.slow
 def test_images_in_files_make_the_same_students_as_those_in_memory(own, call, monkeypatch):
     stages = [one for one in own.calls() if one.stage != "report"]  # which tells wall times
     contents = []
@@ -44,6 +45,7 @@ def test_images_in_files_make_the_same_students_as_those_in_memory(own, call, mo
     assert contents[0] == contents[1]
 
 
+@pytest.mark.slow
 def test_a_damaged_test_image_ends_the_evaluation_with_its_path(own, call, capsys):
     own.build(*[one for one in own.calls() if one.stage not in ("evaluate", "report")])
     file = own.root / "own" / "val" / "cow" / "3.png"

@@ -106,6 +106,7 @@ def uninterrupted(reference, steps, call):
     return reference[call]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "method", "settings"), list(cases()))
 def test_killed_stage_ends_with_the_same_bytes_when_run_again(
     steps, forks, call, reference, stage, method, settings
@@ -180,6 +181,7 @@ def test_resumed_stage_does_not_start_over(steps, forks, call, monkeypatch):
     assert len(taken) == 2  # of six
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [
@@ -372,6 +374,7 @@ def test_stage_stops_with_its_parent_and_the_rerun_waits_for_it(
 # -- a full disk, a place that can not be written ----------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "limit"),
     [
@@ -437,6 +440,7 @@ def test_read_only_place_fails_before_the_work(fresh, call, capsys, monkeypatch)
 # -- progress -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "method", "num_lines"),
     [

@@ -43,6 +43,7 @@ def test_one_metrics_line_an_epoch(smoke_project):
     assert rows[1]["loss"] < rows[0]["loss"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_another_seed_other_bytes(smoke_project, fresh, call):
     this = call("teacher")
     fresh.build(this)

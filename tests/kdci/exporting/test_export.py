@@ -59,6 +59,7 @@ def nothing_was_written(folder: Path) -> bool:
     return not (folder.parents[1]).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deploy", ["backbone", "compensated"])
 def test_folder_holds_graph_weights_and_card(
     deploy: str, experiment: Experiment, export: Export, folder: Path
@@ -102,6 +103,7 @@ def test_no_file_tells_of_this_machine(export: Export, folder: Path, tmp_path: P
         assert str(ROOT).encode() not in content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deploy", ["backbone", "compensated"])
 @pytest.mark.parametrize("fusion", ["identity", "linear"])
 def test_code_of_the_card_gives_the_students_logits(

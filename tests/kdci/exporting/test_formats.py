@@ -21,6 +21,7 @@ def images(size: int) -> Tensor:
     return torch.rand(size, 1, 16, 16, generator=torch.Generator().manual_seed(size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [PT2, ONNX], ids=lambda each: each.name)
 def test_what_is_read_again_answers_as_the_student(which: Any, tmp_path: Path) -> None:
     for package in which.packages:

@@ -120,6 +120,7 @@ def test_glue_is_there() -> None:
         assert place.is_dir() or place.with_suffix(".py").is_file(), module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "method"),
     [

@@ -64,6 +64,7 @@ def test_the_backbones_own_names(wrn) -> None:
     assert fitted.spec == CIFAR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "build", "renamed"),
     [

@@ -65,6 +65,7 @@ def test_poisoned_pickle(saved, poisoned, canary, file, scratch) -> None:
     assert not canary.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(saved, state, file, scratch, value) -> None:
     state["weight"][1, 2] = value

@@ -564,6 +564,7 @@ class TestState:
         assert not same(one.state_dict(), three.state_dict(), flatten)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_every_backbone_can_teach(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)

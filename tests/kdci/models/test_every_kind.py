@@ -42,6 +42,7 @@ def images(count: int) -> Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(count))
 
 
+@pytest.mark.slow
 @both_stems
 def test_channels_last_changes_the_format_and_nothing_else(name: str, stem: str) -> None:
     last = build(name, stem)
@@ -58,6 +59,7 @@ def test_channels_last_changes_the_format_and_nothing_else(name: str, stem: str)
     torch.testing.assert_close(found.features, expected.features, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @both_stems
 def test_autocast_answers_alike_and_trains(name: str, stem: str) -> None:
     exact = build(name, stem)
@@ -78,6 +80,7 @@ def test_autocast_answers_alike_and_trains(name: str, stem: str) -> None:
         assert parameter.grad.dtype == torch.float32
 
 
+@pytest.mark.slow
 @kinds
 def test_training_lowers_the_loss(name: str, stem: str) -> None:
     model = build(name, stem).train()
@@ -110,6 +113,7 @@ def test_an_exported_student_takes_any_number_of_images(name: str, stem: str) ->
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stem"), [KINDS[0], KINDS[3]])
 def test_an_exported_graph_keeps_the_features(name: str, stem: str) -> None:
     model = build(name, stem)

@@ -35,6 +35,7 @@ def norms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*BACKBONES, "torchvision-shufflenet_v2_x0_5", "timm-resnet10t"])
 def test_predictions_stay_and_batch_norms_go(name: str) -> None:
     torch.manual_seed(0)

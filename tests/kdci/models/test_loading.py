@@ -24,6 +24,7 @@ def network(name: str, seed: int) -> nn.Module:
     return build_backbone(name, num_classes=3, channels=3, image_size=32).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_answers_as_the_one_that_was_saved(name: str, tmp_path: Path) -> None:
     saved, other = network(name, 1), network(name, 2)

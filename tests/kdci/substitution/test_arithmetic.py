@@ -68,6 +68,7 @@ def run(source: SubstitutionSource, student: PixelModel) -> list[dict[str, float
     return [report for report in reports if set(report) - {"scored", "entropy", "bank"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SMALL)
 def test_channels_last_changes_readings_by_rounding(method: str, tmp_path: Path) -> None:
     reports = [
@@ -82,6 +83,7 @@ def test_channels_last_changes_readings_by_rounding(method: str, tmp_path: Path)
         assert other == pytest.approx(one, rel=2e-3, abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SMALL)
 def test_bf16_stays_near_float32(method: str, tmp_path: Path) -> None:
     """Emulated where the processor has none: slow there, and the same numbers."""
@@ -101,6 +103,7 @@ def test_bf16_stays_near_float32(method: str, tmp_path: Path) -> None:
     assert reports[1][0] == pytest.approx(reports[0][0], rel=0.1, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SMALL)
 def test_beside_a_channels_last_teacher_a_checkpoint_is_gone_on_from_bit_by_bit(
     method: str, tmp_path: Path
@@ -149,6 +152,7 @@ def test_without_its_weight_no_batch_statistics_are_read(method: str, tmp_path: 
     assert found == {0.0: others * num_norms, 1.0: (others + 1) * num_norms}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fast", "cmi", "deepinv", "mosaick"])
 def test_without_its_weight_the_student_is_not_run(method: str, tmp_path: Path) -> None:
     for weight in (0.0, 1.0):

@@ -52,6 +52,7 @@ def distance(model: PixelModel, pixels: Tensor) -> Tensor:
         )
 
 
+@pytest.mark.slow
 @kinds
 def test_r_bn_is_least_for_the_images_that_made_the_statistics(name: str) -> None:
     model = build(name).requires_grad_(requires_grad=False)

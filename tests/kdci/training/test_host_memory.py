@@ -44,6 +44,7 @@ def faults(how: str, **variables: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_what_a_step_frees_the_next_one_takes() -> None:
     pages = 3 * 6 * (40 << 20) // os.sysconf("SC_PAGE_SIZE")

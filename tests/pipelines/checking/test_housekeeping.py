@@ -218,6 +218,7 @@ def full(layout: Layout) -> Params:
     return Params.model_validate(tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "roles"),
     [

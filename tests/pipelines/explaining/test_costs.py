@@ -179,6 +179,7 @@ def runs_of(tiny, task: Task) -> list[PastRun]:
 POOL = Task("substitute", {"method": "fast"})
 
 
+@pytest.mark.slow
 def test_past_runs_come_with_their_steps_each_once(tiny) -> None:
     """The stage left one time beside its artifact, which is in the run cache too."""
     (first,) = runs_of(tiny, POOL)

@@ -53,6 +53,7 @@ def hash_of(tiny, name: str) -> str:
     )
 
 
+@pytest.mark.slow
 def test_a_methods_param_reaches_what_is_made_with_it(tiny) -> None:
     tiny.edit("methods.fast.num_steps", 4)
     ran, restored = check_against_repro(tiny)
@@ -288,6 +289,7 @@ def unrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_command_before_anything_ran(unrun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["explain", "--limit", "2"]) == 0
     told = capsys.readouterr().out

@@ -109,6 +109,7 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, file: Path, *more: st
 
 
 class TestInQuarantine:
+    @pytest.mark.slow
     def test_a_checkpoint_becomes_a_teacher(self, project, digits_state, capsys) -> None:
         file = project / "Mine-v1.pth.tar"
         wrapped = {f"module.{name}": value for name, value in digits_state.items()}
@@ -331,6 +332,7 @@ class TestImported:
             (problem,) = check_teacher_artifact(other, Layout(project, params.preset))
             assert told in str(problem) and problem.exit_code == 2
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["mnasnet0_5", "shufflenet_v2_x0_5"])
     def test_networks_of_torchvision(self, project, name) -> None:
         """Also those that ask for the version of a state dict, which safetensors do not keep."""

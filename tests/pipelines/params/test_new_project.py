@@ -45,6 +45,7 @@ def test_an_empty_folder_becomes_an_experiment(tmp_path: Path, capsys) -> None:
     assert "holds a params.yaml already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_in_a_folder_of_a_repository_it_takes_part_of_that(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     told = new_project(tmp_path / "a", preset="digits-smoke")

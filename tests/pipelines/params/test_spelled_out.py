@@ -48,7 +48,7 @@ def test_what_no_stage_of_the_grid_reads_may_be_left_out(tmp_path: Path) -> None
     tree.pop("intervention", None)
     assert told(tmp_path, tree) == {}
     tree["grid"]["arms"] = ["logit_adjusted"]
-    assert list(told(tmp_path, tree)) == ["intervention"]
+    assert list(told(tmp_path, tree)) == ["intervention.tau"]
 
 
 @pytest.mark.parametrize("name", preset_names())

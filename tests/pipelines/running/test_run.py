@@ -76,6 +76,7 @@ def outcomes(root: Path, *, since: int = 0) -> dict[str, str]:
 # -- what it runs and tells ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_failed_stage_costs_what_needs_it_and_no_more(
     quick: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,6 +170,7 @@ def test_failed_before_the_stage_ran_tells_what_dvc_said(toy: Toy) -> None:
     assert not (toy.root / "attempts.txt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [4, 6])
 def test_tried_again_where_the_disk_or_a_lock_was_in_the_way(toy: Toy, code: int) -> None:
     toy.set(code=code, until=2)
@@ -219,6 +220,7 @@ def shell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SHELL", request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shell")
 def test_stopped_at_work_it_saves_its_state_and_is_gone_before_run_returns(toy: Toy) -> None:
     toy.set(wait=True)
@@ -288,6 +290,7 @@ def test_stopped_before_it_began_nothing_is_started(toy: Toy) -> None:
     assert not (toy.root / "attempts.txt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs prctl")
 @pytest.mark.usefixtures("shell")
 def test_a_killed_runner_leaves_no_stage(toy: Toy) -> None:

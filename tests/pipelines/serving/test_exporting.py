@@ -219,6 +219,7 @@ def images(size: int) -> torch.Tensor:
     return torch.rand(size, 1, 16, 16, generator=torch.Generator().manual_seed(size))
 
 
+@pytest.mark.slow
 def test_mlflow_model_answers_as_the_student_and_tells_of_no_folder(
     kdci: Kdci, built: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +248,7 @@ def test_mlflow_model_answers_as_the_student_and_tells_of_no_folder(
     assert not Path("mlruns").exists() and not Path("mlflow.db").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ONNX, reason="needs the packages of the extra `export`")
 def test_every_block_of_a_whole_card_runs(
     kdci: Kdci, built: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -82,6 +82,7 @@ def test_a_search_stands_for_its_best_trial(layout, search):
             find_trial(layout, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", ["stopped", "failed", "running"])
 def test_only_complete_trials_are_promoted(root, layout, search, status):
     record = add(layout, search, 0, 90.0, status)
@@ -124,6 +125,7 @@ def test_numbers_are_written_so_that_they_are_read_again(root, layout, search):
         assert load_params(root / "params.yaml").compensation.scale == value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [("recipes.fast.num_epochs", 3), ("compensation.fusion", "linear"), ("teacher.seed", 4)],
@@ -142,6 +144,7 @@ def test_params_that_the_search_took_as_given_must_be_the_same(root, layout, sea
     assert file.read_text() == edited
 
 
+@pytest.mark.slow
 def test_params_of_other_students_may_have_changed(root, layout, search):
     from pipelines.params.edit import with_values
 

@@ -59,6 +59,7 @@ def test_the_sweeps_folder_is_this_users_alone(plan):
     assert plan(*CALL).folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.slow
 def test_a_stage_makes_its_result_once(plan):
     plan = plan(*CALL)
     assert execute(plan, {"ray.trial_id": "t"}, silent) == 0
@@ -69,6 +70,7 @@ def test_a_stage_makes_its_result_once(plan):
     assert not log_of(plan.folder, plan.stage).exists(), "run again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [1, 2, 3, 5])
 def test_a_failure_that_would_come_again_is_told_and_final(plan, code):
     plan = plan("stands_in", str(code))
@@ -104,6 +106,7 @@ def test_the_stop_file_ends_a_stage_and_keeps_others_from_starting(plan):
     assert not log.exists()
 
 
+@pytest.mark.slow
 def test_the_newest_metrics_are_reported(plan, monkeypatch):
     monkeypatch.setattr("pipelines.sweeping.trial.POLL_SECONDS", 0.05)
     monkeypatch.setattr("pipelines.sweeping.trial.REPORT_SECONDS", 0.0)

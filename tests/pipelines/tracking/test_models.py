@@ -22,6 +22,7 @@ def aliases(view, name):
     return {alias: str(version) for alias, version in found.items()}
 
 
+@pytest.mark.slow
 def test_registry_holds_dictionaries_and_one_student_of_each_arm(view, monkeypatch):
     import mlflow
 
@@ -128,6 +129,7 @@ def test_new_student_is_a_new_version_and_the_champion_is_whom_people_say(view, 
         tracking.set_champion(view.layout, view.params, kdci.name, tracking_uri=view.uri)
 
 
+@pytest.mark.slow
 def test_exports_are_bounded_in_time_and_one_that_fails_is_told_once(view, monkeypatch):
     monkeypatch.setattr(models, "SECONDS", 0.0)
     first = view.sync()

@@ -290,6 +290,7 @@ class Seen:
         return {file.path for file in self.client.list_artifacts(run.info.run_id, folder)}
 
 
+@pytest.mark.slow
 def test_complete_experiment_becomes_cells_with_children_and_shared_runs(files, params, store_uri):
     files.everything()
     summary = tracking.sync(files.layout, params, tracking_uri=store_uri)
@@ -695,6 +696,7 @@ def closed_port() -> int:
         return listener.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
 def test_dead_server_is_one_quick_line(files, params, scheme, tmp_path):
     """In a process of its own: its stderr is what a user would see."""

@@ -142,6 +142,7 @@ def test_only_what_the_page_cache_may_not_hold_is_asked_for(noted, monkeypatch) 
         assert len(mapped.asked) == asked
 
 
+@pytest.mark.slow
 def test_a_pass_lets_go_of_what_it_has_read(tmp_path: Path) -> None:
     """Else the mapped pages of 64 MiB would count as the process's memory at the end."""
     part = torch.full((1000, 1, 64, 64), 5, dtype=torch.uint8)

@@ -30,6 +30,7 @@ def test_what_is_not_there_is_named() -> None:
         bundled_file("datasets/absent.csv")
 
 
+@pytest.mark.slow
 def test_loading_imports_no_scikit_learn() -> None:
     """It takes longer than all that a stage does before its first step, torch aside."""
     code = (

@@ -164,6 +164,7 @@ def test_identical_cells_of_a_dictionary_do_not_fill_the_memory(
     assert int(str(found["rise_kb"])) < 250 * 1024
 
 
+@pytest.mark.slow
 def test_a_page_that_swells_is_refused(tmp_path: Path, encode_image: Encode) -> None:
     file = write(tmp_path / "b" / "a.parquet", [bytes(MAX_BYTES // 4)] * 8, use_dictionary=False)
     assert file.stat().st_size < 2**16

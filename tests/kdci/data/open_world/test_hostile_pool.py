@@ -119,6 +119,7 @@ def build(folder: Path, shuffle: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_is_read_without_harm(tmp_path: Path, encode_image: Callable[..., bytes]) -> None:
     """What is bad is skipped and counted; memory and time stay small."""
     warm = tmp_path / "warm"

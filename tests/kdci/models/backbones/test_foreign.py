@@ -38,6 +38,7 @@ def refusal(name: str, **changes: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dimension", "options"), CASES)
 def test_torchvisions_network_and_what_its_last_layer_reads(
     name: str, dimension: int, options: dict[str, Any]

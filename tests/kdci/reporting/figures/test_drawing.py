@@ -120,6 +120,7 @@ def wide(evidence, pool):
     )
 
 
+@pytest.mark.slow
 def test_every_figure_of_200_classes_is_drawn_in_seconds_and_in_bounds(wide):
     started = time.monotonic()
     figures = draw_figures(wide)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
+import pytest
 
 from kdci.config.catalog import DATASETS
 from kdci.reporting.figures.drawing import draw_figures
@@ -55,6 +56,7 @@ def test_chosen_images_and_controls_have_no_figure_over_time(evidence, pool):
     assert "gallery-wrn-16-1.png" in names and "gallery-time-wrn-16-1.png" not in names
 
 
+@pytest.mark.slow
 def test_each_teacher_shows_the_first_pool_of_each_method_it_has(evidence, pool):
     """Of a grid that is half done one teacher may lack a method's pool."""
     pools = [

@@ -68,6 +68,7 @@ def wait_for(condition) -> None:
 STAGE = (sys.executable, "-m", "stages.sleeper", "--teacher", "a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"DVC_STAGE": "sleeper@a"}])
 def test_an_orphaned_stage_is_named_and_left_alone(tmp_path: Path, settings: dict) -> None:
     with started(tmp_path, *STAGE, **settings) as (starter, stage):

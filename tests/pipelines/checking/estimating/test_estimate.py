@@ -227,6 +227,7 @@ def test_the_estimate_is_printed_where_data_is_missing(
         assert re.search(rf"^ +{method} ", words.out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_good_project_is_estimated_for_real(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 
+import pytest
 from ruamel.yaml import YAML
 
 from kdci.graph.build import graph_of
@@ -49,6 +50,7 @@ def tags(view):
     return view.run(STAGE).data.tags
 
 
+@pytest.mark.slow
 def test_runners_links_are_tags_of_the_run_and_its_cell(view):
     assert "kdci.runner" not in tags(view)
     executed(view, "failed", {"prefect.flow_run_id": "failed"}, card="")

@@ -57,6 +57,7 @@ def seen(view):
     return parent, trials
 
 
+@pytest.mark.slow
 def test_search_is_a_parent_whose_trials_are_followed_to_their_end(view, search):
     lock = view.layout.work / "run.lock"
     write(search, "a", curve=[[6, 50.0]], score=50.0, steps=6)
