@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kdci.config.catalog import DatasetSpec
-from kdci.data.bank.image_bank import ImageBank
 from kdci.errors import NumericError, UserError
 from kdci.methods.deepinv import DeepInv, DeepInvSource
-from kdci.models import PixelModel, Prediction
-from kdci.substitution.base import SourceContext
+from kdci.models import PixelModel
 from kdci.training.losses import soft_label_kl
+from tests.kdci.methods._tiny import TinyNet, make_context, seen_noise
 
 MEAN, STD = (0.4, 0.6), (0.3, 0.2)
 PLAIN = DatasetSpec("tiny", 3, 8, 2, MEAN, STD, 0, False, ("a", "b", "c"))
@@ -24,26 +23,8 @@ MEANS, STDS = torch.tensor(MEAN).view(1, 2, 1, 1), torch.tensor(STD).view(1, 2, 
 TERMS = {"bn", "one_hot", "adversarial", "tv", "l2"}
 
 
-class TinyNet(nn.Module):
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.first = nn.Conv2d(2, 4, 3, padding=1)
-        self.first_norm = nn.BatchNorm2d(4)
-        self.second = nn.Conv2d(4, 6, 3, padding=1)
-        self.second_norm = nn.BatchNorm2d(6)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, images: Tensor) -> Prediction:
-        maps = torch.relu(self.first_norm(self.first(images)))
-        features = torch.relu(self.second_norm(self.second(maps))).mean((2, 3))
-        return Prediction(3 * self.head(features), features)
-
-
 def make_model(seed: int) -> PixelModel:
-    model = PixelModel(TinyNet(seed), mean=MEAN, std=STD)
-    model(torch.rand(64, 2, 8, 8, generator=torch.Generator().manual_seed(0)))
-    return model.eval()
+    return seen_noise(TinyNet(seed, channels=2, padding=1), PLAIN)
 
 
 def make_student() -> PixelModel:
@@ -53,17 +34,8 @@ def make_student() -> PixelModel:
 def make_source(
     folder: Path, *, spec: DatasetSpec = PLAIN, teacher: PixelModel | None = None, **changes: Any
 ) -> DeepInvSource:
-    folder.mkdir(exist_ok=True)
-    bank = ImageBank(folder / "tail.bin", shape=(2, 8, 8))
-    context = SourceContext(
-        teacher=teacher or make_model(1),
-        spec=spec,
-        bank=bank,
-        seed=5,
-        teacher_accuracy=0.9,
-        open_world=lambda: torch.empty(0),
-    )
     small: dict[str, Any] = {"batch_size": 6, "num_steps": 3, "warmup_calls": 2}
+    context = make_context(folder, spec, teacher or make_model(1))
     return DeepInvSource(context, DeepInv(**{**small, **changes}))
 
 

@@ -9,63 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from kdci.config.catalog import DatasetSpec
-from kdci.data.bank.image_bank import ImageBank
 from kdci.errors import NumericError, UserError
 from kdci.methods.fast import Fast, FastSource
-from kdci.models import PixelModel, Prediction
+from kdci.models import PixelModel
 from kdci.models.generators.generator import Generator
 from kdci.models.generators.meta_generator import MetaGenerator
-from kdci.substitution.base import SourceContext
 from kdci.training.losses import soft_label_kl
-
-PLAIN = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 0, False, ("a", "b", "c"))
-AUGMENTED = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 1, True, ("a", "b", "c"))
-
-
-class TinyNet(nn.Module):
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.first = nn.Conv2d(1, 4, 3)
-        self.first_norm = nn.BatchNorm2d(4)
-        self.second = nn.Conv2d(4, 6, 3)
-        self.second_norm = nn.BatchNorm2d(6)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, images: Tensor) -> Prediction:
-        maps = torch.relu(self.first_norm(self.first(images)))
-        features = torch.relu(self.second_norm(self.second(maps))).mean((2, 3))
-        return Prediction(3 * self.head(features), features)
-
-
-def make_teacher() -> PixelModel:
-    teacher = PixelModel(TinyNet(1), mean=PLAIN.mean, std=PLAIN.std)
-    teacher(torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
-    return teacher.eval()
-
-
-def make_student() -> PixelModel:
-    """Return the teacher with a flatter head: it agrees on classes, with less confidence."""
-    student = make_teacher()
-    with torch.no_grad():
-        student.backbone.head.weight.mul_(0.3)
-        student.backbone.head.bias.mul_(0.3)
-    return student.train()
+from tests.kdci.methods._tiny import (
+    AUGMENTED,
+    PLAIN,
+    make_context,
+    make_student,
+    make_teacher,
+)
 
 
 def make_source(
     folder: Path, *, spec: DatasetSpec = PLAIN, teacher: PixelModel | None = None, **changes: Any
 ) -> FastSource:
-    folder.mkdir(exist_ok=True)
-    bank = ImageBank(folder / "tail.bin", shape=(1, 8, 8))
-    context = SourceContext(
-        teacher=teacher or make_teacher(),
-        spec=spec,
-        bank=bank,
-        seed=5,
-        teacher_accuracy=0.9,
-        open_world=lambda: torch.empty(0),
-    )
     small: dict[str, Any] = {
         "latent_dim": 7,
         "generator_width": 4,
@@ -73,6 +34,7 @@ def make_source(
         "num_steps": 3,
         "warmup_calls": 2,
     }
+    context = make_context(folder, spec, teacher or make_teacher())
     return FastSource(context, Fast(**{**small, **changes}))
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.store.layout import Layout
 from pipelines import tracking
+from tests.pipelines.tracking._made_up import Files, make_params
 
 
 @dataclass
@@ -104,3 +106,25 @@ def view(built: Any, empty_store: Path, tmp_path: Path) -> Iterator[View]:
     yield View(built.root, f"sqlite:///{tmp_path}/mlflow.db")
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One SQLite store for all tests, for making one takes seconds; presets keep them apart."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For students that are made up and have no network to export."""
+    monkeypatch.setattr(tracking.Models, "register", lambda self: None)
+
+
+@pytest.fixture
+def params(request: pytest.FixtureRequest) -> Params:
+    return make_params(request.node.name.replace("[", "-").rstrip("]")[:60])
+
+
+@pytest.fixture
+def files(tmp_path: Path, params: Params) -> Files:
+    return Files(tmp_path / "project", params)
