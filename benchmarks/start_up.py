@@ -73,7 +73,7 @@ def run(quick: bool) -> dict[str, Any]:
     Args:
         quick: Whether a small preset is looked at, few times.
     """
-    preset, repeats = (QUICK, 2) if quick else (FULL, 7)
+    preset, repeats = (QUICK, 1) if quick else (FULL, 7)
     with tempfile.TemporaryDirectory() as folder:
         first_steps = _first_steps(Path(folder), preset, repeats)
         nothing = _nothing_to_do(Path(folder), preset, repeats)

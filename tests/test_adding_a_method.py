@@ -270,17 +270,16 @@ def test_listing_and_titles_load_neither_the_method_nor_torch(experiment: Experi
 
 @pytest.mark.slow
 def test_all_commands_work_with_it(experiment: Experiment) -> None:
-    """From the estimate to the report: a run, a sweep of one seed more, the results."""
+    """From the estimate to the report: a sweep, a run that finds all in place, the results."""
     estimated = experiment.run("kdci", "check", "--estimate")
     assert re.search(r"^  blobs +\d", estimated, re.MULTILINE) and "not measured" not in estimated
-    experiment.run("kdci", "run", "--no-prefect")
-    params = experiment.root / "params.yaml"
-    params.write_text(re.sub(r"^  seeds: \[0\]", "  seeds: [0, 1]", params.read_text(), flags=re.M))
     experiment.run("kdci", "sweep", "--no-track")
+    assert " cached" in experiment.run("kdci", "run", "--no-prefect")
     assert "Blobs" in experiment.run("kdci", "show")
     rows = json.loads((experiment.root / "report/results.json").read_text())
-    found = {(row["method"], row["variant"], row["seed"]) for row in rows}
-    assert found == {("blobs", arm, seed) for arm in ("vanilla", "kdci") for seed in (0, 1)}
+    assert {(row["method"], row["variant"]) for row in rows} == {
+        ("blobs", arm) for arm in ("vanilla", "kdci")
+    }
     assert "Blobs" in (experiment.root / "report/report.md").read_text()
 
 

@@ -34,17 +34,22 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+FEW = ("kd_step/dfnd", "inversion_step/deepinv", "dictionary_building")
+
+
 @pytest.mark.slow
-def test_every_case_is_measured_every_way(tmp_path: Path) -> None:
+def test_a_case_of_each_kind_is_measured_every_way(tmp_path: Path) -> None:
     """By one run of tiny cases, into a file that holds other results."""
     out = tmp_path / "results.json"
     out.write_text('{"another": 1, "steps": {"kept": {}}}')
-    done = run("--quick", "--threads", "1", "--out", str(out), "--only", *catalogue.CASES)
+    done = run("--quick", "--threads", "1", "--out", str(out), "--only", *FEW)
     assert done.returncode == 0, done.stderr
     loaded: dict[str, Any] = json.loads(out.read_text())
     assert loaded.pop("another") == 1 and loaded[results.STEPS].pop("kept") == {}
     stored: dict[str, Any] = loaded[results.STEPS]
-    cases = {case.key: case for case in catalogue.step_cases(quick=True)}
+    cases = {
+        case.key: case for case in catalogue.step_cases(quick=True) if case.key.startswith(FEW)
+    }
     assert set(stored) == set(cases)
     for key, result in stored.items():
         assert set(result["ms"]) == set(cases[key].ways)
