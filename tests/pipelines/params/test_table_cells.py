@@ -145,6 +145,7 @@ def test_a_cell_of_table_3(data: Path, tmp_path: Path) -> None:
         "table3",
         data,
         {
+            "runtime.precision": "auto",  # a thousand test images: bf16, where it is native
             "grid.students": ["mobilenetv2"],
             "grid.methods": ["dfnd"],
             "budget": 5 / 77_352,
