@@ -11,7 +11,7 @@ from kdci.data.bank.mapped_images import MappedImages
 from kdci.methods.noise import Noise, NoiseSource
 from kdci.models import PixelModel
 from kdci.store.artifacts import new_artifact, open_artifact
-from kdci.substitution.base import SourceContext
+from kdci.substitution.base import SourceContext, State
 from kdci.substitution.pool_files import continue_source, pool_logits, split_holdout, write_pool
 from kdci.training.runtime import generator
 
@@ -19,9 +19,22 @@ SPEC = DatasetSpec("plain", 3, 8, 1, (0.5,), (0.5,), 0, False, ("a", "b", "c"))
 SIZE = 20
 
 
-def make_source(teacher: PixelModel, tail: Path, base: Path | None = None) -> NoiseSource:
+class Counting(NoiseSource):
+    """With a state of its own, as a generator or a memory would be."""
+
+    calls = 0
+
+    def state_dict(self) -> State:
+        return {**super().state_dict(), "calls": self.calls}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self.calls = state["calls"]
+
+
+def make_source(teacher: PixelModel, tail: Path, base: Path | None = None) -> Counting:
     bank = ImageBank(tail, shape=SPEC.image_shape, base=base)
-    return NoiseSource(SourceContext(teacher, SPEC, bank, 7, 0.9), Noise(num_images=SIZE))
+    return Counting(SourceContext(teacher, SPEC, bank, 7, 0.9), Noise(num_images=SIZE))
 
 
 def test_a_split_holds_out_a_share_and_at_least_one() -> None:
@@ -37,7 +50,7 @@ def test_a_source_goes_on_from_the_pool_that_it_made(
     teacher = tiny_model(0)
     source = make_source(teacher, tmp_path / "bank.bin")
     for _ in source.prepare():
-        pass
+        source.calls += 1
     made = source.bank
     kept, held = split_holdout(SIZE, 0.2, generator(0))
     with new_artifact(tmp_path / "pool", kind="pool", card={}) as draft:
@@ -65,5 +78,5 @@ def test_a_source_goes_on_from_the_pool_that_it_made(
     continue_source(again, pool, seed=11)
     other = make_source(teacher, tmp_path / "other.bin", pool.file("images.npy"))
     continue_source(other, pool, seed=12)
-    assert len(again.bank) == 16
+    assert len(again.bank) == 16 and again.calls == source.calls > 0
     assert not torch.equal(again.batch(8), other.batch(8))
