@@ -9,7 +9,7 @@ import torch
 from kdci.data.datasets.labelled import LabelledImages
 from kdci.training.evaluation import PREDICTION_BATCH, predict_logits
 from kdci.training.supervised import SupervisedTrainer
-from pipelines.checking.estimating.machine import Machine
+from pipelines.checking.estimating.machine import Machine, Unheard
 from pipelines.checking.estimating.timing import usual
 
 Measured = dict[str, float | int | None]
@@ -44,13 +44,6 @@ def measure_backbone(machine: Machine, backbone: str, *, trained: bool) -> Measu
     return {"predict": seconds, "train": train, "state": state, "peak": machine.peak_bytes()}
 
 
-class _Unheard:
-    """Takes metrics and forgets them."""
-
-    def log(self, step: int, **values: float) -> None:
-        """Do nothing."""
-
-
 def _training(machine: Machine, backbone: str) -> float:
     recipe, spec = machine.params.teacher, machine.spec
     labels = torch.arange(recipe.batch_size) % spec.num_classes
@@ -58,7 +51,7 @@ def _training(machine: Machine, backbone: str) -> float:
         model=machine.student(backbone),
         data=LabelledImages(machine.noise(recipe.batch_size), labels),
         spec=spec,
-        sink=_Unheard(),
+        sink=Unheard(),
         num_epochs=_MANY,
         batch_size=recipe.batch_size,
         learning_rate=1e-6,

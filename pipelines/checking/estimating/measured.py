@@ -63,12 +63,10 @@ class Measurements:
     Attributes:
         found: Answers of ``pipelines.checking.estimating.__main__``, by side and subject.
         missing: Why something was not measured, by the same.
-        seconds: How long all of it took.
     """
 
     found: dict[tuple[str, Backbone | Pair], dict[str, Any]] = field(default_factory=dict)
     missing: dict[tuple[str, Backbone | Pair], str] = field(default_factory=dict)
-    seconds: float = 0.0
 
     @property
     def start(self) -> float:
@@ -141,7 +139,6 @@ def measure(
             found.missing[side, subject] = answer["error"]
         else:
             found.found[side, subject] = answer
-    found.seconds = time.monotonic() - began
     return found
 
 

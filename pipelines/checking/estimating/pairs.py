@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,13 @@ from kdci.substitution.base import SourceContext, SubstitutionSource
 from kdci.substitution.block import TIMED_PARTS, MethodBlock
 from kdci.substitution.resampled import ResampledSource
 from kdci.training.distillation import Distiller
-from pipelines.checking.estimating.machine import Machine
+from pipelines.checking.estimating.machine import Machine, Unheard
 from pipelines.checking.estimating.made_up import write_photographs
-from pipelines.checking.estimating.timing import (
-    LONG_ENOUGH,
-    Line,
-    Seconds,
-    draw_lines,
-    timed,
-    usual,
-)
+from pipelines.checking.estimating.timing import Line, Seconds, draw_lines, timed, usual
 from stages.distill import compensation_settings
 
 CANDIDATES = "open-world images"
 _FEW_CANDIDATES = 1024
-_TIMED_STEPS = 2
 _MANY = 10**6
 """More steps than are ever taken."""
 _RATE = 1e-6
@@ -159,15 +151,10 @@ class _Bench:
     def step_seconds(self, arm: Arm) -> float:
         """Return the seconds of a distillation step of an arm, without a refresh."""
         distiller = self._distiller(arm)
-        period, took = distiller.refresh_period, list[float]()
+        distiller.refresh_period = _MANY  # the first step refreshes, and no other
         steps = distiller.run()
-        for number in range(_MANY):
-            seconds = timed(lambda: next(steps), self._device)
-            if number % period and number > 1:  # the first ones refresh, and prepare kernels
-                took.append(seconds)
-            if len(took) >= _TIMED_STEPS and sum(took) > LONG_ENOUGH:
-                break
-        return sum(took) / len(took)
+        next(steps)
+        return usual(lambda: next(steps), self._device)
 
     @cached_property
     def _student(self) -> PixelModel:
@@ -196,7 +183,8 @@ class _Bench:
         if not number:
             return timed(lambda: deque(parts, maxlen=0), self._device)
         seconds = usual(lambda: next(parts), self._device, most=number)
-        deque(islice(parts, TIMED_PARTS), maxlen=0)  # what is shortened ends: a refresh comes next
+        if number <= TIMED_PARTS:  # what is shortened is made to its end: a refresh comes next
+            deque(parts, maxlen=0)
         return seconds
 
     def _have_images(self, source: SubstitutionSource) -> None:
@@ -253,7 +241,7 @@ class _Bench:
             student=student,
             source=source,
             compensation=None if compensation is None else compensation.to(self._device),
-            sink=_Unheard(),
+            sink=Unheard(),
             num_epochs=1,
             steps_per_epoch=_MANY,
             batch_size=recipe.batch_size,
@@ -287,10 +275,3 @@ class _Bench:
             max_repeats=params.intervention.max_repeats,
             tau=params.intervention.tau,
         )
-
-
-class _Unheard:
-    """Takes metrics and forgets them."""
-
-    def log(self, step: int, **values: float) -> None:
-        """Do nothing."""

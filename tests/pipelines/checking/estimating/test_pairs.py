@@ -76,6 +76,20 @@ def test_hours_are_told_in_seconds(
     assert not found["is_made_up"]
 
 
+def test_a_method_that_refreshes_at_each_step_is_timed_without(
+    params: Params, tmp_path: Path
+) -> None:
+    block = params.methods["mosaick"].model_copy(
+        update={"distillation_steps_per_game_step": 1, "warmup_steps": 2}
+    )
+    often = params.model_copy(
+        update={"methods": type(params.methods)({**params.methods, "mosaick": block})}
+    )
+    pair = Pair(WRN, WRN, "mosaick", ARMS[:1], candidates=300)
+    found = measure_pair(machine(often, tmp_path), pair, (1.0,))
+    assert 0 < found["steps"]["vanilla"] < 10
+
+
 def test_an_open_world_that_is_missing_is_made_up(params: Params, tmp_path: Path) -> None:
     block = params.methods["dfnd"]
     missing = {"source": "folder", "path": str(tmp_path / "none"), "num_images": 0}
