@@ -256,6 +256,13 @@ def test_a_number_of_thousands_of_digits_is_a_user_error(tmp_path: Path) -> None
     lines_of(tmp_path, edited(("num_images: 200", "num_images: " + "9" * 5000)))
 
 
+def test_what_is_done_to_a_tree_does_not_reach_the_next_one(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text("grid: {seeds: [0]}\n")
+    read_yaml(file)["grid"]["seeds"].append(1)
+    assert read_yaml(file) == {"grid": {"seeds": [0]}}
+
+
 def test_very_deep_nesting_is_refused_at_once(tmp_path: Path) -> None:
     assert "nested too deeply" in lines_of(tmp_path, "[" * 100_000)[0]
 

@@ -1,12 +1,14 @@
 """What may be taken for a result: made of the current params, parents and code, and whole."""
 
+import json
 import shutil
 
 import pytest
 
 from kdci.graph.cells import sources_of
-from kdci.graph.standing import difference, differences, is_in_place
+from kdci.graph.standing import card_at, difference, differences, is_in_place
 from kdci.store.artifacts import new_artifact
+from tests.conftest import Call
 
 TEACHER = "teacher@wrn-10-1"
 POOL = "substitute@wrn-10-1-fast-0"
@@ -41,6 +43,23 @@ def test_other_params_or_code_are_noticed(built):
     assert told(built, POOL) is None
     graph = built.graph
     assert difference(graph, graph.nodes[POOL], "x") == "was made with other code"
+
+
+def test_a_card_that_states_a_whole_block_states_its_values(built, call):
+    """As those of before students depended on the keys that their arm reads."""
+    cell = "wrn-10-1-wrn-10-1-fast-logit_adjusted-0-0"
+    built.edit(grid__arms=["logit_adjusted"]).build(Call("distill", cell))
+    node = built.graph.node("distill", cell)
+    file = node.artifact / "card.json"
+    card = json.loads(file.read_text())
+    tau = card["params"].pop("intervention.tau")
+    for stated, in_place in ({"tau": tau}, True), ({"tau": 7.0}, False), ({}, False), (None, False):
+        card["params"]["intervention"] = stated
+
+        def read(path, kind):
+            return card if path == node.artifact else card_at(path, kind)
+
+        assert is_in_place(built.graph, node, read) == in_place
 
 
 def test_other_parents_are_noticed(built, call):

@@ -118,7 +118,8 @@ def test_what_is_refused(asked, capsys, arguments, said):
         (("--method", "cmi"), "--method: cmi can not be searched"),
     ],
 )
-def test_options_that_make_no_sense_run_nothing(fresh, capsys, options, said):
+def test_options_that_make_no_sense_run_nothing(fresh, capsys, monkeypatch, options, said):
+    monkeypatch.setattr(command, "Recorder", lambda root: pytest.fail("it was recorded"))
     space = ("--space", "compensation.scale=uniform(1, 2)")
     assert cli.run(["--root", str(fresh.root), "sweep", *space, *options]) == 2
     assert said in capsys.readouterr().err
