@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -45,16 +45,18 @@ def search_space(
         KdciError: Nothing was run; see ``pipelines.searching.driver.search``.
     """
     switch_off()
-
-    @contextmanager
-    def session() -> Iterator[None]:
-        on_ray = ray_session(address=address, num_cpus=num_cpus, allow_no_token=allow_no_token)
-        with Recorder(root) if track else nullcontext(), on_ray:
-            yield
-
     display = _Display(options.num_trials)
     listener = Listener(display.begin, display.event)
-    outcome = search(root, options, ray_session=session, listener=listener)
+    with ExitStack() as recording:
+
+        def session() -> AbstractContextManager[Any]:
+            # Begins with the first trial, and ends once the search has let go of the project: an
+            # unfinished trial would be taken for one at work.
+            if track:
+                recording.enter_context(Recorder(root))
+            return ray_session(address=address, num_cpus=num_cpus, allow_no_token=allow_no_token)
+
+        outcome = search(root, options, ray_session=session, listener=listener)
     _show(outcome, root)
     if outcome.stopped_by is not None:
         typer.echo("kdci: stopped; the same command goes on", err=True)

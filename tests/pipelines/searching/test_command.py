@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,6 +30,29 @@ def asked(monkeypatch, tmp_path):
         return cli.run(["--root", str(tmp_path), "sweep", *arguments]), found
 
     return call
+
+
+def test_the_record_ends_once_the_search_has_let_go(monkeypatch, tmp_path):
+    order = []
+
+    @contextmanager
+    def recorder(root):
+        order.append("recorded from here")
+        yield
+        order.append("recorded")
+
+    def search(root, options, *, ray_session, listener):
+        with ray_session():
+            order.append("trials")
+        order.append("let go")
+        return SimpleNamespace(stopped_by=2)
+
+    monkeypatch.setattr(command, "Recorder", recorder)
+    monkeypatch.setattr(command, "ray_session", lambda **options: nullcontext())
+    monkeypatch.setattr(command, "search", search)
+    monkeypatch.setattr(command, "_show", lambda outcome, root: None)
+    assert command.search_space(tmp_path, SearchOptions(), track=True) == 130
+    assert order == ["recorded from here", "trials", "let go", "recorded"]
 
 
 def test_defaults_are_those_of_the_options(asked):
