@@ -80,10 +80,10 @@ def _make_project(root: Path, arguments: argparse.Namespace) -> None:
 def _estimated(root: Path) -> dict[str, Any]:
     params = load_params(root / "params.yaml")
     found: Estimate = estimate(params, Layout(root, params.preset), seconds=float("inf"))
-    seconds: dict[str, dict[str, float]] = defaultdict(dict)
-    for entry in found.times:
-        own = entry.seconds - entry.number * found.measured.start
-        seconds[entry.method or "teacher"][entry.kind] = own
+    seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for need in found.stages:
+        if need.seconds is not None:
+            seconds[need.method or "teacher"][need.kind] += need.seconds - found.measured.start
     return {"hardware": found.measured.hardware, "estimated": seconds}
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdci.config.catalog import stem_for
 from kdci.config.open_world import OpenWorld
@@ -24,9 +24,6 @@ from kdci.store.layout import Layout, cells, control_cells, shift_cells
 from kdci.substitution.block import MethodBlock
 from pipelines.importing.check import check_teacher_artifact
 from pipelines.params.spelled_out import check_spelled_out
-
-if TYPE_CHECKING:
-    from kdci.data.open_world.candidates import PoolPart
 
 
 def find_problems(params: Params, layout: Layout) -> list[KdciError]:
@@ -100,6 +97,7 @@ def _dataset(params: Params, layout: Layout) -> Iterator[KdciError]:
 def _open_worlds(params: Params, layout: Layout) -> Iterator[KdciError]:
     from kdci.data.open_world.candidates import check_open_world
     from kdci.data.open_world.scoring_engine import find_engine
+    from pipelines.checking.estimating.counting import pool_parts
 
     for method in (*params.grid.methods, *params.grid.controls):
         open_world = _open_world(params.method(method))
@@ -107,7 +105,7 @@ def _open_worlds(params: Params, layout: Layout) -> Iterator[KdciError]:
             continue
         key = f"methods.{method}.open_world.engine"
         yield from _raised(layout.root, find_engine, open_world.engine, key)
-        for number, part in enumerate(_pool_parts(open_world, layout)):
+        for number, part in enumerate(pool_parts(open_world, layout.root)):
             place, side = part.path or layout.root, params.data.spec.image_size
             for error in _raised(place, check_open_world, part, image_size=side):
                 yield _of_part(error, method, number) if open_world.sources else error
@@ -121,15 +119,6 @@ def _of_part(error: KdciError, method: str, number: int) -> KdciError:
 
 def _open_world(block: MethodBlock) -> OpenWorld | None:
     return getattr(block, "open_world", None)
-
-
-def _pool_parts(open_world: OpenWorld, layout: Layout) -> list[PoolPart]:
-    from kdci.data.open_world.candidates import PoolPart
-
-    return [
-        PoolPart(part.source, layout.root / part.path if part.path else None, part.num_images)
-        for part in open_world.parts
-    ]
 
 
 def _sizes(params: Params, layout: Layout) -> Iterator[KdciError]:
@@ -169,10 +158,11 @@ def _selection(method: str, block: MethodBlock, layout: Layout) -> Iterator[Kdci
 def _num_open_world(open_world: OpenWorld, layout: Layout) -> int | None:
     """Return how many images there are to choose from at most, if that is quickly known."""
     from kdci.data.open_world.candidates import count_candidates
+    from pipelines.checking.estimating.counting import pool_parts
 
     asked = open_world.num_images or None
     try:
-        found = sum(count_candidates(part) for part in _pool_parts(open_world, layout))
+        found = sum(count_candidates(part) for part in pool_parts(open_world, layout.root))
     except (KdciError, OSError):
         return asked  # told by the look at the open world itself
     return min(found, asked or found)
@@ -302,17 +292,17 @@ def summary(params: Params, layout: Layout) -> list[str]:
         "pool seed": grid.pool_seeds,
         "seed": grid.seeds,
     }
-    factors = [_counted(len(values), axis) for axis, values in axes.items()]
+    factors = [counted(len(values), axis) for axis, values in axes.items()]
     counts = Counter(node.kind for node in graph.makers)
-    made = [_counted(number, kind) for kind, number in counts.items()]
+    made = [counted(number, kind) for kind, number in counts.items()]
     in_place = sum(is_in_place(graph, node) for node in graph.makers)
     steps = [f"{method} {params.recipe(method).num_steps:,}" for method in grid.methods]
     scaled = "" if params.budget == 1 else f" (at budget {params.budget:g})"
     controls = [cell.method for cell in control_cells(grid)]
-    beside = f" and {_counted(len(controls), 'control')}" if controls else ""
+    beside = f" and {counted(len(controls), 'control')}" if controls else ""
     made_of = " x ".join([*factors, ", ".join(grid.method_arms)])
     shifted = len(list(shift_cells(grid)))
-    beside += f" and {_counted(shifted, 'cell')} with a known shift" if shifted else ""
+    beside += f" and {counted(shifted, 'cell')} with a known shift" if shifted else ""
     return [
         f"ok: {len(list(cells(grid)))} cells ({made_of}){beside}",
         f"`dvc repro` makes {', '.join(made)} and the report of {params.preset}; "
@@ -321,6 +311,7 @@ def summary(params: Params, layout: Layout) -> list[str]:
     ]
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return `1 pool`, `2 dictionaries`."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{number} {noun if number == 1 else plural}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdci.config.catalog import DatasetSpec
+from kdci.config.open_world import OpenWorld
 from kdci.config.params import Params
 from kdci.data.datasets import cifar, tiny_imagenet
 from kdci.data.datasets.image_folders import find_split_folder
@@ -73,6 +74,14 @@ def count_split(params: Params, layout: Layout, split: Split) -> Counted:
         return found
     published = PUBLISHED.get(spec.name, {}).get(split)
     return Counted(published, is_found=False, is_lazy=_is_lazy(spec, published or 0))
+
+
+def pool_parts(open_world: OpenWorld | None, root: Path) -> list[PoolPart]:
+    """Return the sources of an open world, by a project folder; None has none."""
+    return [
+        PoolPart(part.source, root / part.path if part.path else None, part.num_images)
+        for part in (open_world.parts if open_world is not None else ())
+    ]
 
 
 def count_part(part: PoolPart, wanted: int) -> Counted:

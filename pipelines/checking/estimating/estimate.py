@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdci.config.params import Params
@@ -15,51 +15,16 @@ from kdci.graph.node import Node
 from kdci.graph.standing import is_in_place
 from kdci.store.layout import Layout
 from kdci.training.runtime import start
-from pipelines.checking.estimating.counting import Counted, count_part, count_split, image_bytes
+from pipelines.checking.estimating.counting import Counted, count_part, count_split, pool_parts
 from pipelines.checking.estimating.measured import Measurements, measure
-from pipelines.checking.estimating.stages import Side, StageTimes, UnknownError
-from pipelines.checking.estimating.storage import DiskNeed, disk_needs
+from pipelines.checking.estimating.stages import Meter, Side, StageNeed
 
 MEASURING_SECONDS = 600.0
 BUDGETS = (1.0, 0.1, 0.01)
 """What the whole would take is told for each of them."""
 
 
-@dataclass
-class KindTime:
-    """Stages of one kind.
-
-    Attributes:
-        kind: What they make.
-        method: Of their pools; "" for teachers.
-        number: How many are to be made.
-        seconds: What they take, as far as it is known.
-        incomplete: How many of them are not known.
-    """
-
-    kind: str
-    method: str
-    number: int = 0
-    seconds: float = 0.0
-    incomplete: int = 0
-
-
-@dataclass
-class MemoryNeed:
-    """The most memory that a stage of a kind took while it was measured.
-
-    Attributes:
-        kind: What it makes.
-        stage: Its name.
-        num_bytes: Of the device; on the CPU of the whole process.
-    """
-
-    kind: str
-    stage: str
-    num_bytes: int
-
-
-@dataclass
+@dataclass(frozen=True)
 class DataNeed:
     """A source of images that the params name.
 
@@ -78,7 +43,7 @@ class DataNeed:
     needed: bool = True
 
 
-@dataclass
+@dataclass(frozen=True)
 class Estimate:
     """What an experiment needs.
 
@@ -87,31 +52,21 @@ class Estimate:
         note: What the reader has to know of the hardware first; "": nothing.
         measured: What was measured.
         data: What it reads.
-        disk: What it writes.
-        memory: The heaviest stage of each kind.
-        times: By kind and method.
         num_stages: How many stages there are.
-        num_in_place: How many of them are in place.
-        budgets: Seconds by budget, and whether that is all of it.
-        unknown: What could not be told, and why.
+        by_budget: What each stage takes that is not in place, at the params' budget and others.
     """
 
     params: Params
     note: str
     measured: Measurements
-    data: list[DataNeed] = field(default_factory=list)
-    disk: list[DiskNeed] = field(default_factory=list)
-    memory: list[MemoryNeed] = field(default_factory=list)
-    times: list[KindTime] = field(default_factory=list)
-    num_stages: int = 0
-    num_in_place: int = 0
-    budgets: dict[float, tuple[float, bool]] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
+    data: list[DataNeed]
+    num_stages: int
+    by_budget: dict[float, list[StageNeed]]
 
     @property
-    def seconds(self) -> float:
-        """One stage after another."""
-        return sum(entry.seconds for entry in self.times)
+    def stages(self) -> list[StageNeed]:
+        """What each stage takes that is not in place."""
+        return self.by_budget[self.params.budget]
 
 
 def estimate(
@@ -130,29 +85,29 @@ def estimate(
         tell: Told of each measurement that begins.
     """
     params, note = _on_this_machine(params)
-    sides = _sides(params, layout)
-    pending, num_stages = _pending(params, layout, sides)
+    sides, budgets = _sides(params, layout), tuple(dict.fromkeys((params.budget, *BUDGETS)))
+    pending = _pending(params, layout)
     subjects = [
         subject
-        for side in sides.values()
-        for subject in side.subjects([node for node, own in pending if own is side])
+        for name, side in sides.items()
+        for subject in side.subjects([node for node in pending if _side(node) == name])
     ]
     measured = measure(
         subjects,
         {name: side.params for name, side in sides.items()},
         layout,
-        budgets=tuple(sorted({params.budget, *BUDGETS}, reverse=True)),
+        budgets=tuple(sorted(budgets, reverse=True)),
         seconds=seconds,
         tell=tell,
     )
-    found = Estimate(params, note, measured)
-    found.num_stages, found.num_in_place = num_stages, num_stages - len(pending)
-    found.data = list(_data(params, layout, sides))
-    found.disk = disk_needs(pending, measured)
-    found.memory = _heaviest(pending, measured)
-    found.times, found.unknown = _times(pending, measured)
-    found.budgets = dict(_budgets(params, layout, sides, measured))
-    return found
+    by_budget = {}
+    for budget in budgets:
+        meters = {name: Meter(side.at_budget(budget), measured) for name, side in sides.items()}
+        waiting = _pending(meters["main"].side.params, layout)
+        by_budget[budget] = [meters[_side(node)].need(node) for node in waiting]
+    num_stages = len(graph_of(params, layout.root).makers)
+    data = list(_data(params, layout, sides))
+    return Estimate(params, note, measured, data, num_stages, by_budget)
 
 
 def _on_this_machine(params: Params) -> tuple[Params, str]:
@@ -188,20 +143,17 @@ def _sides(params: Params, layout: Layout) -> dict[str, Side]:
 
 
 def _parts_of(params: Params, method: str, layout: Layout) -> list[PoolPart]:
-    open_world = getattr(params.method(method), "open_world", None)
-    return [
-        PoolPart(part.source, layout.root / part.path if part.path else None, part.num_images)
-        for part in (open_world.parts if open_world is not None else ())
-    ]
+    return pool_parts(getattr(params.method(method), "open_world", None), layout.root)
 
 
-def _pending(
-    params: Params, layout: Layout, sides: dict[str, Side]
-) -> tuple[list[tuple[Node, Side]], int]:
-    """Return the stages that are not in place, each with its side; and how many there are."""
+def _pending(params: Params, layout: Layout) -> list[Node]:
+    """Return the stages that are not in place."""
     graph = graph_of(params, layout.root)
-    waiting = [node for node in graph.makers if not is_in_place(graph, node)]
-    return [(n, sides["other" if n.of_other else "main"]) for n in waiting], len(graph.makers)
+    return [node for node in graph.makers if not is_in_place(graph, node)]
+
+
+def _side(node: Node) -> str:
+    return "other" if node.of_other else "main"
 
 
 def _data(params: Params, layout: Layout, sides: dict[str, Side]) -> Iterator[DataNeed]:
@@ -220,58 +172,3 @@ def _data(params: Params, layout: Layout, sides: dict[str, Side]) -> Iterator[Da
             key = f"methods.{method}.open_world"
             key += f".sources.{number}" if len(counts) > 1 else ""
             yield DataNeed(key, part.source, part.path, counted)
-
-
-def _heaviest(pending: list[tuple[Node, Side]], measured: Measurements) -> list[MemoryNeed]:
-    """Return the stage of each kind that took the most; those that were not measured are left out.
-
-    A teacher's training images are added to what was measured, where they lie in memory.
-    """
-    found: dict[str, MemoryNeed] = {}
-    for node, side in pending:
-        point, num_bytes = {axis: str(value) for axis, value in node.point.items()}, 0
-        if node.stage == "teacher" and side.params.teacher.artifact is None:
-            one = measured.backbone(side.name, point["teacher"]) or {}
-            images = 0 if side.train.is_lazy else side.train.num_images or 0
-            num_bytes = int(one.get("peak", 0)) + images * image_bytes(side.params.data.spec)
-        elif node.stage in ("substitute", "distill"):
-            axes = ("teacher", "student", "method")
-            own = {axis: point[axis] for axis in axes if axis in point}
-            what = "peak" if node.stage == "distill" else "pool_peak"
-            num_bytes = int((measured.pair(side.name, **own) or {}).get(what, 0))
-        known = found.get(node.kind)
-        if num_bytes and (known is None or num_bytes > known.num_bytes):
-            found[node.kind] = MemoryNeed(node.kind, node.name, num_bytes)
-    return list(found.values())
-
-
-def _times(
-    pending: list[tuple[Node, Side]], measured: Measurements
-) -> tuple[list[KindTime], list[str]]:
-    """Return what stages take by kind and method, and what could not be told."""
-    times: dict[tuple[str, str], KindTime] = {}
-    unknown = []
-    for node, side in pending:
-        adopts = node.kind == "teacher" and side.params.teacher.artifact is not None
-        kind = "adopted teacher" if adopts else node.kind
-        method = str(node.point.get("method", ""))
-        entry = times.setdefault((kind, method), KindTime(kind, method))
-        entry.number += 1
-        try:
-            entry.seconds += StageTimes(side, measured).seconds(node)
-        except UnknownError as error:
-            entry.incomplete += 1
-            unknown.append(f"{node.stage}: {error}")
-    return list(times.values()), list(dict.fromkeys(unknown))
-
-
-def _budgets(
-    params: Params, layout: Layout, sides: dict[str, Side], measured: Measurements
-) -> Iterator[tuple[float, tuple[float, bool]]]:
-    """Yield what the whole takes at other budgets, with what is in place there left out."""
-    for budget in BUDGETS:
-        if budget != params.budget:
-            scaled = {name: side.at_budget(budget) for name, side in sides.items()}
-            pending, _ = _pending(scaled["main"].params, layout, scaled)
-            times, unknown = _times(pending, measured)
-            yield budget, (sum(entry.seconds for entry in times), not unknown)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,8 +112,3 @@ class Unheard:
 
     def log(self, step: int, **values: float) -> None:
         """Do nothing."""
-
-
-def seconds_since_start() -> float:
-    """Return how long this process has been there: imports, and whatever came before."""
-    return time.time() - psutil.Process().create_time()

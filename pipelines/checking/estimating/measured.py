@@ -24,7 +24,7 @@ from kdci.store.hashing import hash_json
 from kdci.store.layout import Layout
 from kdci.substitution.registry import module_of
 from kdci.training.runtime import processor
-from pipelines.checking.estimating.pairs import Pair
+from pipelines.checking.estimating.subjects import Pair, Subject
 
 _BLOCKS = (
     "runtime",
@@ -40,22 +40,6 @@ OUT_OF_TIME = "no time was left"
 _CODE = Code("measuring", ("pipelines.checking.estimating.__main__",))
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A network to measure.
-
-    Attributes:
-        name: Its name.
-        trained: Whether it is a teacher that is to be trained.
-    """
-
-    name: str
-    trained: bool
-
-    def __str__(self) -> str:
-        return self.name
-
-
 @dataclass
 class Measurements:
     """What was measured; what was not is missing in it.
@@ -65,8 +49,8 @@ class Measurements:
         missing: Why something was not measured, by the same.
     """
 
-    found: dict[tuple[str, Backbone | Pair], dict[str, Any]] = field(default_factory=dict)
-    missing: dict[tuple[str, Backbone | Pair], str] = field(default_factory=dict)
+    found: dict[tuple[str, Subject], dict[str, Any]] = field(default_factory=dict)
+    missing: dict[tuple[str, Subject], str] = field(default_factory=dict)
 
     @property
     def start(self) -> float:
@@ -83,28 +67,16 @@ class Measurements:
         """Memory of what was measured on; 0: nothing was."""
         return next((int(one["memory"]) for one in self.found.values()), 0)
 
-    def pair(self, side: str, **axes: str) -> dict[str, Any] | None:
-        """Return what was measured of a pair and a method; of several arms in one."""
-        return self._first(
-            lambda key: (
-                key[0] == side
-                and isinstance(key[1], Pair)
-                and all(getattr(key[1], axis) == value for axis, value in axes.items())
-            )
-        )
-
-    def backbone(self, side: str, name: str) -> dict[str, Any] | None:
-        """Return what was measured of a network."""
-        return self._first(
-            lambda key: key[0] == side and isinstance(key[1], Backbone) and key[1].name == name
-        )
-
-    def _first(self, fits: Callable[[tuple[str, Any]], bool]) -> dict[str, Any] | None:
-        return next((one for key, one in self.found.items() if fits(key)), None)
+    def of(self, side: str, kind: type[Subject], **facts: str) -> dict[str, Any] | None:
+        """Return what was measured of the first network or pair that has ``facts``."""
+        for (own, subject), one in self.found.items():
+            if own == side and isinstance(subject, kind) and facts.items() <= vars(subject).items():
+                return one
+        return None
 
 
 def measure(
-    subjects: Iterable[tuple[str, Backbone | Pair]],
+    subjects: Iterable[tuple[str, Subject]],
     sides: dict[str, Params],
     layout: Layout,
     *,
@@ -134,7 +106,9 @@ def measure(
         if answer is None:
             tell(f"measuring {number} of {len(subjects)}: {subject}")
             answer = _ask(layout, params, subject, budgets)
-            _keep(file, answer)
+            if "error" not in answer:
+                with suppress(StorageError):  # it is measured again next time
+                    replace_file(file, json.dumps(answer, indent=1).encode())
         if "error" in answer:
             found.missing[side, subject] = answer["error"]
         else:
@@ -146,11 +120,11 @@ def _file(
     layout: Layout,
     sources: Sources,
     params: Params,
-    subject: Backbone | Pair,
+    subject: Subject,
     budgets: tuple[float, ...],
 ) -> Path:
     """Return where an answer is kept: named by all that it depends on."""
-    keys = [*_BLOCKS]
+    keys, devices = [*_BLOCKS], range(torch.cuda.device_count())
     code = [sources.fingerprint(_CODE)]
     if isinstance(subject, Pair):
         base = params.base_of(subject.method)
@@ -162,28 +136,21 @@ def _file(
         "budgets": budgets,
         "code": code,
         "torch": torch.__version__,
-        "machine": [processor(), os.cpu_count(), *_devices()],
+        "machine": [processor(), os.cpu_count(), *map(torch.cuda.get_device_name, devices)],
     }
     return layout.work / "measured" / f"{hash_json(facts)[:16]}.json"
 
 
-def _devices() -> list[str]:
-    number = torch.cuda.device_count()
-    return [torch.cuda.get_device_name(index) for index in range(number)]
-
-
 def _ask(
-    layout: Layout, params: Params, subject: Backbone | Pair, budgets: tuple[float, ...]
+    layout: Layout, params: Params, subject: Subject, budgets: tuple[float, ...]
 ) -> dict[str, Any]:
     """Have a process of its own measure a subject."""
-    question: dict[str, Any] = {
+    question = {
         "params": params.model_dump(mode="json", by_alias=True),
         "formats": str(layout.formats),
+        "subject": asdict(subject),
+        "budgets": budgets,
     }
-    if isinstance(subject, Pair):
-        question |= {"pair": asdict(subject), "budgets": budgets}
-    else:
-        question |= {"backbone": subject.name, "trained": subject.trained}
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.checking.estimating"],
         input=json.dumps(question),
@@ -197,13 +164,6 @@ def _ask(
     except ValueError:  # killed for its memory, for one
         ended = f"its process ended with {done.returncode}"
         return {"error": (done.stderr.strip().splitlines()[-1:] or [ended])[0][:200]}
-
-
-def _keep(file: Path, answer: dict[str, Any]) -> None:
-    if "error" not in answer:
-        with suppress(StorageError, OSError):  # it is measured again next time
-            file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(file, json.dumps(answer, indent=1).encode())
 
 
 def _kept(file: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What a stage takes: counts, which params and methods tell, times what was measured."""
+"""What a stage needs: counts, which params and methods tell, times what was measured."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from kdci.config.params import Params
 from kdci.deconfounding.clustering import MINI_BATCH_ROWS
 from kdci.graph.node import Node
-from kdci.store.layout import all_cells
+from kdci.store.layout import Cell, all_cells
 from kdci.training.snapshots import snapshot_steps
-from pipelines.checking.estimating.counting import Counted
-from pipelines.checking.estimating.measured import Backbone, Measurements
-from pipelines.checking.estimating.pairs import Pair
+from pipelines.checking.estimating.counting import Counted, image_bytes
+from pipelines.checking.estimating.measured import Measurements
+from pipelines.checking.estimating.subjects import Backbone, Pair
 from stages.evaluate import NUM_FRECHET_IMAGES
 
+FLOAT_BYTES = 4
 
-class UnknownError(Exception):
+
+class _UnknownError(Exception):
     """A part of a stage's time is not known; says which."""
 
 
@@ -60,6 +62,19 @@ class Side:
             return params.shift.num_images, held
         return made - held, held
 
+    def num_snapshots(self, method: str) -> int:
+        """Return how often a method's student is kept while it is distilled."""
+        recipe, number = self.params.recipe(method), self.params.distill.num_snapshots
+        return len(snapshot_steps(recipe.num_epochs, recipe.steps_per_epoch, number))
+
+    def refreshed(self, cell: Cell) -> tuple[int, int]:
+        """Return how often a student's images are refreshed, and how many that adds in all."""
+        if cell.method in self.params.grid.shifts:
+            return 0, 0
+        block = self.params.method(cell.method, teacher=cell.teacher, student=cell.student)
+        number = block.num_refreshes(self.params.recipe(cell.method))
+        return number, number * block.num_refresh_images
+
     def subjects(self, nodes: list[Node]) -> Iterator[tuple[str, Backbone | Pair]]:
         """Yield what has to be measured for some stages: networks, then methods on pairs."""
         axes = [node.point for node in nodes]
@@ -80,8 +95,36 @@ class Side:
 
 
 @dataclass(frozen=True)
-class StageTimes:
-    """Times stages by what was measured.
+class StageNeed:
+    """What one stage takes.
+
+    Attributes:
+        name: Its name in DVC.
+        kind: What it makes.
+        method: Of its pool; "" for teachers.
+        adopts: Whether it takes a teacher over that is there.
+        seconds: With the start of its process; None: not known.
+        unknown: Why they are not; "": they are.
+        num_bytes: Of its artifact on disk; None: not known, 0: little.
+        work_bytes: Of what lies beside it while it is made.
+        memory: The most that was taken while it was measured, of the device; on the CPU of the
+            whole process. 0: it was not measured.
+    """
+
+    name: str
+    kind: str
+    method: str
+    adopts: bool
+    seconds: float | None
+    unknown: str
+    num_bytes: int | None
+    work_bytes: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Tells what stages need by what was measured.
 
     Attributes:
         side: The params, at the budget that is asked for.
@@ -91,14 +134,56 @@ class StageTimes:
     side: Side
     measured: Measurements
 
-    def seconds(self, node: Node) -> float:
-        """Return what a stage takes with the start of its process.
+    def need(self, node: Node) -> StageNeed:
+        """Return what a stage takes; parts that were not measured or counted are not known."""
+        adopts = node.stage == "teacher" and self.side.params.teacher.artifact is not None
+        seconds, unknown = None, ""
+        try:
+            seconds = self.measured.start + getattr(self, f"_{node.stage}")(node)
+        except _UnknownError as error:
+            unknown = f"{node.stage}: {error}"
+        num_bytes, work_bytes = self._disk(node)
+        memory = 0 if adopts else self._memory(node)
+        of_stage = (node.name, node.kind, node.method, adopts)
+        return StageNeed(*of_stage, seconds, unknown, num_bytes, work_bytes, memory)
 
-        Raises:
-            UnknownError: A part of it was not measured, or could not be counted.
-        """
-        seconds: float = getattr(self, f"_{node.stage}")(node)
-        return self.measured.start + seconds
+    # -- disk and memory ----------------------------------------------------------------------
+
+    def _disk(self, node: Node) -> tuple[int | None, int]:
+        """Return the bytes of a stage's artifact, and of what lies beside it while it is made."""
+        side, spec = self.side, self.side.params.data.spec
+        if node.kind == "teacher":
+            return self._state(str(node.point["teacher"])), 0
+        if node.kind == "pool":
+            kept, held = side.kept(node.method, str(node.point["teacher"]))
+            images = (kept + held) * image_bytes(spec)
+            # The images lie in the work folder until the pool is stored.
+            return images + kept * spec.num_classes * FLOAT_BYTES, images
+        if node.student is None:
+            return 0, 0
+        state = self._state(node.student.student)
+        grown = side.refreshed(node.student)[1] * image_bytes(spec)
+        return (None if state is None else state * (1 + side.num_snapshots(node.method))), grown
+
+    def _state(self, backbone: str) -> int | None:
+        found = self.measured.of(self.side.name, Backbone, name=backbone)
+        return None if found is None else int(found["state"])
+
+    def _memory(self, node: Node) -> int:
+        """Return the most memory; a teacher's training images are added, where they lie in it."""
+        axes = {axis: str(value) for axis, value in node.point.items()}
+        if node.stage == "teacher":
+            one = self.measured.of(self.side.name, Backbone, name=axes["teacher"]) or {}
+            train = self.side.train
+            images = 0 if train.is_lazy else train.num_images or 0
+            return int(one.get("peak", 0)) + images * image_bytes(self.side.params.data.spec)
+        if node.stage not in ("substitute", "distill"):
+            return 0
+        own = {axis: axes[axis] for axis in ("teacher", "student", "method") if axis in axes}
+        one = self.measured.of(self.side.name, Pair, **own) or {}
+        return int(one.get("peak" if node.stage == "distill" else "pool_peak", 0))
+
+    # -- seconds ------------------------------------------------------------------------------
 
     def _teacher(self, node: Node) -> float:
         """Epochs, then the test images."""
@@ -108,26 +193,26 @@ class StageTimes:
             return tests
         train, number = self.side.train, self.side.train.num_images
         if number is None:
-            raise UnknownError("training: number of images not known")
+            raise _UnknownError("training: number of images not known")
         epochs = params.teacher.num_epochs
         steps = epochs * -(-number // min(params.teacher.batch_size, number))
         return tests + steps * self._of(name, "train") + self._decoding(name, train, epochs)
 
     def _substitute(self, node: Node) -> float:
         """The method's preparation, then the teacher's logits of the pool."""
-        pair = self._pair(node, "teacher", "method")
-        return float(pair["pool"][str(self.side.params.budget)]) + self._shift(node)
+        pool = self._pair(node, "teacher", "method")["pool"]
+        return float(pool[str(self.side.params.budget)]) + self._shift(node)
 
     def _shift(self, node: Node) -> float:
         """The teacher's logits of a pool."""
-        teacher, method = str(node.point["teacher"]), str(node.point["method"])
-        return self.side.kept(method, teacher)[0] * self._of(teacher, "predict")
+        teacher = str(node.point["teacher"])
+        return self.side.kept(node.method, teacher)[0] * self._of(teacher, "predict")
 
     def _dictionary(self, node: Node) -> float:
         """Passes of the teacher over the pool; an adopted one costs nothing."""
         if "dictionary" in node.parents:
             return 0.0
-        kept, _ = self.side.kept(str(node.point["method"]), str(node.point["teacher"]))
+        kept, _ = self.side.kept(node.method, str(node.point["teacher"]))
         passes = 3 if kept > MINI_BATCH_ROWS else 1  # see ``clustering``
         return passes * self._shift(node)
 
@@ -135,35 +220,25 @@ class StageTimes:
         """Refreshes, a step after the other, and the labels that strata are drawn by."""
         cell, params = node.student, self.side.params
         assert cell is not None
-        pair, recipe = self._pair(node, "teacher", "student", "method"), params.recipe(cell.method)
-        loop = recipe.num_steps * float(pair["steps"][cell.variant])
-        number = 0
-        if cell.method not in params.grid.shifts:
-            block = params.method(cell.method, teacher=cell.teacher, student=cell.student)
-            number = block.num_refreshes(recipe)
-            grown = number * block.num_refresh_images
-            loop += number * float(pair["refresh"][str(params.budget)])
+        pair = self._pair(node, "teacher", "student", "method")
+        loop = params.recipe(cell.method).num_steps * float(pair["steps"][cell.variant])
+        number, grown = self.side.refreshed(cell)
+        loop += number * float(pair["refresh"][str(params.budget)])
         if node.arm.strata is None:
             return loop
         kept, _ = self.side.kept(cell.method, cell.teacher)
-        labelled = kept + (grown if number else 0)
-        return loop + labelled * self._of(cell.teacher, "predict")
+        return loop + (kept + grown) * self._of(cell.teacher, "predict")
 
     def _evaluate(self, node: Node) -> float:
         """Students and their snapshots, on test images and held-out ones."""
-        params = self.side.params
         teacher, student = str(node.point["teacher"]), str(node.point["student"])
-        method, recipe = str(node.point["method"]), params.recipe(str(node.point["method"]))
         num_students = sum(parent.kind == "student" for parent in node.parents.values())
         num_pools = sum(parent.kind == "pool" for parent in node.parents.values())
-        marks = snapshot_steps(
-            recipe.num_epochs, recipe.steps_per_epoch, params.distill.num_snapshots
-        )
-        passes = num_students * len(marks)
-        kept, held = self.side.kept(method, teacher)
+        passes = num_students * self.side.num_snapshots(node.method)
+        kept, held = self.side.kept(node.method, teacher)
         seconds = num_pools * held * self._of(teacher, "predict")
         seconds += passes * held * self._of(student, "predict")
-        if params.data.test is None:
+        if self.side.params.data.test is None:
             return seconds
         seconds += 2 * self._tests(teacher) + passes * self._tests(student)
         compared = num_pools * min(kept, NUM_FRECHET_IMAGES)
@@ -173,7 +248,7 @@ class StageTimes:
         """Return a pass over the test images; those that stay in files are decoded in each."""
         test = self.side.test
         if test.num_images is None:
-            raise UnknownError("scoring: number of test images not known")
+            raise _UnknownError("scoring: number of test images not known")
         return test.num_images * self._of(backbone, "predict") + self._decoding(backbone, test, 1)
 
     def _decoding(self, backbone: str, counted: Counted, passes: int) -> float:
@@ -183,14 +258,14 @@ class StageTimes:
         return seen * self._of(backbone, "decoding")
 
     def _of(self, backbone: str, what: str) -> float:
-        found = self.measured.backbone(self.side.name, backbone)
+        found = self.measured.of(self.side.name, Backbone, name=backbone)
         if found is None:
-            raise UnknownError(f"{backbone} was not measured")
+            raise _UnknownError(f"{backbone} was not measured")
         return float(found[what])
 
     def _pair(self, node: Node, *axes: str) -> dict[str, dict[str, float]]:
         point = {axis: str(node.point[axis]) for axis in axes}
-        found = self.measured.pair(self.side.name, **point)
+        found = self.measured.of(self.side.name, Pair, **point)
         if found is None:
-            raise UnknownError(f"{' '.join(point.values())} was not measured")
+            raise _UnknownError(f"{' '.join(point.values())} was not measured")
         return found

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from pipelines.checking.checks import counted
 from pipelines.checking.estimating.counting import PUBLISHED_BYTES
-from pipelines.checking.estimating.estimate import DataNeed, Estimate, KindTime
+from pipelines.checking.estimating.estimate import DataNeed, Estimate
 from pipelines.checking.estimating.measured import OUT_OF_TIME
-from pipelines.checking.estimating.pairs import Pair
+from pipelines.checking.estimating.stages import StageNeed
+from pipelines.checking.estimating.subjects import Pair
 
-COLUMNS = ("pool", "dictionary", "student", "evaluation")
+COLUMNS = {
+    "pool": "pools",
+    "dictionary": "dictionaries",
+    "student": "students",
+    "evaluation": "evaluations",
+}
 
 
 def estimate_lines(found: Estimate, root: Path) -> Iterator[str]:
@@ -61,12 +69,15 @@ def _disk(found: Estimate, root: Path) -> Iterator[str]:
     has = "" if free is None else f", {amount(free)} are free here"
     yield f"disk; DVC's cache holds artifacts once more where the file system does not share{has}"
     rows, total = [], 0
-    for need in found.disk:
-        beside = need.largest_work
+    for kind, needs in _grouped(found.stages, "kind").items():
+        if kind not in ("teacher", "pool", "student"):
+            continue  # the rest takes little
+        taken, beside = sum(n.num_bytes or 0 for n in needs), max(n.work_bytes for n in needs)
         while_made = f"and {amount(beside)} while the largest is made" if beside else ""
-        unknown = f"{need.unknown} not known" if need.unknown else ""
-        rows.append((_counted(need.number, need.kind), amount(need.num_bytes), while_made, unknown))
-        total += need.num_bytes + beside
+        missing = sum(need.num_bytes is None for need in needs)
+        unknown = f"{missing} not known" if missing else ""
+        rows.append((counted(len(needs), kind), amount(taken), while_made, unknown))
+        total += taken + beside
     yield from _indented(rows, right=(1,))
     if free is not None and total > free:
         yield f"  MORE THAN IS FREE: {amount(total)} of {amount(free)}"
@@ -76,36 +87,47 @@ def _memory(found: Estimate, root: Path) -> Iterator[str]:
     here = found.measured.memory
     yield f"memory where it computes, {amount(here)}: the most that a little of each stage took"
     rows = []
-    for need in found.memory:
-        loud = "  MORE THAN THERE IS" if need.num_bytes > 0.95 * here else ""
-        rows.append((amount(need.num_bytes), f"{need.stage}{loud}"))
+    for needs in _grouped((n for n in found.stages if n.memory), "kind").values():
+        most = max(needs, key=lambda need: need.memory)
+        loud = "  MORE THAN THERE IS" if most.memory > 0.95 * here else ""
+        rows.append((amount(most.memory), f"{most.name}{loud}"))
     yield from _indented(rows, right=(0,))
 
 
 def _hours(found: Estimate, root: Path) -> Iterator[str]:
-    place = f"{found.num_in_place} of {found.num_stages} artifacts are in place and not counted"
+    in_place = found.num_stages - len(found.stages)
+    place = f"{in_place} of {found.num_stages} artifacts are in place and not counted"
     yield f"time on this machine, one stage after another; {place}"
-    teachers = [entry for entry in found.times if not entry.method]
-    for entry in teachers:
-        adopted = "to adopt" if entry.kind.startswith("adopted") else "to train"
-        yield f"  {_counted(entry.number, 'teacher')} {adopted}: {_of(entry)}"
-    of_methods = {(e.method, e.kind): e for e in found.times if e.method}
-    methods = dict.fromkeys(method for method, _ in of_methods)
-    rows = [("", *(f"{_plural(column)}" for column in COLUMNS), "in all")]
-    for method in methods:
-        entries = [of_methods.get((method, column)) for column in COLUMNS]
-        whole = sum(entry.seconds for entry in entries if entry)
-        rows.append((method, *(_of(e) if e else "-" for e in entries), duration(whole)))
+    teachers = [need for need in found.stages if not need.method]
+    for adopts, needs in _grouped(teachers, "adopts").items():
+        todo = "to adopt" if adopts else "to train"
+        yield f"  {counted(len(needs), 'teacher')} {todo}: {_taken(needs, '+')}"
+    rows = [("", *COLUMNS.values(), "in all")]
+    of_methods = (need for need in found.stages if need.method)
+    for method, needs in _grouped(of_methods, "method").items():
+        of_kinds = _grouped(needs, "kind")
+        cells = [_taken(of_kinds[kind], "+") if kind in of_kinds else "-" for kind in COLUMNS]
+        rows.append((method, *cells, _taken(needs, "")))
     yield from _indented(rows, right=range(1, len(COLUMNS) + 2))
-    plus = " or more: + marks what was not measured"
-    incomplete = any(entry.incomplete for entry in found.times)
-    yield f"  sum: {duration(found.seconds)}{plus if incomplete else ''}"
-    for budget, (seconds, is_whole) in found.budgets.items():
-        yield f"  at budget {budget:g}: {duration(seconds)}{'' if is_whole else ' or more'}"
+    for budget, needs in found.by_budget.items():
+        if budget == found.params.budget:
+            yield f"  sum: {_taken(needs, ' or more: + marks what was not measured')}"
+        else:
+            yield f"  at budget {budget:g}: {_taken(needs, ' or more')}"
 
 
-def _of(entry: KindTime) -> str:
-    return duration(entry.seconds) + ("+" if entry.incomplete else "")
+def _taken(needs: Sequence[StageNeed], or_more: str) -> str:
+    """Return the time of stages one after another, with ``or_more`` where some is not known."""
+    is_whole = all(need.seconds is not None for need in needs)
+    return duration(sum(need.seconds or 0.0 for need in needs)) + ("" if is_whole else or_more)
+
+
+def _grouped(needs: Iterable[StageNeed], field: str) -> dict[Any, list[StageNeed]]:
+    """Return stages by the value of a field, in the order of the first of each."""
+    groups: dict[Any, list[StageNeed]] = {}
+    for need in needs:
+        groups.setdefault(getattr(need, field), []).append(need)
+    return groups
 
 
 def _rest(found: Estimate, root: Path) -> Iterator[str]:
@@ -117,7 +139,8 @@ def _rest(found: Estimate, root: Path) -> Iterator[str]:
         again = "; run it again to go on" if why == OUT_OF_TIME else ""
         yield f"not measured ({why}{again}): {', '.join(dict.fromkeys(subjects))}"
     if not reasons:
-        yield from (f"not counted: {what}" for what in found.unknown)
+        unknown = dict.fromkeys(need.unknown for need in found.stages if need.unknown)
+        yield from (f"not counted: {what}" for what in unknown)
     made_up = sorted(
         {
             subject.method
@@ -152,14 +175,6 @@ def _two_digits(value: float) -> str:
     if value < 9.95:
         return f"{value:.1f}"
     return f"{value:,.0f}" if value < 100 else f"{round(value, -1):,.0f}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun if number == 1 else _plural(noun)}"
-
-
-def _plural(noun: str) -> str:
-    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def _indented(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from kdci.config.params_file import load_params
 from kdci.store.layout import Layout
 from pipelines.checking.estimating import measured
 from pipelines.checking.estimating.estimate import Estimate, estimate
-from pipelines.checking.estimating.pairs import Pair
+from pipelines.checking.estimating.stages import StageNeed
+from pipelines.checking.estimating.subjects import Pair
 from pipelines.checking.estimating.text import estimate_lines
 from pipelines.cli import run as kdci
 from pipelines.params.presets import FOLDER, write_preset
@@ -65,9 +67,16 @@ def preset(tmp_path: Path, name: str) -> tuple[Params, Layout]:
     return params, Layout(tmp_path, params.preset)
 
 
+def stages_of(found: Estimate, kind: str, method: str = "") -> list[StageNeed]:
+    return [need for need in found.stages if (need.kind, need.method) == (kind, method)]
+
+
+def seconds_of(needs: Iterable[StageNeed]) -> float:
+    return sum(need.seconds or 0.0 for need in needs)
+
+
 def time_of(found: Estimate, kind: str, method: str = "") -> float:
-    (entry,) = [e for e in found.times if (e.kind, e.method) == (kind, method)]
-    return entry.seconds
+    return seconds_of(stages_of(found, kind, method))
 
 
 def told(found: Estimate, root: Path) -> str:
@@ -91,21 +100,21 @@ def test_seconds_are_counts_times_what_was_measured(tmp_path: Path, asked: list[
     passes = 3 * 2
     scored = 3 + passes * 3 + 2 * 899 + passes * 899 + 61
     assert time_of(found, "evaluation", "dfnd") == pytest.approx(1 + IMAGE * scored)
-    assert found.num_stages == 1 + 2 + 2 + 6 + 2 and found.num_in_place == 0
-    assert found.seconds == pytest.approx(sum(entry.seconds for entry in found.times))
+    assert found.num_stages == len(found.stages) == 1 + 2 + 2 + 6 + 2
 
 
 def test_what_is_in_place_is_not_counted(built: Project, asked: list[Any]) -> None:
     whole = estimate(built.params, built.layout)
-    assert (whole.num_stages, whole.num_in_place, whole.times, asked) == (11, 11, [], [])
+    assert (whole.num_stages, whole.stages, asked) == (11, [], [])
+    assert "11 of 11 artifacts are in place and not counted" in told(whole, built.root)
     shutil.rmtree(built.layout.artifacts / "students" / "wrn-10-1/wrn-10-1/fast/kdci")
-    (entry,) = estimate(built.params, built.layout).times
-    assert (entry.kind, entry.method, entry.number) == ("student", "fast", 1)
+    (need,) = estimate(built.params, built.layout).stages
+    assert (need.kind, need.method) == ("student", "fast")
 
 
 def test_an_adopted_teacher_is_not_trained(tmp_path: Path, asked: list[Any]) -> None:
     found = estimate(*smoke(tmp_path, teacher__artifact="teachers/{teacher}"))
-    assert time_of(found, "adopted teacher") == pytest.approx(1 + IMAGE * 899)
+    assert time_of(found, "teacher") == pytest.approx(1 + IMAGE * 899)
     assert "1 teacher to adopt: " in told(found, tmp_path)
 
 
@@ -138,17 +147,18 @@ def test_a_budget_takes_its_share(tmp_path: Path, asked: list[Any]) -> None:
     found = estimate(*preset(tmp_path, "table1-cifar10"))
     assert len(asked) == len(set(asked)) == 7 + 6 * 5
     teachers = time_of(found, "teacher")
-    students = sum(entry.seconds for entry in found.times if entry.kind == "student")
-    (tenth, whole), (hundredth, _) = found.budgets[0.1], found.budgets[0.01]
-    assert whole and found.budgets.keys() == {0.1, 0.01}
+    students = seconds_of(need for need in found.stages if need.kind == "student")
+    whole, tenth, hundredth = map(seconds_of, found.by_budget.values())
+    assert not any(need.unknown for needs in found.by_budget.values() for need in needs)
+    assert [*found.by_budget] == [1.0, 0.1, 0.01]
     # Teachers are not scaled, nor how often students are scored.
-    assert teachers + 0.1 * students < tenth < found.seconds
+    assert teachers + 0.1 * students < tenth < whole
     assert teachers + 0.01 * students < hundredth < tenth
 
 
 def test_memory_is_the_most_that_was_taken(tmp_path: Path, asked: list[Any]) -> None:
     found = estimate(*smoke(tmp_path))
-    needs = {need.kind: need.num_bytes for need in found.memory}
+    needs = {need.kind: need.memory for need in found.stages if need.memory}
     # A teacher's training images come on top.
     assert needs == {
         "teacher": 2 * 10**9 + 898 * 16**2,
@@ -167,19 +177,21 @@ def test_a_data_set_that_is_missing_is_told(tmp_path: Path, asked: list[Any]) ->
 
 def test_disk_holds_pools_students_and_growing_banks(tmp_path: Path, asked: list[Any]) -> None:
     found = estimate(*smoke(tmp_path, grid__methods=["fast"]))
-    needs = {need.kind: need for need in found.disk}
+    (pool,), students = stages_of(found, "pool", "fast"), stages_of(found, "student", "fast")
     row = 16 * 16
-    assert needs["pool"].num_bytes == 32 * row + 30 * 10 * 4  # and the teacher's logits
+    assert pool.num_bytes == 32 * row + 30 * 10 * 4  # and the teacher's logits
     # A student and two snapshots each; 2 epochs add a batch of 16.
-    assert needs["student"].num_bytes == 2 * 3 * 10**6
-    assert needs["student"].largest_work == 2 * 16 * row
+    assert [need.num_bytes for need in students] == 2 * [3 * 10**6]
+    assert {need.work_bytes for need in students} == {2 * 16 * row}
+    said = told(found, tmp_path)
+    assert re.search(r"2 students +6.0 MB +and 8 kB while the largest is made\n", said)
 
 
 def test_what_was_measured_is_kept_until_it_changes(tmp_path: Path, asked: list[Any]) -> None:
     params, layout = smoke(tmp_path)
     first, num_asked = estimate(params, layout), len(asked)
     again = estimate(params, layout)
-    assert (len(asked), again.seconds) == (num_asked, first.seconds)
+    assert (len(asked), again.stages) == (num_asked, first.stages)
     for change, method in (("methods.fast", "fast"), ("recipes.dfnd", "dfnd")):
         block, name = change.split(".")
         edited, _ = smoke(
@@ -200,7 +212,7 @@ def test_what_was_not_measured_is_said(
     found = estimate(params, layout, seconds=0.0)
     words = told(found, tmp_path)
     assert "not measured (no time was left; run it again to go on): wrn-10-1, fast on " in words
-    assert all(entry.incomplete == entry.number for entry in found.times)
+    assert all(need.seconds is None and need.unknown for need in found.stages)
     assert "0.0 s or more" in words
     monkeypatch.setattr(measured, "_ask", lambda *_: {"error": "the teacher has no BatchNorm"})
     words = told(estimate(params, layout), tmp_path)

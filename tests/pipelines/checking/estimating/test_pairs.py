@@ -11,9 +11,8 @@ from kdci.config.deconfounding import ShiftedPools
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.store.artifacts import save_tensors
-from pipelines.checking.estimating.backbones import measure_backbone
 from pipelines.checking.estimating.machine import Machine
-from pipelines.checking.estimating.pairs import Pair, measure_pair
+from pipelines.checking.estimating.subjects import Backbone, Pair
 from pipelines.params.presets import FOLDER
 
 WRN = "wrn-10-1"
@@ -64,7 +63,7 @@ def test_hours_are_told_in_seconds(
     monkeypatch.setattr("pipelines.checking.estimating.timing.LONG_ENOUGH", 0.05)
     candidates = CANDIDATES.get(method, 0)
     pair = Pair(WRN, WRN, method, ARMS if method == "fast" else ARMS[:1], candidates)
-    found = measure_pair(machine(params, tmp_path), pair, (1.0, 0.1))
+    found = pair.measure(machine(params, tmp_path), (1.0, 0.1))
     whole, tenth = found["pool"][1.0], found["pool"][0.1]
     assert whole > (100 if method not in ("dfnd", "noise") else 1)
     # What makes images is scaled by the budget; what chooses or draws them is not.
@@ -86,7 +85,7 @@ def test_a_method_that_refreshes_at_each_step_is_timed_without(
         update={"methods": type(params.methods)({**params.methods, "mosaick": block})}
     )
     pair = Pair(WRN, WRN, "mosaick", ARMS[:1], candidates=300)
-    found = measure_pair(machine(often, tmp_path), pair, (1.0,))
+    found = pair.measure(machine(often, tmp_path), (1.0,))
     assert 0 < found["steps"]["vanilla"] < 10
 
 
@@ -97,7 +96,7 @@ def test_an_open_world_that_is_missing_is_made_up(params: Params, tmp_path: Path
     blocks = {**params.methods, "dfnd": block.model_copy(update={"open_world": world})}
     there = params.model_copy(update={"methods": type(params.methods)(blocks)})
     pair = Pair(WRN, WRN, "dfnd", (), candidates=1000)
-    found = measure_pair(machine(there, tmp_path), pair, (1.0,))
+    found = pair.measure(machine(there, tmp_path), (1.0,))
     assert found["is_made_up"] and found["pool"][1.0] > 0
 
 
@@ -105,14 +104,14 @@ def test_a_pool_with_a_known_shift_is_as_idle_as_it_will_be(params: Params, tmp_
     grid = params.grid.model_copy(update={"shifts": ("tail",)})
     shift = ShiftedPools(base="fast", num_images=64)
     shifted = params.model_copy(update={"grid": grid, "shift": shift})
-    found = measure_pair(machine(shifted, tmp_path), Pair(WRN, WRN, "tail", ARMS[:1], 0), (1.0,))
+    found = Pair(WRN, WRN, "tail", ARMS[:1], 0).measure(machine(shifted, tmp_path), (1.0,))
     assert (found["pool"], found["refresh"]) == ({1.0: 0.0}, {1.0: 0.0})
     assert found["steps"]["vanilla"] > 0
 
 
 def test_a_backbone_is_measured(params: Params, tmp_path: Path) -> None:
     there = machine(params, tmp_path)
-    found = measure_backbone(there, WRN, trained=True)
+    found = Backbone(WRN, trained=True).measure(there, ())
     assert found["predict"] and found["train"] and found["predict"] < found["train"]
     save_tensors(tmp_path / "weights", there.student(WRN).state_dict())
     header = 8 + int.from_bytes((tmp_path / "weights").read_bytes()[:8], "little")

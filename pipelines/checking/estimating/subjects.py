@@ -1,4 +1,7 @@
-"""What a method takes on a pair: a little of its own code on noise, drawn out to its own counts."""
+"""What is measured, and how: a backbone, or a method on a pair, by a little of their code on noise.
+
+A method's seconds are drawn out to its own counts.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import torch
 
 from kdci.config.params import Params
 from kdci.data.bank.image_bank import ImageBank
+from kdci.data.datasets.labelled import LabelledImages
 from kdci.data.open_world.candidates import PoolPart
 from kdci.data.open_world.pool import OpenWorldPool
 from kdci.deconfounding.arms import ARMS, Arm
@@ -26,13 +30,18 @@ from kdci.substitution.base import SourceContext, SubstitutionSource
 from kdci.substitution.block import TIMED_PARTS, MethodBlock
 from kdci.substitution.resampled import ResampledSource
 from kdci.training.distillation import Distiller
+from kdci.training.evaluation import PREDICTION_BATCH, predict_logits
+from kdci.training.supervised import SupervisedTrainer
+from pipelines.checking.estimating.counting import pool_parts
 from pipelines.checking.estimating.machine import Machine, Unheard
-from pipelines.checking.estimating.made_up import write_photographs
+from pipelines.checking.estimating.made_up import decoding_seconds, write_photographs
 from pipelines.checking.estimating.timing import Line, Seconds, draw_lines, timed, usual
 from stages.distill import compensation_settings
 
 CANDIDATES = "open-world images"
 _FEW_CANDIDATES = 1024
+_FEW = 32
+_DECODING_SECONDS = 0.5
 _MANY = 10**6
 """More steps than are ever taken."""
 _RATE = 1e-6
@@ -40,8 +49,68 @@ _RATE = 1e-6
 
 
 @dataclass(frozen=True)
+class Backbone:
+    """A network.
+
+    Attributes:
+        name: Its name.
+        trained: Whether it is a teacher that is to be trained.
+    """
+
+    name: str
+    trained: bool
+
+    def __str__(self) -> str:
+        return self.name
+
+    def measure(self, machine: Machine, budgets: Sequence[float]) -> dict[str, Any]:
+        """Time it on noise, whatever the budgets.
+
+        Returns:
+            ``predict``, the seconds of an image; ``train``, those of a step at the teacher's batch
+            size, or None; ``decoding``, those of an image file; ``state``, the bytes of its
+            weights' file; ``peak``, the most memory.
+        """
+        device = machine.runtime.device
+        model = machine.teacher(self.name)
+        few, many = machine.noise(_FEW), machine.noise(PREDICTION_BATCH)
+        predict = partial(predict_logits, lambda x: model(x).logits, device=device)
+        first = usual(lambda: predict(few, batch_size=_FEW), device)
+        seconds = first / _FEW
+        if first < 1.0:  # else a large network, to which the size of a batch is all the same
+            whole = usual(lambda: predict(many, batch_size=len(many)), device)
+            seconds = whole / len(many)
+        state = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+        return {
+            "predict": seconds,
+            "train": self._step_seconds(machine) if self.trained else None,
+            "state": state,
+            "peak": machine.peak_bytes(),
+            "decoding": decoding_seconds(machine.spec, seconds=_DECODING_SECONDS),
+        }
+
+    def _step_seconds(self, machine: Machine) -> float:
+        recipe, spec = machine.params.teacher, machine.spec
+        labels = torch.arange(recipe.batch_size) % spec.num_classes
+        trainer = SupervisedTrainer(
+            model=machine.student(self.name),
+            data=LabelledImages(machine.noise(recipe.batch_size), labels),
+            spec=spec,
+            sink=Unheard(),
+            num_epochs=_MANY,
+            batch_size=recipe.batch_size,
+            learning_rate=_RATE,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            seed=0,
+        )
+        steps = trainer.run()
+        return usual(lambda: next(steps), machine.runtime.device)
+
+
+@dataclass(frozen=True)
 class Pair:
-    """What is timed: a method on a teacher and a student.
+    """A method on a teacher and a student.
 
     Attributes:
         teacher: Its backbone.
@@ -60,44 +129,38 @@ class Pair:
     def __str__(self) -> str:
         return f"{self.method} on {self.teacher} to {self.student}"
 
+    def measure(self, machine: Machine, budgets: Sequence[float]) -> dict[str, Any]:
+        """Time one preparation, one refresh, and some steps of each arm.
 
-def measure_pair(machine: Machine, pair: Pair, budgets: Sequence[float]) -> dict[str, Any]:
-    """Time a method on a pair: one preparation, one refresh, some steps of each arm.
+        Returns:
+            ``pool`` and ``refresh``, seconds of the whole pool and of a refresh, by budget, drawn
+            out to its counts; ``steps``, seconds of a distillation step, by arm; ``pool_peak`` and
+            ``peak``, the most memory of the one and of all; ``is_made_up``, whether the open world
+            was.
+        """
+        bench = _Bench(machine, self)
+        lines = None if bench.is_shift else bench.draw()
+        pool_peak = machine.peak_bytes()
+        params = {b: machine.params.model_copy(update={"budget": b}) for b in budgets}
+        drawn = {budget: bench.drawn_out(lines, params[budget]) for budget in budgets}
+        return {
+            "pool": {budget: pool for budget, (pool, _) in drawn.items()},
+            "refresh": {budget: refresh for budget, (_, refresh) in drawn.items()},
+            "steps": {arm: bench.step_seconds(ARMS[arm]) for arm in self.arms},
+            "pool_peak": pool_peak,
+            "peak": machine.peak_bytes(),
+            "is_made_up": bench.is_made_up,
+        }
 
-    Args:
-        machine: Where.
-        pair: What.
-        budgets: Whose counts the seconds are drawn out to.
 
-    Returns:
-        ``pool`` and ``refresh``, seconds of the whole pool and of a refresh, by budget; ``steps``,
-        seconds of a distillation step, by arm; ``pool_peak`` and ``peak``, the most memory of the
-        one and of all; ``is_made_up``, whether the open world was.
-    """
-    bench = _Bench(machine, pair)
-    lines: dict[str, Line] | None = None
-    if not bench.is_shift:
-        least = {**bench.block(machine.params).part_counts}
-        if pair.candidates:
-            least[CANDIDATES] = min(_FEW_CANDIDATES, pair.candidates)
-        most = bench.counts(machine.params)
-        least = {name: min(value, most[name]) for name, value in least.items()}
-        if pair.candidates:  # no more can be chosen than there are
-            few = least[CANDIDATES]
-            most = {n: v if n == CANDIDATES else min(v, few) for n, v in most.items()}
-        lines = draw_lines(bench.observe, least, most)
-        bench.least = least
-    pool_peak = machine.peak_bytes()
-    by_budget = {budget: machine.params.model_copy(update={"budget": budget}) for budget in budgets}
-    drawn = {budget: bench.drawn_out(lines, params) for budget, params in by_budget.items()}
-    return {
-        "pool": {budget: pool for budget, (pool, _) in drawn.items()},
-        "refresh": {budget: refresh for budget, (_, refresh) in drawn.items()},
-        "steps": {arm: bench.step_seconds(ARMS[arm]) for arm in pair.arms},
-        "pool_peak": pool_peak,
-        "peak": machine.peak_bytes(),
-        "is_made_up": bench.is_made_up,
-    }
+Subject = Backbone | Pair
+
+
+def subject_of(fields: Mapping[str, Any]) -> Subject:
+    """Return the subject whose fields, as JSON types, are given."""
+    if "arms" in fields:
+        return Pair(**{**fields, "arms": tuple(fields["arms"])})
+    return Backbone(**fields)
 
 
 class _Bench:
@@ -130,6 +193,17 @@ class _Bench:
         block = self.block(params)
         own = {name: int(getattr(block, name)) for name in block.part_counts}
         return {**own, CANDIDATES: self.pair.candidates}
+
+    def draw(self) -> dict[str, Line]:
+        """Return what a part and a refresh take as their counts grow."""
+        most = self.counts(self.machine.params)
+        least = {**self.block(self.machine.params).part_counts, CANDIDATES: _FEW_CANDIDATES}
+        least = {name: min(value, most[name]) for name, value in least.items()}
+        if self.pair.candidates:  # no more can be chosen than there are
+            few = least[CANDIDATES]
+            most = {n: v if n == CANDIDATES else min(v, few) for n, v in most.items()}
+        self.least = least
+        return draw_lines(self.observe, least, most)
 
     def observe(self, counts: Mapping[str, int]) -> Seconds:
         """Return the seconds of a part of the preparation, and of a refresh after it."""
@@ -203,12 +277,8 @@ class _Bench:
             num_images=candidates,
             max_bad_fraction=0.99,
         )
-        parts = [
-            PoolPart(part.source, Path(part.path) if part.path else None, part.num_images)
-            for part in block.parts
-        ]
         with suppress(KdciError, OSError):  # told by the look at the data itself
-            pool = open_pool(parts)
+            pool = open_pool(pool_parts(block, Path()))
             if pool.num_candidates >= candidates:
                 return pool
         self.is_made_up = True
