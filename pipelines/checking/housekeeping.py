@@ -7,12 +7,10 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from kdci.config.params import Params
 from kdci.errors import IntegrityError, KdciError, StorageError
@@ -23,6 +21,7 @@ from kdci.graph.standing import card_at, has_other_parents
 from kdci.store.artifacts import REBUILD, open_artifact, storage_errors
 from kdci.store.hashing import hash_json
 from kdci.store.layout import Layout
+from pipelines.checking.diagnosis.locks import held_if_free
 
 _UNFINISHED = re.compile(r"\.(?P<artifact>.+)\.(old|[a-z0-9_]{8})\.tmp")
 """Names that ``kdci.store.artifacts`` gives folders on their way into or out of place."""
@@ -99,21 +98,11 @@ def clean(params: Params, layout: Layout, *, dry_run: bool = False) -> list[Remo
         ]
 
 
-@contextmanager
-def _unless_running(layout: Layout, name: str) -> Iterator[bool]:
-    """Hold a stage's lock for the block; yield False if a live process holds it."""
+def _unless_running(layout: Layout, name: str) -> AbstractContextManager[bool]:
+    """Hold a stage's lock for the block; False: a live process holds it."""
     folder = layout.work / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    return held_if_free(folder / f"{name}.lock")
 
 
 def _clean_work(params: Params, layout: Layout, *, dry_run: bool) -> Iterator[Removal]:

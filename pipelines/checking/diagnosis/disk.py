@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kdci.store.artifacts import CARD
@@ -15,17 +13,6 @@ from pipelines.checking.diagnosis.findings import Finding, ok, problem, warning
 SCARCE_BYTES = 10**9
 TOO_FEW_BYTES = 10**8
 _DISK_CODE = 4
-
-
-def check_disk(places: Mapping[str, Path], largest: int) -> Iterator[Finding]:
-    """Look at the room in folders that a run writes to.
-
-    Args:
-        places: Folders, by what they are.
-        largest: Bytes of the largest artifact so far.
-    """
-    for what, folder in places.items():
-        yield _room(what, folder, largest)
 
 
 def largest_artifact(root: Path) -> int:
@@ -40,11 +27,6 @@ def largest_artifact(root: Path) -> int:
     return largest
 
 
-def temporary_folder() -> Path:
-    """Return where temporary files go."""
-    return Path(tempfile.gettempdir())
-
-
 def size(num_bytes: float) -> str:
     """Return a number of bytes as a person says it."""
     for unit in ("bytes", "kB", "MB"):
@@ -54,7 +36,14 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.1f} GB"
 
 
-def _room(what: str, folder: Path, largest: int) -> Finding:
+def check_room(what: str, folder: Path, largest: int) -> Finding:
+    """Look at the room in a folder that a run writes to.
+
+    Args:
+        what: What the folder is.
+        folder: Its place.
+        largest: Bytes of the largest artifact so far.
+    """
     place = next(one for one in (folder, *folder.parents) if one.exists())
     if not os.access(place, os.W_OK):
         return problem(f"{what} can not be written: {folder}", exit_code=_DISK_CODE)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from kdci.errors import KdciError
 from kdci.store.layout import Layout
 from pipelines.checking.diagnosis.findings import Finding, Level, ok, problem, warning
 from pipelines.checking.diagnosis.versions import (
@@ -57,7 +57,7 @@ def _examine_project(root: Path, *, dvc_is_silenced: bool) -> Iterator[Finding]:
     from pipelines.checking.diagnosis.processes import check_processes
     from pipelines.checking.diagnosis.servers import check_servers
 
-    layout = Layout(root, _preset(root))
+    layout = Layout(root, "")
     yield from check_locks(layout)
     yield from check_processes(root)
     yield from check_servers(root)
@@ -65,24 +65,14 @@ def _examine_project(root: Path, *, dvc_is_silenced: bool) -> Iterator[Finding]:
     yield from check_leftovers(layout)
 
 
-def _preset(root: Path) -> str:
-    """Return the params' preset; what looks at its files says itself that they are not valid."""
-    from kdci.config.params_file import read_yaml
-
-    try:
-        return str(read_yaml(root / "params.yaml").get("preset", ""))
-    except KdciError:
-        return ""
-
-
 def _dvc(root: Path, *, dvc_is_silenced: bool) -> Iterator[Finding]:
     """Look at what DVC's configuration says: whether it tells anybody, and where its cache is."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    from pipelines.checking.diagnosis.disk import check_disk, largest_artifact, temporary_folder
+    from pipelines.checking.diagnosis.disk import check_room, largest_artifact
 
-    places = {"the project": root, "temporary files": temporary_folder()}
+    places = {"the project": root, "temporary files": Path(tempfile.gettempdir())}
     try:
         with Repo(str(root)) as repo:
             telling = bool(repo.config["core"].get("analytics", True))
@@ -94,4 +84,5 @@ def _dvc(root: Path, *, dvc_is_silenced: bool) -> Iterator[Finding]:
             yield warning("DVC reports its use to its makers", "dvc config core.analytics false")
         else:
             yield ok("telemetry is off: DVC's by its configuration, the others' by kdci")
-    yield from check_disk(places, largest_artifact(root))
+    largest = largest_artifact(root)
+    yield from (check_room(what, folder, largest) for what, folder in places.items())

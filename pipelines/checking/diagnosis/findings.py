@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 
 class Level(StrEnum):
@@ -42,18 +43,6 @@ class Finding:
         return f"{self.level:<7}  {self.what}{mend}"
 
 
-def ok(what: str, mend: str = "", repair: Callable[[], str] | None = None) -> Finding:
-    """Return a finding that all is well."""
-    return Finding(Level.ok, what, mend, repair=repair)
-
-
-def warning(what: str, mend: str = "", repair: Callable[[], str] | None = None) -> Finding:
-    """Return a finding that is worth knowing."""
-    return Finding(Level.warning, what, mend, repair=repair)
-
-
-def problem(
-    what: str, mend: str = "", *, exit_code: int = 2, repair: Callable[[], str] | None = None
-) -> Finding:
-    """Return a finding of something that fails, or will."""
-    return Finding(Level.problem, what, mend, exit_code, repair)
+ok = partial(Finding, Level.ok)
+warning = partial(Finding, Level.warning)
+problem = partial(Finding, Level.problem)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def _runner(layout: Layout) -> Iterator[Finding]:
         yield _held("the workspace", lock, holder)
     elif holder.exists():
         what = f"the workspace is free; {holder_of(holder)} ended without a word"
-        yield warning(what, "kdci doctor --fix", partial(_remove_holder, lock))
+        yield warning(what, "kdci doctor --fix", repair=partial(_remove_holder, lock))
     else:
         yield ok("no runner holds the workspace")
 
@@ -59,7 +60,8 @@ def _stages(layout: Layout) -> Iterator[Finding]:
             ended.append(lock)
     if ended:
         what = f"{len(ended)} notes of who ran a stage last; harmless"
-        yield ok(what, "kdci doctor --fix removes them", partial(_remove_holders, ended))
+        repair = partial(_remove_holders, ended)
+        yield ok(what, "kdci doctor --fix removes them", repair=repair)
 
 
 def _held(what: str, lock: Path, holder: Path) -> Finding:
@@ -92,16 +94,26 @@ def _remove_holders(locks: list[Path]) -> str:
 def _remove_holder(lock: Path) -> str:
     """Remove the note beside a lock, with the lock held: nobody can write a new one meanwhile."""
     holder = lock.with_suffix(".holder")
+    with held_if_free(lock) as free:
+        if not free:
+            return f"left {holder.name}: the lock was taken just now"
+        holder.unlink(missing_ok=True)
+    return f"removed {holder.name}"
+
+
+@contextmanager
+def held_if_free(lock: Path) -> Iterator[bool]:
+    """Hold a lock for the block; yield False if a live process holds it."""
     mine = FileLock(lock)
     try:
         mine.acquire(timeout=0)
     except Timeout:
-        return f"left {holder.name}: the lock was taken just now"
+        yield False
+        return
     try:
-        holder.unlink(missing_ok=True)
+        yield True
     finally:
         mine.release()
-    return f"removed {holder.name}"
 
 
 # -- DVC's ------------------------------------------------------------------------------------
@@ -117,7 +129,9 @@ def _dvc_lock(root: Path) -> Iterator[Finding]:
         return
     # With core.hardlink_lock the file is the lock, and says host and process.
     parts = text.split("|")
-    if len(parts) == 4 and parts[1] == os.uname().nodename and not _is_alive(parts[2]):
+    if len(parts) != 4 or parts[1] != os.uname().nodename:
+        return
+    if not parts[2].isdigit() or not psutil.pid_exists(int(parts[2])):
         yield problem(f"DVC's lock was left by process {parts[2]}, which is gone", f"rm {lock}")
 
 
@@ -127,10 +141,6 @@ def _process_name(pid: str) -> str:
         return f"process {pid}: {' '.join(process.cmdline())[:_COMMAND_CHARS]}"
     except (ValueError, psutil.Error):
         return "an unknown process"
-
-
-def _is_alive(pid: str) -> bool:
-    return pid.isdigit() and psutil.pid_exists(int(pid))
 
 
 def _rwlock(root: Path) -> Iterator[Finding]:
@@ -150,7 +160,7 @@ def _rwlock(root: Path) -> Iterator[Finding]:
         more = f" and {len(paths) - 1} more paths" if len(paths) > 1 else ""
         what = f"DVC has {first}{more} as in use by process {pid} ({command})"
         if not psutil.pid_exists(pid):
-            yield warning(f"{what}, which is gone", "kdci doctor --fix", repair)
+            yield warning(f"{what}, which is gone", "kdci doctor --fix", repair=repair)
         elif _is_another(pid, changed):
             # DVC sees only that there is such a process, and waits for it for ever.
             mend = "kdci doctor --fix"
@@ -192,25 +202,19 @@ def _clear_rwlock(root: Path) -> str:
 
     file = root / ".dvc" / "tmp" / "rwlock"
     changed = file.stat().st_mtime
+
+    def left(infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [info for info in infos if not _is_stale(int(info["pid"]), changed)]
+
     with Repo(str(root)) as repo:
         hardlink = bool(repo.config["core"].get("hardlink_lock", False))
         with _edit_rwlock(str(file.parent), repo.fs, hardlink) as listed:
-            removed = _without_dead(listed, lambda pid: _is_stale(pid, changed))
+            before, writers, readers = len(list(_entries(listed))), listed["write"], listed["read"]
+            listed["write"] = {path: info for path, info in writers.items() if left([info])}
+            listed["read"] = {path: left(infos) for path, infos in readers.items() if left(infos)}
+            removed = before - len(list(_entries(listed)))
     return f"removed {removed} entries of processes that are gone from DVC's list"
 
 
 def _is_stale(pid: int, listed_at: float) -> bool:
     return not psutil.pid_exists(pid) or _is_another(pid, listed_at)
-
-
-def _without_dead(listed: dict[str, Any], is_stale: Callable[[int], bool]) -> int:
-    """Remove stale entries in place and return their number."""
-    before = len(list(_entries(listed)))
-    writers, readers = listed["write"], listed["read"]
-    for path in [path for path, info in writers.items() if is_stale(int(info["pid"]))]:
-        del writers[path]
-    for path, infos in list(readers.items()):
-        readers[path] = [info for info in infos if not is_stale(int(info["pid"]))]
-        if not readers[path]:
-            del readers[path]
-    return before - len(list(_entries(listed)))

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.checking.diagnosis.findings import Finding, ok, problem, warning
 
@@ -148,16 +148,14 @@ def _complaint(requirement: Requirement, here: str | None) -> str:
     return ""
 
 
-def _stated(project: Mapping[str, object]) -> Iterator[str]:
+def _stated(project: Mapping[str, Any]) -> Iterator[str]:
     """Yield the requirements of a pyproject.toml as metadata has them."""
-    dependencies = project.get("dependencies")
-    yield from dependencies if isinstance(dependencies, list) else ()
-    optional = project.get("optional-dependencies")
-    for extra, requirements in (optional if isinstance(optional, dict) else {}).items():
+    yield from project.get("dependencies", ())
+    for extra, requirements in project.get("optional-dependencies", {}).items():
         yield from (f'{requirement}; extra == "{extra}"' for requirement in requirements)
 
 
-def _normal(requirements: Sequence[str] | Iterator[str]) -> set[str]:
+def _normal(requirements: Iterable[str]) -> set[str]:
     from packaging.requirements import Requirement
 
     return {str(Requirement(one)) for one in requirements}

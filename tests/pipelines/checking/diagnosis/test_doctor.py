@@ -11,7 +11,7 @@ import pytest
 from kdci.store import artifacts
 from kdci.store.layout import Layout
 from pipelines.checking.diagnosis import disk
-from pipelines.checking.diagnosis.disk import check_disk, largest_artifact
+from pipelines.checking.diagnosis.disk import check_room, largest_artifact
 from pipelines.checking.diagnosis.doctor import examine, exit_code, repaired
 from pipelines.checking.diagnosis.findings import Level, ok, problem, warning
 from pipelines.checking.diagnosis.leftovers import check_leftovers
@@ -34,13 +34,13 @@ def test_room_is_measured_against_the_largest_artifact(
     assert 1000 <= largest < 1100
 
     free = shutil.disk_usage(tmp_path).free
-    (fine,) = check_disk({"the project": tmp_path / "not" / "yet"}, largest)
+    fine = check_room("the project", tmp_path / "not" / "yet", largest)
     assert fine.level is (Level.ok if free > 10**9 else Level.warning)
-    (tight,) = check_disk({"the project": tmp_path}, 2 * free)
+    tight = check_room("the project", tmp_path, 2 * free)
     assert (tight.level, tight.exit_code) == (Level.problem, 4)
     assert "the largest artifact takes" in tight.line
     monkeypatch.setattr(disk, "SCARCE_BYTES", 2 * free)
-    (scarce,) = check_disk({"the project": tmp_path}, largest)
+    scarce = check_room("the project", tmp_path, largest)
     assert scarce.level is Level.warning
     assert exit_code([scarce, tight, problem("another")]) == 4
 
@@ -81,7 +81,7 @@ def test_what_mends_several_findings_is_done_once() -> None:
         done.append(1)
         return "mended"
 
-    found = list(repaired([warning("a", "fix", mend), ok("b"), problem("c", repair=mend)]))
+    found = list(repaired([warning("a", "fix", repair=mend), ok("b"), problem("c", repair=mend)]))
     assert lines(found) == ["ok       a: mended", "ok       b", "ok       c: mended"]
     assert done == [1]
 
