@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,9 +36,7 @@ def explain_stages(
     tasks = tasks_of(current_graph(layout.root, params))
     explanation = explain(layout, tasks, stages or (), limit=limit)
     if as_json:
-        import json
-
-        typer.echo(json.dumps(explanation.asdict(), indent=1))
+        typer.echo(json.dumps(asdict(explanation), indent=1))
         return
     for line in explanation_lines(explanation):
         typer.echo(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -88,7 +88,9 @@ def wall_seconds(dag: Dag, seconds: Mapping[str, float], limit: int) -> float:
         limit: How many run at a time.
     """
     order = {name: place for place, name in enumerate(dag.stages)}
-    waiting = {name: _parents(dag, name, seconds) for name in dag.stages if name in seconds}
+    waiting = {
+        name: dag.ancestors([name]).intersection(seconds) for name in dag.stages if name in seconds
+    }
     now, running, done = 0.0, list[tuple[float, int, str]](), set[str]()
     while waiting or running:
         ready = sorted(
@@ -100,7 +102,3 @@ def wall_seconds(dag: Dag, seconds: Mapping[str, float], limit: int) -> float:
         now, _, ended = heapq.heappop(running)
         done.add(ended)
     return now
-
-
-def _parents(dag: Dag, name: str, among: Collection[str]) -> set[str]:
-    return dag.ancestors([name]).intersection(among)

@@ -14,7 +14,8 @@ from typing import Any
 from kdci.config.params_file import read_yaml
 from kdci.graph.cells import CELLS_FILE
 from pipelines.explaining.forecast import Fate, forecast, overlap
-from pipelines.graph.dag import Change, Dag, DagStage
+from pipelines.graph.dag import Change, Dag
+from pipelines.params.spelled_out import in_one_line, values_at
 
 ABSENT = "(absent)"
 CODE = "code."
@@ -45,33 +46,22 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class CachePlaces:
-    """Where DVC keeps what was made before.
-
-    Attributes:
-        files: Contents, by hash.
-        runs: Past executions of stages, by what they were made from.
-    """
-
-    files: Path
-    runs: Path
-
-
-@dataclass(frozen=True)
 class Comparison:
     """A project beside its last run.
 
     Attributes:
         lock: The stages' entries of dvc.lock, by name.
         params: The tree of params.yaml.
-        cache: Where past results lie.
+        contents: Where DVC keeps the contents of past results, by hash.
+        past_runs: Where it keeps past executions of stages, by what they were made from.
         found: Differences of the stages that have any, by name.
         fates: What would become of each stage.
     """
 
     lock: Mapping[str, Mapping[str, Any]]
     params: Mapping[str, Any]
-    cache: CachePlaces
+    contents: Path
+    past_runs: Path
     found: Mapping[str, tuple[Difference, ...]] = field(default_factory=dict)
     fates: Mapping[str, Fate] = field(default_factory=dict)
 
@@ -95,14 +85,17 @@ def compare(root: Path, dag: Dag) -> Comparison:
     cells = root / CELLS_FILE
     tracked = read_yaml_quickly(cells.read_text(encoding="utf-8")) if cells.exists() else {}
     with Repo(str(root), _wait_for_lock=True) as repo:
-        cache = CachePlaces(Path(repo.cache.local.path), Path(repo.stage_cache.cache_dir))
+        caches = Path(repo.cache.local.path), Path(repo.stage_cache.cache_dir)
         with repo.lock:
             known = {stage.name: stage for stage in repo.index.stages if stage.name in dag.changes}
             hashes = {name: _hashes(known[name], dag.changes[name], root) for name in known}
             fates = forecast(repo, dag)
-    reader = _Reader(dag, entries, {**tracked, **params})
-    found = {name: tuple(reader.differences(name, hashes[name])) for name in hashes}
-    return Comparison(entries, params, cache, found, fates)
+    now = {**tracked, **params}
+    found = {
+        name: tuple(_differences(dag, name, entries.get(name), now, hashes[name]))
+        for name in hashes
+    }
+    return Comparison(entries, params, *caches, found, fates)
 
 
 def read_yaml_quickly(text: str) -> dict[str, Any]:
@@ -110,18 +103,6 @@ def read_yaml_quickly(text: str) -> dict[str, Any]:
     from ruamel.yaml import YAML
 
     return dict(YAML(typ="safe").load(text) or {})
-
-
-def values_of(keys: Iterable[str], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the blocks of a params tree under dotted keys; those it lacks are left out."""
-    found = {}
-    for key in keys:
-        node: Any = tree
-        for part in key.split("."):
-            node = node.get(part, ABSENT) if isinstance(node, Mapping) else ABSENT
-        if node is not ABSENT:
-            found[key] = node
-    return found
 
 
 def locked_params(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,66 +124,58 @@ def _hashes(stage: Any, changes: Iterable[Change], root: Path) -> dict[str, str]
 # -- wording ----------------------------------------------------------------------------------
 
 
-class _Reader:
-    """Puts both values beside each change."""
+def _differences(
+    dag: Dag,
+    name: str,
+    entry: Mapping[str, Any] | None,
+    params: Mapping[str, Any],
+    hashes: Mapping[str, str],
+) -> Iterator[Difference]:
+    """Put both values beside each change of a stage, of dvc.lock and of now."""
+    if entry is None:
+        yield Difference("new")  # all it depends on is, and saying so tells nothing
+        return
+    for change in dag.changes[name]:
+        if change.kind == "param":
+            yield from _of_param(change, locked_params(entry), values_at([change.subject], params))
+        elif change.kind == "command":
+            command = dag.stages[name].command
+            yield Difference("command", "", change.how, str(entry.get("cmd")), command)
+        else:
+            yield _of_path(change, dag, name, entry, hashes)
 
-    def __init__(
-        self, dag: Dag, lock: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any]
-    ) -> None:
-        self._dag = dag
-        self._lock = lock
-        self._params = params
 
-    def differences(self, name: str, hashes: Mapping[str, str]) -> Iterator[Difference]:
-        if name not in self._lock:
-            yield Difference("new")  # all it depends on is, and saying so tells nothing
-            return
-        stage, entry = self._dag.stages[name], self._lock[name]
-        for change in self._dag.changes[name]:
-            if change.kind == "param" and change.subject.startswith(CODE):
-                yield self._code(change, entry)
-            elif change.kind == "param":
-                yield from self._param(change, entry)
-            elif change.kind == "command":
-                yield Difference("command", "", change.how, str(entry.get("cmd")), stage.command)
-            else:
-                yield self._path(change, stage, entry, hashes)
+def _of_param(
+    change: Change, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[Difference]:
+    key = change.subject
+    if key.startswith(CODE):
+        was, became = (str(tree.get(key, ""))[:_HASH_CHARS] for tree in (before, now))
+        yield Difference("code", key.removeprefix(CODE), change.how, was, became)
+        return
+    old, new = (dict(_leaves(key, tree.get(key, ABSENT))) for tree in (before, now))
+    for leaf in dict.fromkeys([*old, *new]):
+        was, became = old.get(leaf, ABSENT), new.get(leaf, ABSENT)
+        # A block that came or went is told by its leaves.
+        if was != became and not (leaf == key and (len(old) > 1 or len(new) > 1)):
+            yield Difference("param", leaf, change.how, was, became)
 
-    def _code(self, change: Change, entry: Mapping[str, Any]) -> Difference:
-        key = change.subject
-        trees = (locked_params(entry), values_of([key], self._params))
-        old, new = (str(tree.get(key, ""))[:_HASH_CHARS] for tree in trees)
-        return Difference("code", key.removeprefix(CODE), change.how, old, new)
 
-    def _param(self, change: Change, entry: Mapping[str, Any]) -> Iterator[Difference]:
-        key = change.subject
-        old = dict(_leaves(key, locked_params(entry).get(key, ABSENT)))
-        new = dict(_leaves(key, values_of([key], self._params).get(key, ABSENT)))
-        for leaf in dict.fromkeys([*old, *new]):
-            before, after = old.get(leaf, ABSENT), new.get(leaf, ABSENT)
-            # A block that came or went is told by its leaves.
-            if before != after and not (leaf == key and (len(old) > 1 or len(new) > 1)):
-                yield Difference("param", leaf, change.how, before, after)
-
-    def _path(
-        self,
-        change: Change,
-        stage: DagStage,
-        entry: Mapping[str, Any],
-        hashes: Mapping[str, str],
-    ) -> Difference:
-        path = change.subject
-        listed = [*(entry.get("deps") or ()), *(entry.get("outs") or ())]
-        recorded = {one["path"]: str(one.get("md5", "")) for one in listed}
-        old, new = recorded.get(path, "")[:_HASH_CHARS], hashes.get(path, "")[:_HASH_CHARS]
-        if change.kind == "out":
-            return Difference("output", path, change.how, old, new)
-        makers = tuple(
-            parent
-            for parent in stage.upstream
-            if any(overlap(path, out) for out in self._dag.stages[parent].outs)
-        )
-        return Difference("artifact" if makers else "file", path, change.how, old, new, makers)
+def _of_path(
+    change: Change, dag: Dag, name: str, entry: Mapping[str, Any], hashes: Mapping[str, str]
+) -> Difference:
+    path = change.subject
+    listed = [*(entry.get("deps") or ()), *(entry.get("outs") or ())]
+    recorded = {one["path"]: str(one.get("md5", "")) for one in listed}
+    old, new = recorded.get(path, "")[:_HASH_CHARS], hashes.get(path, "")[:_HASH_CHARS]
+    if change.kind == "out":
+        return Difference("output", path, change.how, old, new)
+    makers = tuple(
+        parent
+        for parent in dag.stages[name].upstream
+        if any(overlap(path, out) for out in dag.stages[parent].outs)
+    )
+    return Difference("artifact" if makers else "file", path, change.how, old, new, makers)
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -210,13 +183,4 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
         for name, inner in value.items():
             yield from _leaves(f"{key}.{name}", inner)
     else:
-        yield key, _shown(value)
-
-
-def _shown(value: Any) -> str:
-    """Return a value as params.yaml would have it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return f"[{', '.join(_shown(one) for one in value)}]"
-    return str(value)
+        yield key, in_one_line(value)

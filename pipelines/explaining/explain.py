@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from kdci.graph.cells import LOOKED_FILE
 from kdci.store.layout import Layout
 from pipelines.explaining.costs import ExpectedTime, expected_time, wall_seconds
-from pipelines.explaining.differences import CODE, Comparison, Difference, compare, values_of
+from pipelines.explaining.differences import CODE, Comparison, Difference, compare
 from pipelines.explaining.forecast import Fate
 from pipelines.explaining.past_runs import PastRun, read_past_runs
-from pipelines.explaining.tasks import Task
-from pipelines.explaining.work_size import num_steps
+from pipelines.explaining.tasks import Task, num_steps
 from pipelines.graph.dag import Dag, DagStage, read_dag
+from pipelines.params.spelled_out import values_at
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,6 @@ class Explanation:
     cost: Cost
     num_known: int
 
-    def asdict(self) -> dict[str, Any]:
-        """Return it as JSON types."""
-        return asdict(self)
-
 
 def explain(
     layout: Layout, tasks: Mapping[str, Task], targets: Sequence[str] = (), *, limit: int = 1
@@ -144,7 +139,7 @@ class _Explainer:
             differences=own,
             follows_from=() if own else self._roots(name),
             made_from=stage.upstream,
-            inputs=tuple(values_of(stage.params, self._comparison.params)),
+            inputs=tuple(values_at(stage.params, self._comparison.params)),
             code=_code(stage, self._dag),
             expected_time=None if fate is Fate.restored else self._expected_time(stage),
         )
@@ -167,7 +162,7 @@ class _Explainer:
         task = self._tasks.get(stage.name)
         if task is None:
             return None
-        params = values_of(stage.params, self._comparison.params)
+        params = values_at(stage.params, self._comparison.params)
         return expected_time(task, num_steps(task, params), self._runs)
 
 

@@ -17,14 +17,8 @@ from typing import Any
 from ruamel.yaml.error import YAMLError
 
 from kdci.store.layout import Layout
-from pipelines.explaining.differences import (
-    CachePlaces,
-    Comparison,
-    locked_params,
-    read_yaml_quickly,
-)
-from pipelines.explaining.tasks import Task
-from pipelines.explaining.work_size import num_steps
+from pipelines.explaining.differences import Comparison, locked_params, read_yaml_quickly
+from pipelines.explaining.tasks import Task, num_steps
 from pipelines.graph.dag import Dag
 from pipelines.running import journal
 
@@ -68,7 +62,7 @@ def read_past_runs(
     found: dict[tuple[str, float], PastRun] = {}
     times_folder = f"artifacts/{layout.preset}/"
     for run in (
-        *_of_run_cache(comparison.cache, times_folder),
+        *_of_run_cache(comparison, times_folder),
         *_of_artifacts(layout.root, dag, comparison),
     ):
         found[repr(run.task), run.started] = run
@@ -86,14 +80,15 @@ def _of_artifacts(root: Path, dag: Dag, comparison: Comparison) -> Iterator[Past
             yield from _read_times(root / file, locked_params(entry))
 
 
-def _of_run_cache(cache: CachePlaces, folder: str) -> Iterator[PastRun]:
-    for file in sorted(cache.runs.glob("*/*/*")):
+def _of_run_cache(comparison: Comparison, folder: str) -> Iterator[PastRun]:
+    for file in sorted(comparison.past_runs.glob("*/*/*")):
         entry = _read_run(file)
         outs = {out["path"]: str(out.get("md5", "")) for out in entry.get("outs") or ()}
         path = _times_file(outs)
         if path is not None and path.startswith(folder):
             digest = outs[path]
-            yield from _read_times(cache.files / digest[:2] / digest[2:], locked_params(entry))
+            times = comparison.contents / digest[:2] / digest[2:]
+            yield from _read_times(times, locked_params(entry))
 
 
 def _read_run(file: Path) -> dict[str, Any]:

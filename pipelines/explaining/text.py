@@ -10,7 +10,6 @@ from pipelines.explaining.costs import ExpectedTime
 from pipelines.explaining.differences import Difference
 from pipelines.explaining.explain import Cost, Explained, Explanation
 from pipelines.explaining.forecast import Fate
-from pipelines.graph.dag import DagStage
 
 _MAX_VALUE = 48
 _MAX_NAMES = 6
@@ -145,8 +144,8 @@ def _sources(times: Sequence[ExpectedTime]) -> str:
 
 def _following_lines(stages: Sequence[Explained]) -> Iterator[str]:
     rows = []
-    for members in _by_group(stages):
-        notes = []
+    for group in dict.fromkeys(one.group for one in stages):
+        members, notes = [one for one in stages if one.group == group], []
         restored = sum(one.fate is Fate.restored for one in members)
         changed = sum(bool(one.differences) for one in members)
         for number, note in ((restored, "from the cache"), (changed, "changed itself")):
@@ -184,18 +183,12 @@ def _aligned(rows: Iterable[tuple[str, str, str]]) -> Iterator[str]:
         yield f"  {row[0]:<{first}}  {row[1]:<{second}}  {row[2]}".rstrip()
 
 
-def _by_group(stages: Sequence[Explained]) -> Iterator[list[Explained]]:
-    groups = dict.fromkeys(one.group for one in stages)
-    for group in groups:
-        yield [one for one in stages if one.group == group]
-
-
 def _by_entry(names: Sequence[str]) -> str:
-    stages = [DagStage(name, "", ()) for name in names]
-    entries = dict.fromkeys(stage.group for stage in stages)
-    return ", ".join(
-        together([stage.name for stage in stages if stage.group == entry]) for entry in entries
-    )
+    """Return the names of stages, those of one entry of dvc.yaml in one piece."""
+    entries: dict[str, list[str]] = {}
+    for name in names:
+        entries.setdefault(name.partition("@")[0], []).append(name)
+    return ", ".join(map(together, entries.values()))
 
 
 def _stages(number: int) -> str:

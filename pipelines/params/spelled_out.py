@@ -7,7 +7,7 @@ version may lack one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from kdci.config.params import Params
@@ -27,32 +27,34 @@ def check_spelled_out(params: Params, layout: Layout) -> Iterator[KdciError]:
     file = layout.root / "params.yaml"
     if not (file.is_file() and (layout.root / "dvc.yaml").is_file()):
         return
-    found, whole = read_yaml(file), params.model_dump(mode="json", by_alias=True)
-    graph = graph_of(params, layout.root)
-    for key in dict.fromkeys(key for node in graph.nodes.values() for key in node.blocks.values()):
-        if _at(found, key) is _ABSENT:
+    keys = [
+        key for node in graph_of(params, layout.root).nodes.values() for key in node.blocks.values()
+    ]
+    found = values_at(keys, read_yaml(file))
+    for key, value in values_at(keys, params.model_dump(mode="json", by_alias=True)).items():
+        if key not in found:
             what = "is not in params.yaml, and DVC needs it spelled out"
-            yield UserError(key, what, f"add {_line(key, _at(whole, key))}")
+            yield UserError(key, what, f"add {key.rpartition('.')[2]}: {in_one_line(value)}")
 
 
-def _at(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(tree, Mapping) or part not in tree:
-            return _ABSENT
-        tree = tree[part]
-    return tree
+def values_at(keys: Iterable[str], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a params tree at dotted keys; those it lacks are left out."""
+    found = {}
+    for key in keys:
+        node: Any = tree
+        for part in key.split("."):
+            node = node.get(part, _ABSENT) if isinstance(node, Mapping) else _ABSENT
+        if node is not _ABSENT:
+            found[key] = node
+    return found
 
 
-def _line(key: str, value: Any) -> str:
-    """Return the last part of a key with its value, as a line of YAML."""
-    return f"{key.rpartition('.')[2]}: {_flow(value)}"
-
-
-def _flow(value: Any) -> str:
+def in_one_line(value: Any) -> str:
+    """Return a value as a line of params.yaml would have it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {_flow(part)}" for name, part in value.items()) + "}"
+        return "{" + ", ".join(f"{name}: {in_one_line(part)}" for name, part in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_flow(part) for part in value) + "]"
+        return "[" + ", ".join(in_one_line(part) for part in value) + "]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

@@ -9,8 +9,7 @@ from kdci.config.params_file import read_yaml
 from kdci.methods.cmi import Cmi
 from kdci.methods.deepinv import DeepInv
 from kdci.methods.fast import Fast
-from pipelines.explaining.tasks import Task
-from pipelines.explaining.work_size import num_steps
+from pipelines.explaining.tasks import Task, num_steps
 from pipelines.params.presets import FOLDER
 
 
