@@ -100,24 +100,14 @@ def preset(
 ) -> None:
     """Write a preset's params.yaml."""
     from pipelines.graph.current import current_graph
-    from pipelines.params.preset_edits import write_edited
-    from pipelines.params.presets import write_preset
+    from pipelines.params.preset_edits import write_preset
     from pipelines.params.schema import place_of, write_schema
 
     root = project_root(context)
     file = root / "params.yaml"
-    if teacher is None and student is None and budget is None:
-        write_preset(name, file, data=data, force=force)
-    else:
-        write_edited(
-            name,
-            file,
-            data=data,
-            teacher=teacher,
-            student=student,
-            budget=budget,
-            force=force,
-        )
+    write_preset(
+        name, file, data=data, teacher=teacher, student=student, budget=budget, force=force
+    )
     write_schema(place_of(root))
     current_graph(root)
     typer.echo(f"{file} is preset {name} now; `kdci check` looks it over, `dvc repro` runs it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,7 @@ from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import CombinedUserError, UserError
 from kdci.store.artifacts import replace_file
-from pipelines.params.presets import (
-    is_ours,
-    note_written,
-    preset_text,
-    round_trip_yaml,
-)
+from pipelines.params.presets import edited, is_ours, note_written, preset_text
 
 
 def with_values(text: str, values: Mapping[str, Any]) -> str:
@@ -29,22 +23,21 @@ def with_values(text: str, values: Mapping[str, Any]) -> str:
     Raises:
         UserError: A key has no block in the file to stand in.
     """
-    yaml = round_trip_yaml()
-    tree = yaml.load(text)
-    for key, value in values.items():
-        *blocks, last = key.split(".")
-        node = tree
-        for block in blocks:
-            node = node.get(block) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
-            raise UserError(key, "has no place in params.yaml", "add its block first")
-        if isinstance(value, list | tuple):
-            _set_list(node, last, value)
-        else:
-            node[last] = value
-    out = io.StringIO()
-    yaml.dump(tree, out)
-    return out.getvalue()
+
+    def put(tree: Any) -> None:
+        for key, value in values.items():
+            *blocks, last = key.split(".")
+            node = tree
+            for block in blocks:
+                node = node.get(block) if isinstance(node, dict) else None
+            if not isinstance(node, dict):
+                raise UserError(key, "has no place in params.yaml", "add its block first")
+            if isinstance(value, list | tuple):
+                _set_list(node, last, value)
+            else:
+                node[last] = value
+
+    return edited(text, put)
 
 
 def _set_list(node: Any, key: str, values: Sequence[Any]) -> None:

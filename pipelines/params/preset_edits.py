@@ -1,7 +1,8 @@
-"""What `kdci preset` can change of a preset while it writes it: teacher, student, budget."""
+"""`kdci preset`: a preset's params file, with teacher, student and budget of the user's."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ FACTS = (
 """What `data.facts` holds of a dataset of the user's."""
 
 
-def write_edited(
+def write_preset(
     name: str,
     file: Path,
     *,
@@ -29,7 +30,7 @@ def write_edited(
     budget: float | None = None,
     force: bool = False,
 ) -> None:
-    """Write a preset's params file with values put in.
+    """Write a preset's params file, with values put in.
 
     Args:
         name: One of ``preset_names()``.
@@ -46,35 +47,23 @@ def write_edited(
         IntegrityError: The teacher's card is damaged.
         StorageError: The file can not be written.
     """
-    seen = None if data is None else seen_from(file.parent, data)
-    text = preset_text(name, data=seen)
-    values = _values(file.parent, text, teacher, student, budget, data)
-    text = with_values(text, values)
-    checked(text)
-    if not force and file.exists() and not is_ours(file):
-        raise UserError(str(file), "has edits that would be lost", "give --force to replace it")
-    replace_file(file, text.encode())
-    note_written(file, text)
-
-
-def _values(
-    root: Path,
-    text: str,
-    teacher: str | None,
-    student: str | None,
-    budget: float | None,
-    data: str | None,
-) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    params = checked(text)
-    _require_one_pair(params, teacher, student)
+    text = preset_text(name, data=None if data is None else seen_from(file.parent, data))
+    values: dict[str, Any] = {} if budget is None else {"budget": budget}
     if student is not None:
         values["grid.students"] = [student]
-    if budget is not None:
-        values["budget"] = budget
-    if teacher is not None:
-        values |= _of_teacher(root, teacher, params.data, data)
-    return values
+    if student is not None or teacher is not None:
+        params = checked(text)
+        _require_one_pair(params, teacher, student)
+        if teacher is not None:
+            values |= _of_teacher(file.parent, teacher, params.data, data)
+    if values:
+        text = with_values(text, values)
+        checked(text)
+    if not force and os.path.lexists(file) and not is_ours(file):
+        raise UserError(str(file), "has edits that would be lost", "give --force to replace it")
+    replace_file(file, text.encode())
+    if values:  # a preset as it ships is known by its text
+        note_written(file, text)
 
 
 def _require_one_pair(params: Params, teacher: str | None, student: str | None) -> None:

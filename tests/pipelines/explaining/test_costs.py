@@ -12,12 +12,12 @@ import pytest
 from kdci.store.layout import Layout
 from kdci.substitution.registry import method_names
 from pipelines.explaining.costs import ExpectedTime, expected_time, wall_seconds
-from pipelines.explaining.differences import CachePlaces, Comparison, compare
+from pipelines.explaining.differences import Comparison, compare
 from pipelines.explaining.past_runs import PastRun, read_past_runs
-from pipelines.explaining.tasks import Task
-from pipelines.explaining.work_size import num_steps
+from pipelines.explaining.tasks import Task, num_steps
 from pipelines.graph.dag import Dag, DagStage, read_dag
-from pipelines.params.presets import preset_names, write_preset
+from pipelines.params.preset_edits import write_preset
+from pipelines.params.presets import preset_names
 from pipelines.running import journal
 from pipelines.running.journal import Execution
 
@@ -227,7 +227,7 @@ def test_the_journal_tells_what_ran_or_names_a_stage_of_now(tmp_path: Path) -> N
     for number, (name, told) in enumerate(entries.items()):
         execution = Execution(name, "completed", "plain", 100.0 * number, 1.0, **told)
         journal.append(layout, execution)
-    nothing = Comparison({}, {}, CachePlaces(tmp_path / "files", tmp_path / "runs"))
+    nothing = Comparison({}, {}, tmp_path / "files", tmp_path / "runs")
     runs = read_past_runs(layout, Dag({}, {}), {"distill@now": now}, nothing)
     assert [(run.task, run.started) for run in runs] == [(now, 0.0), (gone, 200.0)]
 

@@ -12,8 +12,8 @@ from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import UserError
 from pipelines.params.edit import checked, prepare, with_values
-from pipelines.params.preset_edits import write_edited
-from pipelines.params.presets import preset_text, write_preset
+from pipelines.params.preset_edits import write_preset
+from pipelines.params.presets import preset_text
 
 SMOKE = "digits-smoke"
 
@@ -222,7 +222,7 @@ def test_the_same_preset_keeps_what_was_put_into_it(
     tmp_path: Path, seeds: list[int] | None
 ) -> None:
     file = tmp_path / "params.yaml"
-    write_edited("digits", file, student="wrn-16-1", budget=0.5)
+    write_preset("digits", file, student="wrn-16-1", budget=0.5)
     written = file.read_text()
     prepare(tmp_path, preset="digits", seeds=seeds)
     params = load_params(file)

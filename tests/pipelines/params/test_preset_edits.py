@@ -13,8 +13,8 @@ from kdci.config.params_file import load_params
 from kdci.errors import IntegrityError, UserError
 from kdci.store.artifacts import CARD, new_artifact, read_card
 from pipelines.params.edit import checked
-from pipelines.params.preset_edits import write_edited
-from pipelines.params.presets import is_ours, preset_text, write_preset
+from pipelines.params.preset_edits import write_preset
+from pipelines.params.presets import is_ours, preset_text
 
 FACTS: dict[str, Any] = {
     "backbone": "resnet-18",
@@ -46,7 +46,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_teacher_brings_its_backbone_dataset_and_classes(file: Path, teacher: Path) -> None:
-    write_edited("own-teacher", file, teacher="teachers/mine", student="mobilenetv2", budget=0.01)
+    write_preset("own-teacher", file, teacher="teachers/mine", student="mobilenetv2", budget=0.01)
     params = load_params(file)
     assert params.grid.all_pairs == (("resnet-18", "mobilenetv2"),)
     assert params.budget == 0.01
@@ -62,13 +62,13 @@ def test_a_teacher_brings_its_backbone_dataset_and_classes(file: Path, teacher: 
 
 
 def test_what_was_put_in_is_no_edit_of_a_human(file: Path, teacher: Path) -> None:
-    write_edited("own-teacher", file, teacher=str(teacher))
+    write_preset("own-teacher", file, teacher=str(teacher))
     assert is_ours(file)
     write_preset("digits", file)
     file.write_text(file.read_text().replace("seeds: [0, 1, 2]", "seeds: [5]"))
     with pytest.raises(UserError, match="has edits"):
-        write_edited("own-teacher", file, teacher=str(teacher))
-    write_edited("own-teacher", file, teacher=str(teacher), force=True)
+        write_preset("own-teacher", file, teacher=str(teacher))
+    write_preset("own-teacher", file, teacher=str(teacher), force=True)
     assert load_params(file).preset == "own-teacher"
 
 
@@ -76,7 +76,7 @@ def test_data_stays_where_it_is_given(file: Path, teacher: Path, tmp_path: Path)
     card = {"facts": {**FACTS, "backbone": "wrn-16-2", "dataset": "cifar10", "num_classes": 10}}
     with new_artifact(teacher, kind="teacher", card=card):
         pass
-    write_edited("cifar10-cpu", file, data=str(tmp_path / "d"), teacher=str(teacher))
+    write_preset("cifar10-cpu", file, data=str(tmp_path / "d"), teacher=str(teacher))
     params = load_params(file)
     assert (params.data.name, params.data.path) == ("cifar10", str(tmp_path / "d"))
     assert params.data.facts is None and params.data.test == "test"
@@ -86,12 +86,12 @@ def test_data_stays_where_it_is_given(file: Path, teacher: Path, tmp_path: Path)
 def test_a_table_keeps_its_pairs(file: Path, teacher: Path, option: str) -> None:
     given: dict[str, Any] = {option: "wrn-16-1" if option == "student" else str(teacher)}
     with pytest.raises(UserError, match=f"--{option}: .* of its own"):
-        write_edited("table1-cifar10", file, **given)
+        write_preset("table1-cifar10", file, **given)
     assert not file.exists()
 
 
 def test_a_budget_scales_a_table(file: Path) -> None:
-    write_edited("table1-cifar10", file, budget=0.1)
+    write_preset("table1-cifar10", file, budget=0.1)
     assert load_params(file).recipe("fast").num_steps == 8000
 
 
@@ -107,7 +107,7 @@ def test_values_that_do_not_fit_leave_no_file(
     file: Path, given: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
-        write_edited("own-teacher", file, **given)
+        write_preset("own-teacher", file, **given)
     assert not file.exists()
 
 
@@ -116,7 +116,7 @@ def test_a_tampered_card_is_refused(file: Path, teacher: Path) -> None:
     card["facts"]["num_classes"] = 4
     (teacher / CARD).write_text(json.dumps(card))
     with pytest.raises(IntegrityError):
-        write_edited("own-teacher", file, teacher=str(teacher))
+        write_preset("own-teacher", file, teacher=str(teacher))
     assert not file.exists()
 
 
@@ -131,10 +131,10 @@ CIFAR100 = {"backbone": "wrn-16-2", "dataset": "cifar100", "num_classes": 100}
 
 def test_bundled_data_is_there_without_a_folder(file: Path, teacher: Path) -> None:
     rewrite(teacher, **DIGITS)
-    write_edited("digits", file, teacher=str(teacher))
+    write_preset("digits", file, teacher=str(teacher))
     data = load_params(file).data
     assert (data.name, data.path, data.test) == ("digits", None, "test")
-    write_edited("cifar10-cpu", file, teacher=str(teacher))
+    write_preset("cifar10-cpu", file, teacher=str(teacher))
     data = load_params(file).data
     assert (data.name, data.path, data.test) == ("digits", None, "test")
 
@@ -144,14 +144,14 @@ def test_a_teacher_of_other_data_leaves_the_presets_folder(
     file: Path, teacher: Path, preset: str
 ) -> None:
     rewrite(teacher, **CIFAR100)
-    write_edited(preset, file, teacher=str(teacher))
+    write_preset(preset, file, teacher=str(teacher))
     data = load_params(file).data
     assert (data.name, data.path, data.test) == ("cifar100", None, None)
 
 
 def test_a_teacher_of_the_same_data_keeps_the_presets_folder(file: Path, teacher: Path) -> None:
     rewrite(teacher, **{**CIFAR100, "dataset": "cifar10", "num_classes": 10})
-    write_edited("cifar10-cpu", file, teacher=str(teacher))
+    write_preset("cifar10-cpu", file, teacher=str(teacher))
     data = load_params(file).data
     assert data.path == checked(preset_text("cifar10-cpu")).data.path is not None
     assert data.test == "test"
@@ -161,7 +161,7 @@ def test_a_teacher_of_the_same_data_keeps_the_presets_folder(file: Path, teacher
 def test_several_teachers_are_named_in_the_params(file: Path, teacher: Path, preset: str) -> None:
     rewrite(teacher, **DIGITS)
     with pytest.raises(UserError, match="--teacher") as caught:
-        write_edited(preset, file, teacher=str(teacher))
+        write_preset(preset, file, teacher=str(teacher))
     assert caught.value.subject == "--teacher"
     assert "teacher.artifact" in caught.value.fix
     assert not file.exists()
