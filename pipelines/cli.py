@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from kdci.errors import KdciError, StorageError, UserError
-from pipelines.commands import care, data, exports, project, running, teachers
+from pipelines.commands import care, exports, imports, project, running
 from pipelines.commands.shared import Options, tell
 
 INTERRUPTED = 130
@@ -89,8 +89,8 @@ app.command("init")(project.init)
 app.command("preset")(project.preset)
 app.command("schema")(project.schema)
 app.command("show")(project.show)
-app.command("download")(data.download_data)
-app.command("import-teacher")(teachers.import_teacher)
+app.command("download")(imports.download_data)
+app.command("import-teacher")(imports.import_teacher)
 app.command("export")(exports.export)
 app.command("run")(running.run_pipeline)
 app.command("sweep")(running.sweep)

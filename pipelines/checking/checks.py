@@ -97,15 +97,15 @@ def _dataset(params: Params, layout: Layout) -> Iterator[KdciError]:
 def _open_worlds(params: Params, layout: Layout) -> Iterator[KdciError]:
     from kdci.data.open_world.candidates import check_open_world
     from kdci.data.open_world.scoring_engine import find_engine
-    from pipelines.checking.estimating.counting import pool_parts
+    from pipelines.checking.estimating.counting import parts_of
 
     for method in (*params.grid.methods, *params.grid.controls):
-        open_world = _open_world(params.method(method))
+        open_world = getattr(params.method(method), "open_world", None)
         if open_world is None:
             continue
         key = f"methods.{method}.open_world.engine"
         yield from _raised(layout.root, find_engine, open_world.engine, key)
-        for number, part in enumerate(pool_parts(open_world, layout.root)):
+        for number, part in enumerate(parts_of(open_world, layout.root)):
             place, side = part.path or layout.root, params.data.spec.image_size
             for error in _raised(place, check_open_world, part, image_size=side):
                 yield _of_part(error, method, number) if open_world.sources else error
@@ -115,10 +115,6 @@ def _of_part(error: KdciError, method: str, number: int) -> KdciError:
     """Return the error with the key of the part that it is about: several paths look alike."""
     key = f"methods.{method}.open_world.sources.{number}.path"
     return type(error)(key, f"{error.subject}: {error.what}", error.fix)
-
-
-def _open_world(block: MethodBlock) -> OpenWorld | None:
-    return getattr(block, "open_world", None)
 
 
 def _sizes(params: Params, layout: Layout) -> Iterator[KdciError]:
@@ -144,7 +140,8 @@ def _teacher_batch(params: Params) -> Iterator[KdciError]:
 
 
 def _selection(method: str, block: MethodBlock, layout: Layout) -> Iterator[KdciError]:
-    open_world, wanted = _open_world(block), getattr(block, "num_selected", None)
+    open_world = getattr(block, "open_world", None)
+    wanted = getattr(block, "num_selected", None)
     if open_world is None or wanted is None:
         return
     available = _num_open_world(open_world, layout)
@@ -158,11 +155,11 @@ def _selection(method: str, block: MethodBlock, layout: Layout) -> Iterator[Kdci
 def _num_open_world(open_world: OpenWorld, layout: Layout) -> int | None:
     """Return how many images there are to choose from at most, if that is quickly known."""
     from kdci.data.open_world.candidates import count_candidates
-    from pipelines.checking.estimating.counting import pool_parts
+    from pipelines.checking.estimating.counting import parts_of
 
     asked = open_world.num_images or None
     try:
-        found = sum(count_candidates(part) for part in pool_parts(open_world, layout.root))
+        found = sum(count_candidates(part) for part in parts_of(open_world, layout.root))
     except (KdciError, OSError):
         return asked  # told by the look at the open world itself
     return min(found, asked or found)

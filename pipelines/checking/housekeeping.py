@@ -14,8 +14,9 @@ from typing import Any
 
 from kdci.config.params import Params
 from kdci.errors import IntegrityError, KdciError, StorageError
-from kdci.graph.build import graph_of
+from kdci.graph.build import Graph, graph_of
 from kdci.graph.cells import sources_of
+from kdci.graph.code import Sources
 from kdci.graph.node import Node
 from kdci.graph.standing import card_at, has_other_parents
 from kdci.store.artifacts import REBUILD, open_artifact, storage_errors
@@ -106,39 +107,32 @@ def _unless_running(layout: Layout, name: str) -> AbstractContextManager[bool]:
 
 
 def _clean_work(params: Params, layout: Layout, *, dry_run: bool) -> Iterator[Removal]:
-    judge = _Judge(params, layout)
+    graph = graph_of(params, layout.root)
+    sources = sources_of(graph)
     for stage_folder in _folders(layout.work / "work"):
         with _unless_running(layout, stage_folder.name) as free:
             for folder in _folders(stage_folder) if free else []:
-                reason = judge.orphaned(folder)
+                reason = _orphaned(folder, graph, sources)
                 if reason is not None:
                     yield _remove(folder, reason, dry_run=dry_run)
             if free and not dry_run and not any(stage_folder.iterdir()):
                 stage_folder.rmdir()
 
 
-class _Judge:
-    """Tells which work folders no run will go on from."""
-
-    def __init__(self, params: Params, layout: Layout) -> None:
-        self._graph = graph_of(params, layout.root)
-        self._sources = sources_of(self._graph)
-
-    def orphaned(self, folder: Path) -> str | None:
-        """Return why ``folder`` will not be used again; None: it may be."""
-        node = self._graph.nodes.get(folder.parent.name)
-        identity = _identity(folder)
-        if identity is None:
-            return "does not say what it is of"
-        if node is None:
-            return "not in the grid of params.yaml"
-        if identity["params"] != self._graph.values(node):
-            return "begun with other params"
-        if identity["code"] != self._sources.fingerprint(node.code):
-            return "begun with other code"
-        if has_other_parents(node, identity["parents"]):
-            return "begun from artifacts that were made anew"
-        return "its artifact is in place" if _is_finished(node, identity["key"]) else None
+def _orphaned(folder: Path, graph: Graph, sources: Sources) -> str | None:
+    """Return why no run will go on from a work folder; None: one may."""
+    node, identity = graph.nodes.get(folder.parent.name), _identity(folder)
+    if identity is None:
+        return "does not say what it is of"
+    if node is None:
+        return "not in the grid of params.yaml"
+    if identity["params"] != graph.values(node):
+        return "begun with other params"
+    if identity["code"] != sources.fingerprint(node.code):
+        return "begun with other code"
+    if has_other_parents(node, identity["parents"]):
+        return "begun from artifacts that were made anew"
+    return "its artifact is in place" if _is_finished(node, identity["key"]) else None
 
 
 def _is_finished(node: Node, key: str) -> bool:

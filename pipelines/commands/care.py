@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdci.errors import UserError
-from pipelines.commands.shared import project, project_root, tell, warn
+from pipelines.commands.shared import project, project_root, root_if_any, tell, warn
 
 if TYPE_CHECKING:
     from pipelines.tracking import SyncSummary
@@ -54,14 +53,8 @@ def doctor(
     """Look for what is wrong around the pipeline: versions, locks, processes, servers, disk."""
     from pipelines.checking.diagnosis import doctor as physician
 
-    try:
-        root = project_root(context)
-    except UserError:
-        if context.obj.root is not None:
-            raise
-        root = None  # outside of a project there are versions alone
     findings = []
-    examined = physician.examine(root, deep=deep)
+    examined = physician.examine(root_if_any(context), deep=deep)
     for finding in physician.repaired(examined) if fix else examined:
         typer.echo(finding.line)
         findings.append(finding)

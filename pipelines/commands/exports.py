@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,13 +14,6 @@ if TYPE_CHECKING:
     from kdci.config.params import Params
     from kdci.exporting.release import Release
     from kdci.store.layout import Layout
-
-
-class Form(StrEnum):
-    """What an exported student answers with."""
-
-    backbone = "backbone"
-    compensated = "compensated"
 
 
 def export(
@@ -36,7 +28,8 @@ def export(
     ] = None,
     to: Annotated[Path | None, typer.Option(help="Folder to write; else exports/CELL.")] = None,
     deploy: Annotated[
-        Form | None, typer.Option(help="What it answers with; else as evaluate.deploy says.")
+        Literal["backbone", "compensated"] | None,
+        typer.Option(help="What it answers with; else as evaluate.deploy says."),
     ] = None,
     formats: Annotated[
         str, typer.Option(help="Of pt2, onnx (needs kdci[export]) and mlflow.")
@@ -57,6 +50,8 @@ def export(
     seed: Annotated[int | None, typer.Option(help="Of this student seed.")] = None,
 ) -> None:
     """Write a student as pt2, ONNX and MLflow model, checked against it, with a model card."""
+    from kdci.exporting.export import export_student, require_place
+    from kdci.exporting.release import UNKNOWN_LICENSE, UNSTATED, Terms
     from pipelines.serving import exporting
 
     params, layout = _project(context, what)
@@ -71,14 +66,15 @@ def export(
     chosen = exporting.choose(params, layout, what, axes)
     root = Path.cwd() if layout is None else layout.root
     folder = to or root / exporting.EXPORTS / chosen.cell.name
-    form = deploy.value if deploy else exporting.default_form(params, chosen.folder)
-    release = _export(
+    form = deploy or exporting.default_form(params, chosen.folder)
+    require_place(folder, force=force)
+    release = export_student(
         chosen.folder,
         folder,
         deploy=form,
-        formats=formats,
+        formats=exporting.chosen_formats(formats),
+        terms=Terms(model_license or UNKNOWN_LICENSE, " ".join((data_license or UNSTATED).split())),
         force=force,
-        licenses=(model_license, data_license),
     )
     _show(release, folder)
 
@@ -91,31 +87,6 @@ def _project(context: typer.Context, what: str | None) -> tuple[Params | None, L
         if what is None or not (Path(what) / "card.json").is_file():
             raise
         return None, None
-
-
-def _export(
-    student: Path,
-    folder: Path,
-    *,
-    deploy: str,
-    formats: str,
-    force: bool,
-    licenses: tuple[str | None, str | None],
-) -> Release:
-    from kdci.exporting.export import export_student, require_place
-    from kdci.exporting.release import UNKNOWN_LICENSE, UNSTATED, Terms
-    from pipelines.serving.exporting import chosen_formats
-
-    require_place(folder, force=force)
-    of_model, of_data = licenses
-    return export_student(
-        student,
-        folder,
-        deploy=deploy,
-        formats=chosen_formats(formats),
-        terms=Terms(of_model or UNKNOWN_LICENSE, " ".join((of_data or UNSTATED).split())),
-        force=force,
-    )
 
 
 def _show(release: Release, folder: Path) -> None:

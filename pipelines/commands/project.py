@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pipelines.commands.shared import project, project_root, tell
-
-if TYPE_CHECKING:
-    from kdci.config.params import Params
-    from kdci.store.layout import Layout
-
-
-class Listing(StrEnum):
-    """What `kdci list` can list."""
-
-    methods = "methods"
-    backbones = "backbones"
-    arms = "arms"
-    datasets = "datasets"
-    presets = "presets"
 
 
 def check(
@@ -47,23 +33,22 @@ def check(
     for line in () if problems else summary(params, layout):
         typer.echo(line)
     if estimate:  # whoever has no data yet wants to know what they will need, too
-        _estimate(params, layout, seconds)
+        from pipelines.checking.estimating.estimate import estimate as estimated
+        from pipelines.checking.estimating.text import estimate_lines
+
+        found = estimated(params, layout, seconds=seconds, tell=partial(typer.echo, err=True))
+        for line in estimate_lines(found, layout.root):
+            typer.echo(line)
     if exit_code:
         raise typer.Exit(exit_code)
 
 
-def _estimate(params: Params, layout: Layout, seconds: float) -> None:
-    from pipelines.checking.estimating.estimate import estimate
-    from pipelines.checking.estimating.text import estimate_lines
-
-    def tell(line: str) -> None:
-        typer.echo(line, err=True)
-
-    for line in estimate_lines(estimate(params, layout, seconds=seconds, tell=tell), layout.root):
-        typer.echo(line)
-
-
-def list_names(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
+def list_names(
+    what: Annotated[
+        Literal["methods", "backbones", "arms", "datasets", "presets"],
+        typer.Argument(help="What to list."),
+    ],
+) -> None:
     """List names that params.yaml and `kdci preset` take, one a line."""
     from kdci.config.catalog import BACKBONE_NAMES, CUSTOM, DATASETS
     from kdci.deconfounding.arms import ARMS
@@ -71,14 +56,14 @@ def list_names(what: Annotated[Listing, typer.Argument(help="What to list.")]) -
     from pipelines.params.presets import preset_names
 
     names = {
-        Listing.methods: method_names(),
-        Listing.backbones: BACKBONE_NAMES,
-        Listing.arms: ARMS,
-        Listing.datasets: [*DATASETS, CUSTOM],
-        Listing.presets: preset_names(),
+        "methods": method_names(),
+        "backbones": BACKBONE_NAMES,
+        "arms": ARMS,
+        "datasets": [*DATASETS, CUSTOM],
+        "presets": preset_names(),
     }
     typer.echo("\n".join(names[what]))
-    if what is Listing.backbones:
+    if what == "backbones":
         # Not among the names, which scripts read.
         also = "also any classifier of torchvision and timm, as torchvision-NAME and timm-NAME"
         typer.echo(also, err=True)
@@ -100,7 +85,7 @@ def preset(
 ) -> None:
     """Write a preset's params.yaml."""
     from pipelines.graph.current import current_graph
-    from pipelines.params.preset_edits import write_preset
+    from pipelines.params.edit import write_preset
     from pipelines.params.schema import place_of, write_schema
 
     root = project_root(context)

@@ -10,13 +10,18 @@ import typer
 from kdci.errors import UserError
 from pipelines.commands.shared import numbers, project_root, warn
 
+_Targets = Annotated[
+    list[str] | None,
+    typer.Argument(help="Stages, entries of dvc.yaml or patterns; none: everything."),
+]
+_NoTrack = Annotated[
+    bool, typer.Option("--no-track", help="Leave the record in MLflow to `kdci sync`.")
+]
+
 
 def run_pipeline(
     context: typer.Context,
-    targets: Annotated[
-        list[str] | None,
-        typer.Argument(help="Stages, entries of dvc.yaml or patterns; none: everything."),
-    ] = None,
+    targets: _Targets = None,
     preset: Annotated[
         str | None, typer.Option(help="Make params.yaml this preset's first.")
     ] = None,
@@ -29,9 +34,7 @@ def run_pipeline(
     no_prefect: Annotated[
         bool, typer.Option("--no-prefect", help="Do the same without Prefect.")
     ] = False,
-    no_track: Annotated[
-        bool, typer.Option("--no-track", help="Leave the record in MLflow to `kdci sync`.")
-    ] = False,
+    no_track: _NoTrack = False,
     serve: Annotated[
         bool, typer.Option("--serve", help="Run what is started in Prefect's UI, until Ctrl-C.")
     ] = False,
@@ -56,10 +59,7 @@ def run_pipeline(
 
 def sweep(
     context: typer.Context,
-    targets: Annotated[
-        list[str] | None,
-        typer.Argument(help="Stages, entries of dvc.yaml or patterns; none: everything."),
-    ] = None,
+    targets: _Targets = None,
     address: Annotated[
         str | None,
         typer.Option(help="HOST:PORT of a Ray cluster, or auto; else RAY_ADDRESS, else our own."),
@@ -79,9 +79,7 @@ def sweep(
     allow_no_token: Annotated[
         bool, typer.Option("--allow-no-token", help="Accept a Ray cluster that asks for no token.")
     ] = False,
-    no_track: Annotated[
-        bool, typer.Option("--no-track", help="Leave the record in MLflow to `kdci sync`.")
-    ] = False,
+    no_track: _NoTrack = False,
     search: Annotated[
         Path | None,
         typer.Option(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -14,6 +14,8 @@ from kdci.errors import KdciError, UserError
 if TYPE_CHECKING:
     from kdci.config.params import Params
     from kdci.store.layout import Layout
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -32,11 +34,11 @@ def tell(problems: Sequence[KdciError]) -> int:
     return max(problem.exit_code for problem in problems)
 
 
-def project_root(context: typer.Context) -> Path:
-    """Return the project folder.
+def root_if_any(context: typer.Context) -> Path | None:
+    """Return the project folder; None: the command runs outside of one.
 
     Raises:
-        UserError: There is none.
+        UserError: The one that is given is none.
     """
     given: Path | None = context.obj.root
     if given is not None:
@@ -47,8 +49,21 @@ def project_root(context: typer.Context) -> Path:
     for folder in (here, *here.parents):
         if any((folder / name).is_file() for name in ("params.yaml", "dvc.yaml")):
             return folder
-    what = "neither it nor a folder above holds params.yaml or dvc.yaml"
-    raise UserError(str(here), what, "go to the project folder, or give it with --root")
+    return None
+
+
+def project_root(context: typer.Context) -> Path:
+    """Return the project folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    root = root_if_any(context)
+    if root is None:
+        what = "neither it nor a folder above holds params.yaml or dvc.yaml"
+        fix = "go to the project folder, or give it with --root"
+        raise UserError(str(Path.cwd()), what, fix)
+    return root
 
 
 def project(context: typer.Context, *, methods: bool = True) -> tuple[Params, Layout]:
@@ -80,9 +95,14 @@ def numbers(text: str | None, option: str = "--seeds") -> list[int] | None:
     Raises:
         UserError: It is no list of numbers.
     """
+    return listed(text, option, int, "0,1,2")
+
+
+def listed(text: str | None, option: str, kind: Callable[[str], T], example: str) -> list[T] | None:
+    """Read values of a kind, the value of ``option``; as ``numbers``."""
     if text is None:
         return None
     try:
-        return [int(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(option, f"{text!r} is no list of numbers", "write 0,1,2") from None
+        raise UserError(option, f"{text!r} is no list of numbers", f"write {example}") from None

@@ -42,11 +42,6 @@ class Explained:
     code: tuple[str, ...] = ()
     expected_time: ExpectedTime | None = None
 
-    @property
-    def takes_time(self) -> bool:
-        """Tell whether it would be run, as far as can be told."""
-        return self.fate in (Fate.runs, Fate.may_run)
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -175,7 +170,7 @@ def _code(stage: DagStage, dag: Dag) -> tuple[str, ...]:
 
 
 def _cost(dag: Dag, stages: Iterable[Explained], limit: int) -> Cost:
-    running = {one.name: one for one in stages if one.takes_time}
+    running = {one.name: one for one in stages if one.fate in (Fate.runs, Fate.may_run)}
     seconds = {
         name: one.expected_time.seconds
         for name, one in running.items()

@@ -50,6 +50,8 @@ class _Forecaster:
         self._dag = dag
         self._verdicts = dag.verdicts
         self._stages = {stage.name: stage for stage in repo.index.stages if stage.name}
+        self._restored: list[str] = []
+        """Outputs that are taken from the cache."""
         self._before: dict[str, str] = {}
         """Hashes of outputs at the last run, by path."""
         self._after: dict[str, str] = {}
@@ -63,6 +65,8 @@ class _Forecaster:
         self.fates[name] = fate
         if fate in (Fate.up_to_date, Fate.restored):
             self._after.update(outs or recorded)
+        if fate is Fate.restored:
+            self._restored += self._dag.stages[name].outs
 
     def _judge(self, name: str, stage: Any) -> tuple[Fate, dict[str, str]]:
         """Return a stage's fate, and what it will leave if that is not what it left before."""
@@ -133,20 +137,12 @@ class _Forecaster:
         Raises:
             _UnknownError: It is a folder of which something will differ.
         """
-        outs = [out for out in self._restored_outs() if overlap(path, out)]
+        outs = [out for out in self._restored if overlap(path, out)]
         if path in outs:
             return self._after[path]
         if any(self._after[out] != self._before[out] for out in outs):
             raise _UnknownError
         return _hash(dep) if outs and _hash(dep) else None
-
-    def _restored_outs(self) -> list[str]:
-        return [
-            out
-            for name, fate in self.fates.items()
-            if fate is Fate.restored
-            for out in self._dag.stages[name].outs
-        ]
 
     def _in_run_cache(self, stage: Any, deps: Mapping[str, str]) -> dict[str, str] | None:
         """Return what a past run from the same left, by path; None: there is none to restore.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from kdci.config.params import Params
 from kdci.graph.node import Node
@@ -16,10 +16,11 @@ from kdci.store.layout import Layout
 
 def publish(node: Node, params: Params, layout: Layout) -> None:
     """Show the artifact of a stage, if it is one that is looked at: a pool or a dictionary."""
-    if node.kind == "pool":
-        _publish_pool(node, params, layout)
-    elif node.kind == "dictionary":
-        _publish_dictionary(node, params, layout)
+    show = {"pool": _publish_pool, "dictionary": _publish_dictionary}.get(node.kind)
+    if show is not None:
+        place, of = (layout.other, params.of_other()) if node.of_other else (layout, params)
+        axes = (str(node.point["teacher"]), node.method, int(node.point["pool_seed"]))
+        show(node.name, place, axes, of.data.spec.class_names)
 
 
 def publish_results(layout: Layout) -> None:
@@ -66,56 +67,49 @@ def _shown(link: str) -> str:
     return f"[{link.rpartition('/')[2]}]({link})"
 
 
-def _publish_pool(node: Node, params: Params, layout: Layout) -> None:
+def _publish_pool(
+    name: str, place: Layout, axes: tuple[str, str, int], class_names: Sequence[str]
+) -> None:
     from prefect.artifacts import create_image_artifact
 
     from kdci.reporting.figures.images import substitutes
     from kdci.reporting.figures.style import drawing, png
     from kdci.reporting.gather import pool_view
 
-    place, of, key = _place(node, params, layout)
-    pool = pool_view(place, *key)
+    pool = pool_view(place, *axes)
     with drawing():
-        image = base64.b64encode(png(substitutes(pool, of.data.spec.class_names))).decode()
+        image = base64.b64encode(png(substitutes(pool, class_names))).decode()
     create_image_artifact(
-        key=_key("pool", node.name),
+        key=_key("pool", name),
         image_url=f"data:image/png;base64,{image}",
-        description=f"Substitution images of {node.name}: {len(pool.images)} in all, "
+        description=f"Substitution images of {name}: {len(pool.images)} in all, "
         f"{100 * pool.total_variation:.0f} % of them would have to change class to balance it",
     )
 
 
-def _publish_dictionary(node: Node, params: Params, layout: Layout) -> None:
+def _publish_dictionary(
+    name: str, place: Layout, axes: tuple[str, str, int], class_names: Sequence[str]
+) -> None:
     from prefect.artifacts import create_table_artifact
 
     from kdci.reporting.gather import dictionary_view
 
-    place, of, key = _place(node, params, layout)
-    view = dictionary_view(place, *key)
-    names = of.data.spec.class_names
+    view = dictionary_view(place, *axes)
     order = sorted(range(len(view.proportions)), key=lambda i: -view.proportions[i])
     table = [
         {
             "prototype": i,
             "P(z), %": round(100 * float(view.proportions[i]), 2),
-            "top class": names[view.facts["top_class"][i]],
+            "top class": class_names[view.facts["top_class"][i]],
         }
         for i in order
     ]
     create_table_artifact(
-        key=_key("dictionary", node.name),
+        key=_key("dictionary", name),
         table=table,
-        description=f"Confounder dictionary of {node.name}: N = {len(table)} prototypes in "
+        description=f"Confounder dictionary of {name}: N = {len(table)} prototypes in "
         f"{view.facts['space']}, of {view.facts['num_predictions']} predictions",
     )
-
-
-def _place(
-    node: Node, params: Params, layout: Layout
-) -> tuple[Layout, Params, tuple[str, str, int]]:
-    """Return the pipeline that an artifact belongs to, and its axes."""
-    axes = (str(node.point["teacher"]), node.method, int(node.point["pool_seed"]))
-    return (layout.other, params.of_other(), axes) if node.of_other else (layout, params, axes)
 
 
 def _key(kind: str, name: str) -> str:

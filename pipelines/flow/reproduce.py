@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from uuid import UUID
@@ -41,15 +42,13 @@ from pipelines.tracking.uri import redacted
 CANCEL_POLL = 5.0
 """Seconds between two looks whether the flow run was cancelled in the UI."""
 
-_Stages = dict[str, "PrefectFuture[Any]"]
-
 
 class _Shown(NamedTuple):
     """The run that a flow shows, and who records it."""
 
     run: Run
     recorder: Recorder | None
-    on_begin: Callable[[], None] = lambda: None
+    on_begin: Callable[[], None]
 
 
 _current: ContextVar[_Shown] = ContextVar("kdci_run")
@@ -57,7 +56,7 @@ _current: ContextVar[_Shown] = ContextVar("kdci_run")
 
 @contextmanager
 def handed_over(
-    run: Run, recorder: Recorder | None, on_begin: Callable[[], None]
+    run: Run, recorder: Recorder | None, on_begin: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
     """Let the flow that is called in the block show ``run``, which somebody else drives.
 
@@ -131,17 +130,15 @@ def reproduce(
             args=(PATIENCE, lambda stage: logger.warning(OVERDUE, stage)),
         )
         driver.start()
-        shown = _Shown(run, recorder)
-        token = _current.set(shown)
         try:
-            return _show(shown)
+            with handed_over(run, recorder):
+                return _show(_current.get())
         except BaseException:
             # Cancelled or killed: stages save their state. A failing server alone is no reason.
             if not _is_server_trouble():
                 run.scheduler.stop()
             raise
         finally:
-            _current.reset(token)
             driver.join()
 
 
@@ -168,13 +165,14 @@ def _show(shown: _Shown) -> PrefectState[Any]:
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None
     run.links[""] = _flow_links(context.flow_run.id)
-    futures: _Stages = {}
+    futures: dict[str, PrefectFuture[Any]] = {}
     with _cancellation(context.flow_run.id, run):
-        for name in run.scheduler.turns():
-            futures[name] = _submit(run, name, futures)
-        for name in run.dag.stages:  # what could not run is shown as such
+        # What could not run comes last, and is shown as such.
+        for name in chain(run.scheduler.turns(), run.dag.stages):
             if name not in futures:
-                futures[name] = _submit(run, name, futures)
+                upstream = run.dag.stages[name].upstream
+                after = [futures[parent] for parent in upstream if parent in futures]
+                futures[name] = run_stage.submit(stage=name, return_state=False, wait_for=after)
         for future in futures.values():
             future.wait()
     _try(lambda: publish_results(run.layout))
@@ -183,14 +181,6 @@ def _show(shown: _Shown) -> PrefectState[Any]:
         if record is not None:
             _try(lambda: publish_links(run.layout, record.where, record.links))
     return _final_state(run)
-
-
-def _submit(run: Run, name: str, futures: _Stages) -> PrefectFuture[Any]:
-    upstream = [futures[parent] for parent in run.dag.stages[name].upstream if parent in futures]
-    submitted: PrefectFuture[Any] = run_stage.submit(
-        stage=name, return_state=False, wait_for=upstream
-    )
-    return submitted
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)

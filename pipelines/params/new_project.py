@@ -15,7 +15,7 @@ from pathlib import Path
 from kdci.errors import StorageError, UserError
 from kdci.store.artifacts import replace_file, storage_errors
 from pipelines.graph.current import current_graph
-from pipelines.params.preset_edits import write_preset
+from pipelines.params.edit import write_preset
 from pipelines.params.schema import place_of, write_schema
 
 SHIPPED = Path(__file__).parents[1] / "project"

@@ -52,7 +52,7 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 
 def _examine_project(root: Path, *, dvc_is_silenced: bool) -> Iterator[Finding]:
-    from pipelines.checking.diagnosis.leftovers import check_leftovers
+    from pipelines.checking.diagnosis.disk import check_leftovers
     from pipelines.checking.diagnosis.locks import check_locks
     from pipelines.checking.diagnosis.processes import check_processes
     from pipelines.checking.diagnosis.servers import check_servers

@@ -76,11 +76,8 @@ def _held(what: str, lock: Path, holder: Path) -> Finding:
 
 
 def _processes_with(file: Path) -> Iterator[int]:
-    for process in psutil.process_iter():
-        try:
-            opened = [one.path for one in process.open_files()]
-        except psutil.Error:
-            continue
+    for process in psutil.process_iter(["open_files"]):
+        opened = [one.path for one in process.info["open_files"] or ()]
         if str(file) in opened and process.pid != os.getpid():
             yield process.pid
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 
 from pipelines.checking.diagnosis.findings import Finding, ok, problem, warning
 
-_SERVERS = {
-    "mlflow": ("server", "ui"),
-    "prefect": ("server",),
-    "ray": ("start",),
-}
+_SERVERS = {("mlflow", "server"), ("mlflow", "ui"), ("prefect", "server"), ("ray", "start")}
 _SERVER_PROGRAMS = ("raylet", "gcs_server")
 _SERVER_APPS = ("prefect.server.api.server", "mlflow.server")
 _RUNNERS = ("dvc", "kdci")
@@ -62,15 +59,12 @@ def check_processes(root: Path) -> Iterator[Finding]:
 
 
 def _in_workspace(root: Path) -> Iterator[_Found]:
-    for process in psutil.process_iter():
-        try:
-            if process.pid == os.getpid() or not Path(process.cwd()).is_relative_to(root):
-                continue
-            described = _describe(process.cmdline())
-        except psutil.Error:  # it ended, or is another user's
-            continue
-        if described is not None:
-            yield _Found(process, *described)
+    for process in psutil.process_iter(["cwd", "cmdline"]):  # None: another user's
+        place, words = process.info["cwd"], process.info["cmdline"]
+        if process.pid != os.getpid() and place and Path(place).is_relative_to(root):
+            described = _describe(words or ())
+            if described is not None:
+                yield _Found(process, *described)
 
 
 def _describe(words: Sequence[str]) -> tuple[str, str] | None:
@@ -89,14 +83,8 @@ def _describe(words: Sequence[str]) -> tuple[str, str] | None:
     app = next((app for app in _SERVER_APPS for word in words if word.startswith(app)), None)
     if app is not None:
         return "server", f"{app.partition('.')[0]} server"
-    return _server(words)
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:  # it has ended
-        return []
+    named = ((os.path.basename(tool), command) for tool, command in pairwise(words[:4]))
+    return next((("server", " ".join(pair)) for pair in named if pair in _SERVERS), None)
 
 
 def _module(words: Sequence[str]) -> str:
@@ -114,15 +102,6 @@ def _module(words: Sequence[str]) -> str:
     return ""
 
 
-def _server(words: Sequence[str]) -> tuple[str, str] | None:
-    for place, word in enumerate(words[:3]):
-        tool = os.path.basename(word)
-        command = words[place + 1] if place + 1 < len(words) else ""
-        if command in _SERVERS.get(tool, ()):
-            return "server", f"{tool} {command}"
-    return None
-
-
 def _is_orphan(found: _Found) -> bool:
     """Tell whether what started a process is gone.
 
@@ -134,7 +113,8 @@ def _is_orphan(found: _Found) -> bool:
     if found.kind == "command":
         return False
     try:
-        if any(_describe(_words(parent)) for parent in process.parents()):
+        words = (one.as_dict(["cmdline"])["cmdline"] for one in process.parents())
+        if any(_describe(of_parent or ()) for of_parent in words):
             return False
         if found.kind == "stage" and "DVC_STAGE" in process.environ():
             return True

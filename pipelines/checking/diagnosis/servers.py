@@ -42,7 +42,7 @@ def _mlflow(root: Path) -> Finding:
     shown = f"MLflow at {redacted(uri)}"
     mend = "start it, or unset MLFLOW_TRACKING_URI; `kdci sync` makes up for what is missing"
     if uri.startswith(("http://", "https://")):
-        return _http(shown, redacted(uri).rstrip("/") + "/health", mend)
+        return _http(shown, uri, mend)
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         return ok(f"{shown}: not made yet")
@@ -61,7 +61,7 @@ def _prefect() -> Finding:
     if not url:
         return ok("Prefect: no server is set; a run starts one of its own")
     mend = "start it, or unset PREFECT_API_URL (`prefect config unset PREFECT_API_URL`)"
-    return _http(f"Prefect at {redacted(url)}", redacted(url).rstrip("/") + "/health", mend)
+    return _http(f"Prefect at {redacted(url)}", url, mend)
 
 
 def _prefect_url() -> str | None:
@@ -80,7 +80,8 @@ def _ray() -> Finding:
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local", "auto"):
         return ok("Ray: no cluster is set; a sweep starts one of its own")
-    shown, mend = f"Ray at {redacted_address(address)}", "start it, or unset RAY_ADDRESS"
+    plain = redacted(address) if "://" in address else address.rpartition("@")[2]
+    shown, mend = f"Ray at {plain}", "start it, or unset RAY_ADDRESS"
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     try:
         socket.create_connection((parts.hostname or "", parts.port or 6379), PATIENCE).close()
@@ -116,16 +117,12 @@ def _ray_health(shown: str, address: str, mend: str) -> Finding:
     return ok(f"{shown} answers")
 
 
-def redacted_address(address: str) -> str:
-    """Return a Ray address without user and password."""
-    return redacted(address) if "://" in address else address.rpartition("@")[2]
-
-
 # -- asking -----------------------------------------------------------------------------------
 
 
-def _http(shown: str, url: str, mend: str) -> Finding:
-    """Ask once; a refusal is an answer too."""
+def _http(shown: str, address: str, mend: str) -> Finding:
+    """Ask once how a server is; a refusal is an answer too."""
+    url = f"{redacted(address).rstrip('/')}/health"
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE) as reply:  # noqa: S310 http(s) alone
             reply.read(1)

@@ -14,12 +14,12 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from pipelines.checking.diagnosis.findings import Finding, ok, problem, warning
-
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
 
 _DEEP_SECONDS = 120.0
 _PREFECT = "import prefect.server.api.server"
@@ -33,8 +33,7 @@ def check_versions() -> Iterator[Finding]:
         yield problem("kdci is not installed here", "run `make setup`")
         return
     yield _python(next(iter(project.metadata.get_all("Requires-Python") or []), ""))
-    by_extra = _requirements(project)
-    for extra, requirements in by_extra.items():
+    for extra, requirements in _requirements(project).items():
         yield from _group(extra, requirements)
 
 
@@ -86,8 +85,6 @@ def _project() -> Distribution | None:
 
 
 def _python(required: str) -> Finding:
-    from packaging.specifiers import SpecifierSet
-
     here = platform.python_version()
     if required and not SpecifierSet(required).contains(here, prereleases=True):
         return problem(f"Python {here} is not {required}", "make the environment anew with one")
@@ -96,8 +93,6 @@ def _python(required: str) -> Finding:
 
 def _requirements(project: Distribution) -> dict[str, list[Requirement]]:
     """Return what the project asks for, by extra; "" is asked for always."""
-    from packaging.requirements import Requirement
-
     extras = project.metadata.get_all("Provides-Extra") or []
     found: dict[str, list[Requirement]] = {"": [], **{extra: [] for extra in extras}}
     for text in project.requires or ():
@@ -156,6 +151,4 @@ def _stated(project: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _normal(requirements: Iterable[str]) -> set[str]:
-    from packaging.requirements import Requirement
-
     return {str(Requirement(one)) for one in requirements}

@@ -28,19 +28,14 @@ from kdci.store.layout import Layout
 COUNTING_SECONDS = 5.0
 """Files of a split are counted for about this long."""
 _CIFAR_BATCH = 10_000
-PUBLISHED: dict[str, dict[Split, int]] = {
-    "cifar10": {"train": 50_000, "test": 10_000},
-    "cifar100": {"train": 50_000, "test": 10_000},
-    "tiny-imagenet": {"train": 100_000, "test": 10_000},
-    "imagenet": {"train": 1_281_167, "test": 50_000},
+PUBLISHED: dict[str, dict[str, int]] = {
+    "cifar10": {"train": 50_000, "test": 10_000, "bytes": 170_498_071},
+    "cifar100": {"train": 50_000, "test": 10_000, "bytes": 169_001_437},
+    "tiny-imagenet": {"train": 100_000, "test": 10_000, "bytes": 248_100_043},
+    "imagenet": {"train": 1_281_167, "test": 50_000, "bytes": 154_642_401_280},
 }
-PUBLISHED_BYTES = {
-    "cifar10": 170_498_071,
-    "cifar100": 169_001_437,
-    "tiny-imagenet": 248_100_043,
-    "imagenet": 154_642_401_280,
-}
-"""Of the archives that their authors publish, of ImageNet without its unlabelled test images."""
+"""Images of each split, and bytes of the archives that the authors publish: of ImageNet without its
+unlabelled test images."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +71,11 @@ def count_split(params: Params, layout: Layout, split: Split) -> Counted:
     return Counted(published, is_found=False, is_lazy=_is_lazy(spec, published or 0))
 
 
-def pool_parts(open_world: OpenWorld | None, root: Path) -> list[PoolPart]:
-    """Return the sources of an open world, by a project folder; None has none."""
+def parts_of(open_world: OpenWorld, root: Path) -> list[PoolPart]:
+    """Return the sources of an open world, by a project folder."""
     return [
         PoolPart(part.source, root / part.path if part.path else None, part.num_images)
-        for part in (open_world.parts if open_world is not None else ())
+        for part in open_world.parts
     ]
 
 

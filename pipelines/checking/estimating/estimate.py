@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdci.config.params import Params
-from kdci.data.open_world.candidates import PoolPart
 from kdci.errors import UserError
 from kdci.graph.build import graph_of
 from kdci.graph.node import Node
 from kdci.graph.standing import is_in_place
 from kdci.store.layout import Layout
 from kdci.training.runtime import start
-from pipelines.checking.estimating.counting import Counted, count_part, count_split, pool_parts
+from pipelines.checking.estimating.counting import Counted, count_part, count_split, parts_of
 from pipelines.checking.estimating.measured import Measurements, measure
 from pipelines.checking.estimating.stages import Meter, Side, StageNeed
 
@@ -33,14 +32,12 @@ class DataNeed:
         name: Of the dataset, or the kind of source.
         path: Where it belongs; None: it comes with a package.
         counted: How many images it has.
-        needed: Whether anybody will open it.
     """
 
     key: str
     name: str
     path: Path | None
     counted: Counted
-    needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -136,14 +133,12 @@ def _sides(params: Params, layout: Layout) -> dict[str, Side]:
         train, test = count_split(own, layout, "train"), count_split(own, layout, "test")
         side = sides[name] = Side(name, own, train, test)
         for method in (*own.grid.methods, *own.grid.controls):
-            wanted = getattr(own.method(method), "num_selected", 0)
-            parts = _parts_of(own, method, layout)
-            side.parts[method] = [count_part(part, wanted) for part in parts]
+            block = own.method(method)
+            wanted = getattr(block, "num_selected", 0)
+            open_world = getattr(block, "open_world", None)
+            parts = [] if open_world is None else parts_of(open_world, layout.root)
+            side.parts[method] = [(part, count_part(part, wanted)) for part in parts]
     return sides
-
-
-def _parts_of(params: Params, method: str, layout: Layout) -> list[PoolPart]:
-    return pool_parts(getattr(params.method(method), "open_world", None), layout.root)
 
 
 def _pending(params: Params, layout: Layout) -> list[Node]:
@@ -160,15 +155,12 @@ def _data(params: Params, layout: Layout, sides: dict[str, Side]) -> Iterator[Da
     for name, side in sides.items():
         data, prefix = side.params.data, "" if name == "main" else "other."
         path = layout.root / data.path if data.path else None
-        trains, tests = params.teacher.artifact is None, data.test is not None
-        for split, counted, needed in (
-            ("training", side.train, trains),
-            ("test", side.test, tests),
-        ):
-            yield DataNeed(f"{prefix}data", f"{data.name}, {split}", path, counted, needed)
+        if params.teacher.artifact is None:
+            yield DataNeed(f"{prefix}data", f"{data.name}, training", path, side.train)
+        if data.test is not None:
+            yield DataNeed(f"{prefix}data", f"{data.name}, test", path, side.test)
     for method, counts in sides["main"].parts.items():
-        parts = _parts_of(params, method, layout)
-        for number, (part, counted) in enumerate(zip(parts, counts, strict=True)):
+        for number, (part, counted) in enumerate(counts):
             key = f"methods.{method}.open_world"
             key += f".sources.{number}" if len(counts) > 1 else ""
             yield DataNeed(key, part.source, part.path, counted)

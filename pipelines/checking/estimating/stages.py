@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from kdci.config.params import Params
+from kdci.data.open_world.candidates import PoolPart
 from kdci.deconfounding.clustering import MINI_BATCH_ROWS
 from kdci.graph.node import Node
 from kdci.store.layout import Cell, all_cells
 from kdci.training.snapshots import snapshot_steps
 from pipelines.checking.estimating.counting import Counted, image_bytes
 from pipelines.checking.estimating.measured import Measurements
-from pipelines.checking.estimating.subjects import Backbone, Pair
+from pipelines.checking.estimating.subjects import Backbone, Pair, Subject
 from stages.evaluate import NUM_FRECHET_IMAGES
 
 FLOAT_BYTES = 4
@@ -38,7 +40,7 @@ class Side:
     params: Params
     train: Counted
     test: Counted
-    parts: dict[str, list[Counted]] = field(default_factory=dict)
+    parts: dict[str, list[tuple[PoolPart, Counted]]] = field(default_factory=dict)
 
     def at_budget(self, budget: float) -> Side:
         """Return the same at another budget."""
@@ -47,7 +49,7 @@ class Side:
 
     def candidates(self, method: str) -> int:
         """Return how many images a method chooses from."""
-        found = sum(part.num_images or 0 for part in self.parts.get(method, ()))
+        found = sum(counted.num_images or 0 for _, counted in self.parts.get(method, ()))
         if not found:
             return 0
         most: int = self.params.method(method).open_world.num_images  # type: ignore[attr-defined]
@@ -75,7 +77,7 @@ class Side:
         number = block.num_refreshes(self.params.recipe(cell.method))
         return number, number * block.num_refresh_images
 
-    def subjects(self, nodes: list[Node]) -> Iterator[tuple[str, Backbone | Pair]]:
+    def subjects(self, nodes: list[Node]) -> Iterator[tuple[str, Subject]]:
         """Yield what has to be measured for some stages: networks, then methods on pairs."""
         axes = [node.point for node in nodes]
         trained = self.params.teacher.artifact is None
@@ -258,14 +260,13 @@ class Meter:
         return seen * self._of(backbone, "decoding")
 
     def _of(self, backbone: str, what: str) -> float:
-        found = self.measured.of(self.side.name, Backbone, name=backbone)
-        if found is None:
-            raise _UnknownError(f"{backbone} was not measured")
-        return float(found[what])
+        return float(self._measured(Backbone, name=backbone)[what])
 
     def _pair(self, node: Node, *axes: str) -> dict[str, dict[str, float]]:
-        point = {axis: str(node.point[axis]) for axis in axes}
-        found = self.measured.of(self.side.name, Pair, **point)
+        return self._measured(Pair, **{axis: str(node.point[axis]) for axis in axes})
+
+    def _measured(self, kind: type[Subject], **facts: str) -> dict[str, Any]:
+        found = self.measured.of(self.side.name, kind, **facts)
         if found is None:
-            raise _UnknownError(f"{' '.join(point.values())} was not measured")
+            raise _UnknownError(f"{' '.join(facts.values())} was not measured")
         return found

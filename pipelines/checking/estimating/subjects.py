@@ -32,9 +32,13 @@ from kdci.substitution.resampled import ResampledSource
 from kdci.training.distillation import Distiller
 from kdci.training.evaluation import PREDICTION_BATCH, predict_logits
 from kdci.training.supervised import SupervisedTrainer
-from pipelines.checking.estimating.counting import pool_parts
-from pipelines.checking.estimating.machine import Machine, Unheard
-from pipelines.checking.estimating.made_up import decoding_seconds, write_photographs
+from pipelines.checking.estimating.counting import parts_of
+from pipelines.checking.estimating.machine import (
+    Machine,
+    Unheard,
+    decoding_seconds,
+    write_photographs,
+)
 from pipelines.checking.estimating.timing import Line, Seconds, draw_lines, timed, usual
 from stages.distill import compensation_settings
 
@@ -278,7 +282,7 @@ class _Bench:
             max_bad_fraction=0.99,
         )
         with suppress(KdciError, OSError):  # told by the look at the data itself
-            pool = open_pool(pool_parts(block, Path()))
+            pool = open_pool(parts_of(block, Path()))
             if pool.num_candidates >= candidates:
                 return pool
         self.is_made_up = True

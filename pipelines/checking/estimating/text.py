@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.checking.checks import counted
-from pipelines.checking.estimating.counting import PUBLISHED_BYTES
+from pipelines.checking.diagnosis.disk import amount, two_digits
+from pipelines.checking.estimating.counting import PUBLISHED
 from pipelines.checking.estimating.estimate import DataNeed, Estimate
 from pipelines.checking.estimating.measured import OUT_OF_TIME
 from pipelines.checking.estimating.stages import StageNeed
@@ -41,11 +42,11 @@ def estimate_lines(found: Estimate, root: Path) -> Iterator[str]:
 
 def _data(found: Estimate, root: Path) -> Iterator[str]:
     yield "data"
-    rows = [_data_row(need, root) for need in found.data if need.needed]
+    rows = [_data_row(need, root) for need in found.data]
     yield from _indented(rows, right=(2,))
     missing = {need.name.partition(",")[0] for need in found.data if not need.counted.is_found}
-    for name in sorted(missing & PUBLISHED_BYTES.keys()):
-        yield f"  {name} is published in {amount(PUBLISHED_BYTES[name])} of archives"
+    for name in sorted(missing & PUBLISHED.keys()):
+        yield f"  {name} is published in {amount(PUBLISHED[name]['bytes'])} of archives"
 
 
 def _data_row(need: DataNeed, root: Path) -> tuple[str, ...]:
@@ -55,7 +56,7 @@ def _data_row(need: DataNeed, root: Path) -> tuple[str, ...]:
         size = f", {amount(counted.num_bytes)}" if counted.num_bytes else ""
         where = _shown(need.path, root) if need.path else "comes with scikit-learn"
         return need.key, need.name, f"{number}{size}", where
-    is_published = need.name.partition(",")[0] in PUBLISHED_BYTES
+    is_published = need.name.partition(",")[0] in PUBLISHED
     number = number if is_published or counted.num_images is None else f"at least {number}"
     return need.key, need.name, number, f"missing: {_shown(need.path, root)}"
 
@@ -159,22 +160,8 @@ def duration(seconds: float) -> str:
     """Return seconds as a person says them, with two digits that count."""
     for unit, size, limit in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 1000)):
         if seconds / size < limit:
-            return f"{_two_digits(seconds / size)} {unit}"
-    return f"{_two_digits(seconds / 86_400)} days"
-
-
-def amount(num_bytes: float) -> str:
-    """Return bytes as a person says them."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= 0.95 * size:
-            return f"{_two_digits(num_bytes / size)} {unit}"
-    return f"{num_bytes / 1e3:.0f} kB"
-
-
-def _two_digits(value: float) -> str:
-    if value < 9.95:
-        return f"{value:.1f}"
-    return f"{value:,.0f}" if value < 100 else f"{round(value, -1):,.0f}"
+            return f"{two_digits(seconds / size)} {unit}"
+    return f"{two_digits(seconds / 86_400)} days"
 
 
 def _indented(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> Iterator[str]:

@@ -22,7 +22,7 @@ from kdci.store import artifacts
 from kdci.store.hashing import hash_json
 from kdci.store.layout import Layout
 from pipelines.checking.housekeeping import clean, verify
-from pipelines.params.preset_edits import write_preset
+from pipelines.params.edit import write_preset
 from pipelines.params.presets import FOLDER
 from tests.project_code import ROOT
 

@@ -16,7 +16,7 @@ from pipelines.explaining.differences import Comparison, compare
 from pipelines.explaining.past_runs import PastRun, read_past_runs
 from pipelines.explaining.tasks import Task, num_steps
 from pipelines.graph.dag import Dag, DagStage, read_dag
-from pipelines.params.preset_edits import write_preset
+from pipelines.params.edit import write_preset
 from pipelines.params.presets import preset_names
 from pipelines.running import journal
 from pipelines.running.journal import Execution

@@ -11,8 +11,7 @@ from ruamel.yaml import YAML
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import UserError
-from pipelines.params.edit import checked, prepare, with_values
-from pipelines.params.preset_edits import write_preset
+from pipelines.params.edit import checked, prepare, with_values, write_preset
 from pipelines.params.presets import preset_text
 
 SMOKE = "digits-smoke"

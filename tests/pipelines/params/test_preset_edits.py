@@ -12,8 +12,7 @@ import pytest
 from kdci.config.params_file import load_params
 from kdci.errors import IntegrityError, UserError
 from kdci.store.artifacts import CARD, new_artifact, read_card
-from pipelines.params.edit import checked
-from pipelines.params.preset_edits import write_preset
+from pipelines.params.edit import checked, write_preset
 from pipelines.params.presets import is_ours, preset_text
 
 FACTS: dict[str, Any] = {

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from kdci.config.params_file import load_params, read_yaml
 from kdci.errors import UserError
-from pipelines.params.preset_edits import write_preset
+from pipelines.params.edit import write_preset
 from pipelines.params.presets import FOLDER, preset_names, preset_text
 
 NAMES = preset_names()

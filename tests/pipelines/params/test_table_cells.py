@@ -15,8 +15,7 @@ from kdci.errors import KdciError
 from kdci.store.layout import Layout
 from pipelines import cli
 from pipelines.checking.checks import find_problems
-from pipelines.params.edit import with_values
-from pipelines.params.preset_edits import write_preset
+from pipelines.params.edit import with_values, write_preset
 from tests.pipelines._datasets import write_all
 from tests.pipelines._projects import new_project, run_in
 from tests.pipelines.params.test_table_presets import TABLES

@@ -16,7 +16,7 @@ from kdci.graph.build import graph_of
 from kdci.graph.node import Node
 from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, read_dag
-from pipelines.params.preset_edits import write_preset
+from pipelines.params.edit import write_preset
 from pipelines.params.presets import FOLDER
 from studies.published import published_setting
 from tests.project_code import ROOT

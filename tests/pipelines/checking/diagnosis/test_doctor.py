@@ -11,10 +11,9 @@ import pytest
 from kdci.store import artifacts
 from kdci.store.layout import Layout
 from pipelines.checking.diagnosis import disk
-from pipelines.checking.diagnosis.disk import check_room, largest_artifact
+from pipelines.checking.diagnosis.disk import check_leftovers, check_room, largest_artifact
 from pipelines.checking.diagnosis.doctor import examine, exit_code, repaired
 from pipelines.checking.diagnosis.findings import Level, ok, problem, warning
-from pipelines.checking.diagnosis.leftovers import check_leftovers
 from pipelines.cli import run
 from tests.pipelines.checking.diagnosis._findings import dead_pid, lines, trouble
 from tests.project_code import ROOT
@@ -43,11 +42,6 @@ def test_room_is_measured_against_the_largest_artifact(
     scarce = check_room("the project", tmp_path, largest)
     assert scarce.level is Level.warning
     assert exit_code([scarce, tight, problem("another")]) == 4
-
-
-def test_sizes() -> None:
-    told = {0: "0 bytes", 999: "999 bytes", 1500: "2 kB", 2_000_000: "2 MB", 3.5e9: "3.5 GB"}
-    assert {number: disk.size(number) for number in told} == told
 
 
 def test_leftovers_are_counted(layout: Layout) -> None:

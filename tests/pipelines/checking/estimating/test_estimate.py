@@ -19,7 +19,7 @@ from pipelines.checking.estimating.stages import StageNeed
 from pipelines.checking.estimating.subjects import Pair
 from pipelines.checking.estimating.text import estimate_lines
 from pipelines.cli import run as kdci
-from pipelines.params.preset_edits import write_preset
+from pipelines.params.edit import write_preset
 from pipelines.params.presets import FOLDER
 from tests.conftest import Project
 

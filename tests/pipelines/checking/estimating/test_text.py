@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.checking.estimating.text import amount, duration
+from pipelines.checking.diagnosis.disk import amount
+from pipelines.checking.estimating.text import duration
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from kdci.data.datasets import download as library
 from kdci.data.datasets.download import Source
 from kdci.errors import UserError
-from pipelines.commands.data import download_data
+from pipelines.commands.imports import download_data
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Commands about teachers that were trained elsewhere."""
+"""Commands about what comes from elsewhere: data, and teachers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ from typing import Annotated
 import typer
 
 from kdci.errors import UserError
-from pipelines.commands.shared import project_root, warn
+from pipelines.commands.shared import listed, root_if_any, warn
+
+
+def download_data(
+    name: Annotated[str, typer.Argument(help="cifar10 or cifar100.")],
+    path: Annotated[Path, typer.Argument(help="Folder to unpack it in.")],
+) -> None:
+    """Fetch a dataset from its author's site, compare its SHA-256, unpack it."""
+    from kdci.data.datasets.download import SOURCES, download
+
+    if name not in SOURCES:
+        what = f"{name!r} is not offered for download"
+        raise UserError("dataset", what, f"only {' and '.join(SOURCES)} are; see docs/data.md")
+    source = SOURCES[name]
+    if not (path / source.folder).exists():
+        typer.echo(f"fetching {source.url}, {source.num_bytes / 1e6:.0f} MB")
+    place = download(source, path)
+    typer.echo(f"ok: {place}; data.path: {path}")
 
 
 def import_teacher(
@@ -44,13 +61,13 @@ def import_teacher(
         file=file,
         backbone=backbone,
         dataset=dataset,
-        root=_root(context),
+        root=root_if_any(context) or Path.cwd(),
         num_classes=classes,
         image_size=image_size,
         channels=channels,
-        mean=_values(mean, "--mean"),
-        std=_values(std, "--std"),
-        class_names=_names(class_names),
+        mean=_of_channels(mean, "--mean"),
+        std=_of_channels(std, "--std"),
+        class_names=() if class_names is None else tuple(n.strip() for n in class_names.split(",")),
         stem=stem,
         to=to,
         sha256=sha256,
@@ -69,25 +86,6 @@ def import_teacher(
         warn(warning)
 
 
-def _root(context: typer.Context) -> Path:
-    """Return the project folder; outside of a project, where the command runs."""
-    try:
-        return project_root(context)
-    except UserError:
-        if context.obj.root is not None:
-            raise
-        return Path.cwd()
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return () if text is None else tuple(name.strip() for name in text.split(","))
-
-
-def _values(text: str | None, option: str) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        what = f"{text!r} is no list of numbers"
-        raise UserError(option, what, "write 0.49,0.48,0.45") from None
+def _of_channels(text: str | None, option: str) -> tuple[float, ...] | None:
+    values = listed(text, option, float, "0.49,0.48,0.45")
+    return None if values is None else tuple(values)
