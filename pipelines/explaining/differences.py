@@ -13,7 +13,7 @@ from typing import Any
 
 from kdci.config.params_file import read_yaml
 from kdci.graph.cells import CELLS_FILE
-from pipelines.explaining.forecast import Fate, forecast, overlap
+from pipelines.explaining.forecast import Fate, forecast, makers
 from pipelines.graph.dag import Change, Dag
 from pipelines.params.spelled_out import in_one_line, values_at
 
@@ -170,12 +170,8 @@ def _of_path(
     old, new = recorded.get(path, "")[:_HASH_CHARS], hashes.get(path, "")[:_HASH_CHARS]
     if change.kind == "out":
         return Difference("output", path, change.how, old, new)
-    makers = tuple(
-        parent
-        for parent in dag.stages[name].upstream
-        if any(overlap(path, out) for out in dag.stages[parent].outs)
-    )
-    return Difference("artifact" if makers else "file", path, change.how, old, new, makers)
+    made_by = makers(dag, name, path)
+    return Difference("artifact" if made_by else "file", path, change.how, old, new, made_by)
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:

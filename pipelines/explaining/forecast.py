@@ -95,14 +95,12 @@ class _Forecaster:
 
     def _own_changes(self, name: str) -> bool:
         """Tell whether anything differs but what other stages are about to make anew."""
-        moving = [
-            out
-            for parent in self._dag.stages[name].upstream
-            if self.fates[parent] is not Fate.up_to_date
-            for out in self._dag.stages[parent].outs
-        ]
         return any(
-            change.kind != "dep" or not any(overlap(change.subject, out) for out in moving)
+            change.kind != "dep"
+            or all(
+                self.fates[maker] is Fate.up_to_date
+                for maker in makers(self._dag, name, change.subject)
+            )
             for change in self._dag.changes.get(name, ())
         )
 
@@ -179,6 +177,15 @@ class _Forecaster:
     def _path(self, entry: Any) -> str:
         path = Path(entry.fs_path)
         return path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else ""
+
+
+def makers(dag: Dag, name: str, path: str) -> tuple[str, ...]:
+    """Return the stages that make what a stage depends on at a path."""
+    return tuple(
+        parent
+        for parent in dag.stages[name].upstream
+        if any(overlap(path, out) for out in dag.stages[parent].outs)
+    )
 
 
 def overlap(one: str, other: str) -> bool:

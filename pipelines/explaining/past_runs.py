@@ -8,7 +8,6 @@ the start of processes took. An execution that several of them tell of counts on
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,6 @@ from pipelines.running import journal
 
 _SLACK_SECONDS = 2.0
 """By how much the clocks of an execution's two records may disagree."""
-_SECTION = re.compile(r"^(\w+):", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -92,14 +90,8 @@ def _of_run_cache(comparison: Comparison, folder: str) -> Iterator[PastRun]:
 
 
 def _read_run(file: Path) -> dict[str, Any]:
-    """Read an entry of the run cache, but for its long list of dependencies."""
     try:
-        text = file.read_text(encoding="utf-8")
-        starts = [match.start() for match in _SECTION.finditer(text)]
-        ends = [*starts[1:], len(text)]
-        sections = [text[a:b] for a, b in zip(starts, ends, strict=True)]
-        wanted = "".join(part for part in sections if not part.startswith("deps:"))
-        return read_yaml_quickly(wanted)
+        return read_yaml_quickly(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError):
         return {}  # DVC removes a damaged entry by itself
 

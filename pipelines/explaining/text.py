@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 
 from pipelines.explaining.costs import ExpectedTime
 from pipelines.explaining.differences import Difference
@@ -61,10 +60,10 @@ def _blocks(stages: Sequence[Explained]) -> Iterator[list[Explained]]:
     def reasons(one: Explained) -> tuple[str, ...]:
         return (one.group, one.fate, repr(one.differences), repr(one.follows_from))
 
-    places = {reasons(one): place for place, one in reversed(list(enumerate(stages)))}
-    ordered = sorted(stages, key=lambda one: places[reasons(one)])
-    for _, block in groupby(ordered, key=lambda one: places[reasons(one)]):
-        members = list(block)
+    groups: dict[tuple[str, ...], list[Explained]] = {}
+    for one in stages:
+        groups.setdefault(reasons(one), []).append(one)
+    for members in groups.values():
         if members[0].fate is Fate.up_to_date:  # what they are made from is not told together
             yield from ([one] for one in members)
         else:

@@ -73,18 +73,15 @@ class Machine:
         """First layers of its networks."""
         return stem_for(self.params.backbone.stem, self.spec.image_size)
 
-    @property
-    def networks(self) -> Networks:
-        """What builds networks."""
-        return Networks(self.runtime, self.formats)
-
     def student(self, backbone: str) -> PixelModel:
         """Return a network to be trained."""
-        return self.networks.untrained(backbone, self.spec, stem=self.stem, seed=0)
+        networks = Networks(self.runtime, self.formats)
+        return networks.untrained(backbone, self.spec, stem=self.stem, seed=0)
 
     def teacher(self, backbone: str) -> PixelModel:
         """Return a frozen network whose weights are random, and whose statistics are noise's."""
-        model = self.networks.stand_in(backbone, self.spec, stem=self.stem)
+        networks = Networks(self.runtime, self.formats)
+        model = networks.stand_in(backbone, self.spec, stem=self.stem)
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for norm in norms:
             norm.momentum = 1.0  # else features would grow from layer to layer
