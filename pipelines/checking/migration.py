@@ -20,12 +20,12 @@ from kdci.graph.cells import CELLS_FILE, CELLS_STAGE
 from kdci.graph.node import Node
 from kdci.graph.standing import card_at, difference
 from kdci.store.layout import Layout
+from pipelines.explaining.differences import LOCK_FILE, lock_entries
 from pipelines.graph.current import current_graph
 from pipelines.graph.dag import read_dag
 from pipelines.running.workspace import only_runner
 from pipelines.sweeping.dvc_record import commit
 
-LOCK_FILE = "dvc.lock"
 OLD_HASH_CHARS = 64
 """Of the hash of all sources, which cards had before each stage had a hash of its own."""
 
@@ -58,7 +58,7 @@ def migrate(root: Path) -> Migration:
     with only_runner(Layout(root, ""), "kdci migrate"):
         graph = current_graph(root, load_params(root / "params.yaml"))
         known = {*read_dag(root, status=False).stages, CELLS_STAGE}
-        entries = _lock_entries(root)
+        entries = lock_entries(root)
         old = {name: entry for name, entry in entries.items() if _is_old(name, entry)}
         objections = dict(_objections(graph, {*entries} - {*old}, old))
         sound = [name for name, problem in objections.items() if problem is None]
@@ -69,14 +69,6 @@ def migrate(root: Path) -> Migration:
         dropped = [name for name in gone if _is_dispensable(root, gone[name], needed)]
         _drop(root, dropped)
         return Migration([name for name in outcome if name not in left], left, dropped)
-
-
-def _lock_entries(root: Path) -> dict[str, Any]:
-    """Return the entries of dvc.lock by stage."""
-    from dvc.utils.serialize import load_yaml
-
-    file = root / LOCK_FILE
-    return dict(load_yaml(str(file))["stages"]) if file.is_file() else {}
 
 
 def _drop(root: Path, names: Sequence[str]) -> None:

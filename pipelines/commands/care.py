@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from pipelines.commands.shared import project, project_root, root_if_any, tell, warn
 
@@ -18,12 +19,12 @@ def explain_stages(
     context: typer.Context,
     stages: Annotated[
         list[str] | None,
-        typer.Argument(help="Stages, entries of dvc.yaml or patterns; none: all that would run."),
+        Argument(help="Stages, entries of dvc.yaml or patterns; none: all that would run."),
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=1, help="Stages at work at a time, to tell what they take together.")
+        int, Option(min=1, help="Stages at work at a time, to tell what they take together.")
     ] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: Annotated[bool, Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Tell why stages would run again, what follows, and what it will take; run nothing."""
     params, layout = project(context, methods=False)
@@ -44,10 +45,10 @@ def explain_stages(
 def doctor(
     context: typer.Context,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Remove what is certainly stale; end no process.")
+        bool, Option("--fix", help="Remove what is certainly stale; end no process.")
     ] = False,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also load Prefect's server, which takes seconds.")
+        bool, Option("--deep", help="Also load Prefect's server, which takes seconds.")
     ] = False,
 ) -> None:
     """Look for what is wrong around the pipeline: versions, locks, processes, servers, disk."""
@@ -64,7 +65,7 @@ def doctor(
 def sync(
     context: typer.Context,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Go on until every artifact is there, or Ctrl-C.")
+        bool, Option("--follow", help="Go on until every artifact is there, or Ctrl-C.")
     ] = False,
 ) -> None:
     """Bring the MLflow view up to date with the experiment's files."""
@@ -103,9 +104,7 @@ def verify(context: typer.Context) -> None:
 
 def clean(
     context: typer.Context,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be removed.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
     """Remove checkpoints that nothing will go on from."""
     params, layout = project(context)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from kdci.errors import UserError
 from pipelines.commands.shared import project
@@ -20,34 +21,34 @@ def export(
     context: typer.Context,
     what: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="CELL",
             help="Name of a cell, parts of it (fast/kdci/pool0-seed1), or a student's folder; "
             "none: the only student there is.",
         ),
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="Folder to write; else exports/CELL.")] = None,
+    to: Annotated[Path | None, Option(help="Folder to write; else exports/CELL.")] = None,
     deploy: Annotated[
         Literal["backbone", "compensated"] | None,
-        typer.Option(help="What it answers with; else as evaluate.deploy says."),
+        Option(help="What it answers with; else as evaluate.deploy says."),
     ] = None,
     formats: Annotated[
-        str, typer.Option(help="Of pt2, onnx (needs kdci[export]) and mlflow.")
+        str, Option(help="Of pt2, onnx (needs kdci[export]) and mlflow.")
     ] = "pt2,onnx,mlflow",
-    force: Annotated[bool, typer.Option("--force", help="Replace an export.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an export.")] = False,
     data_license: Annotated[
-        str | None, typer.Option(help="Licence of the teacher's data, for the model card.")
+        str | None, Option(help="Licence of the teacher's data, for the model card.")
     ] = None,
     model_license: Annotated[
         str | None,
-        typer.Option("--license", help="Licence of the weights, as Hugging Face calls it."),
+        Option("--license", help="Licence of the weights, as Hugging Face calls it."),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Of this method or known shift.")] = None,
-    variant: Annotated[str | None, typer.Option(help="Of this arm.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="Of this teacher backbone.")] = None,
-    student: Annotated[str | None, typer.Option(help="Of this student backbone.")] = None,
-    pool_seed: Annotated[int | None, typer.Option(help="Of this pool.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of this student seed.")] = None,
+    method: Annotated[str | None, Option(help="Of this method or known shift.")] = None,
+    variant: Annotated[str | None, Option(help="Of this arm.")] = None,
+    teacher: Annotated[str | None, Option(help="Of this teacher backbone.")] = None,
+    student: Annotated[str | None, Option(help="Of this student backbone.")] = None,
+    pool_seed: Annotated[int | None, Option(help="Of this pool.")] = None,
+    seed: Annotated[int | None, Option(help="Of this student seed.")] = None,
 ) -> None:
     """Write a student as pt2, ONNX and MLflow model, checked against it, with a model card."""
     from kdci.exporting.export import export_student, require_place

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from kdci.errors import UserError
 from pipelines.commands.shared import listed, root_if_any, warn
 
 
 def download_data(
-    name: Annotated[str, typer.Argument(help="cifar10 or cifar100.")],
-    path: Annotated[Path, typer.Argument(help="Folder to unpack it in.")],
+    name: Annotated[str, Argument(help="cifar10 or cifar100.")],
+    path: Annotated[Path, Argument(help="Folder to unpack it in.")],
 ) -> None:
     """Fetch a dataset from its author's site, compare its SHA-256, unpack it."""
     from kdci.data.datasets.download import SOURCES, download
@@ -30,29 +31,23 @@ def download_data(
 
 def import_teacher(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="The checkpoint: torch's zip or safetensors.")],
+    file: Annotated[Path, Argument(help="The checkpoint: torch's zip or safetensors.")],
     backbone: Annotated[
-        str, typer.Option(help="One of `kdci list backbones`, or torchvision-NAME, timm-NAME.")
+        str, Option(help="One of `kdci list backbones`, or torchvision-NAME, timm-NAME.")
     ],
-    dataset: Annotated[str, typer.Option(help="One of `kdci list datasets`, or custom.")],
-    classes: Annotated[int | None, typer.Option(help="Else told from the last layer.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels, of custom data.")] = None,
-    channels: Annotated[int | None, typer.Option(help="Else as many as means.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Per channel on [0, 1]: 0.49,0.48,0.45.")] = None,
-    std: Annotated[str | None, typer.Option(help="Per channel: 0.20,0.20,0.20.")] = None,
-    class_names: Annotated[str | None, typer.Option(help="In label order: cat,dog,ship.")] = None,
-    stem: Annotated[str, typer.Option(help="auto, cifar or imagenet.")] = "auto",
-    to: Annotated[
-        Path | None, typer.Option(help="Folder; else teachers/<name of the file>.")
-    ] = None,
-    sha256: Annotated[
-        str | None, typer.Option(help="Refuse the file if its hash is another.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="The dataset, to measure the accuracy.")] = None,
-    key: Annotated[str | None, typer.Option(help="Where the state dict is in the file.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a teacher that is there.")
-    ] = False,
+    dataset: Annotated[str, Option(help="One of `kdci list datasets`, or custom.")],
+    classes: Annotated[int | None, Option(help="Else told from the last layer.")] = None,
+    image_size: Annotated[int | None, Option(help="Side in pixels, of custom data.")] = None,
+    channels: Annotated[int | None, Option(help="Else as many as means.")] = None,
+    mean: Annotated[str | None, Option(help="Per channel on [0, 1]: 0.49,0.48,0.45.")] = None,
+    std: Annotated[str | None, Option(help="Per channel: 0.20,0.20,0.20.")] = None,
+    class_names: Annotated[str | None, Option(help="In label order: cat,dog,ship.")] = None,
+    stem: Annotated[str, Option(help="auto, cifar or imagenet.")] = "auto",
+    to: Annotated[Path | None, Option(help="Folder; else teachers/<name of the file>.")] = None,
+    sha256: Annotated[str | None, Option(help="Refuse the file if its hash is another.")] = None,
+    data: Annotated[Path | None, Option(help="The dataset, to measure the accuracy.")] = None,
+    key: Annotated[str | None, Option(help="Where the state dict is in the file.")] = None,
+    force: Annotated[bool, Option("--force", help="Replace a teacher that is there.")] = False,
 ) -> None:
     """Make a teacher of a checkpoint, read in quarantine; write nothing if a check fails."""
     from pipelines.importing.options import Options

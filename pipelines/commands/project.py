@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from pipelines.commands.shared import project, project_root, tell
 
@@ -15,10 +16,10 @@ def check(
     context: typer.Context,
     estimate: Annotated[
         bool,
-        typer.Option("--estimate", help="Measure what a run needs: data, disk, memory, hours."),
+        Option("--estimate", help="Measure what a run needs: data, disk, memory, hours."),
     ] = False,
     seconds: Annotated[
-        float, typer.Option(help="After so many --estimate begins no further measurement.", min=1)
+        float, Option(help="After so many --estimate begins no further measurement.", min=1)
     ] = 600.0,
 ) -> None:
     """Validate params, data and teacher; run nothing."""
@@ -46,7 +47,7 @@ def check(
 def list_names(
     what: Annotated[
         Literal["methods", "backbones", "arms", "datasets", "presets"],
-        typer.Argument(help="What to list."),
+        Argument(help="What to list."),
     ],
 ) -> None:
     """List names that params.yaml and `kdci preset` take, one a line."""
@@ -71,17 +72,17 @@ def list_names(
 
 def preset(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="One of `kdci list presets`.")],
-    data: Annotated[str | None, typer.Option(help="Folder that holds the preset's data.")] = None,
+    name: Annotated[str, Argument(help="One of `kdci list presets`.")],
+    data: Annotated[str | None, Option(help="Folder that holds the preset's data.")] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help="Folder of a finished teacher to adopt: what `import-teacher` wrote."),
+        Option(help="Folder of a finished teacher to adopt: what `import-teacher` wrote."),
     ] = None,
-    student: Annotated[str | None, typer.Option(help="The student's backbone.")] = None,
+    student: Annotated[str | None, Option(help="The student's backbone.")] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Factor on the steps of pools and students.")
+        float | None, Option(help="Factor on the steps of pools and students.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an edited params.yaml.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an edited params.yaml.")] = False,
 ) -> None:
     """Write a preset's params.yaml."""
     from pipelines.graph.current import current_graph
@@ -102,7 +103,7 @@ def schema(
     context: typer.Context,
     file: Annotated[
         Path | None,
-        typer.Argument(help="Where to write it; else where the first line of params.yaml points."),
+        Argument(help="Where to write it; else where the first line of params.yaml points."),
     ] = None,
 ) -> None:
     """Write the JSON schema of params.yaml, with which editors complete and check it."""
@@ -114,9 +115,9 @@ def schema(
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where the experiment is to live.")],
-    preset: Annotated[str, typer.Option(help="One of `kdci list presets`.")] = "digits",
-    data: Annotated[str | None, typer.Option(help="Folder that holds the preset's data.")] = None,
+    folder: Annotated[Path, Argument(help="Where the experiment is to live.")],
+    preset: Annotated[str, Option(help="One of `kdci list presets`.")] = "digits",
+    data: Annotated[str | None, Option(help="Folder that holds the preset's data.")] = None,
 ) -> None:
     """Make an experiment in a folder of its own: params, stages, Git and DVC."""
     from pipelines.params.new_project import new_project

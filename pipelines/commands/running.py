@@ -6,37 +6,34 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from kdci.errors import UserError
 from pipelines.commands.shared import numbers, project_root, warn
 
 _Targets = Annotated[
     list[str] | None,
-    typer.Argument(help="Stages, entries of dvc.yaml or patterns; none: everything."),
+    Argument(help="Stages, entries of dvc.yaml or patterns; none: everything."),
 ]
-_NoTrack = Annotated[
-    bool, typer.Option("--no-track", help="Leave the record in MLflow to `kdci sync`.")
-]
+_NoTrack = Annotated[bool, Option("--no-track", help="Leave the record in MLflow to `kdci sync`.")]
 
 
 def run_pipeline(
     context: typer.Context,
     targets: _Targets = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Make params.yaml this preset's first.")
-    ] = None,
+    preset: Annotated[str | None, Option(help="Make params.yaml this preset's first.")] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Student seeds to put in params.yaml first: 0,1,2.")
+        str | None, Option(help="Student seeds to put in params.yaml first: 0,1,2.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Stages at work at a time; else what the cores carry.")
+        int | None, Option(help="Stages at work at a time; else what the cores carry.")
     ] = None,
     no_prefect: Annotated[
-        bool, typer.Option("--no-prefect", help="Do the same without Prefect.")
+        bool, Option("--no-prefect", help="Do the same without Prefect.")
     ] = False,
     no_track: _NoTrack = False,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Run what is started in Prefect's UI, until Ctrl-C.")
+        bool, Option("--serve", help="Run what is started in Prefect's UI, until Ctrl-C.")
     ] = False,
 ) -> None:
     """Run the stages that are not up to date, shown in Prefect and recorded in MLflow."""
@@ -62,59 +59,55 @@ def sweep(
     targets: _Targets = None,
     address: Annotated[
         str | None,
-        typer.Option(help="HOST:PORT of a Ray cluster, or auto; else RAY_ADDRESS, else our own."),
+        Option(help="HOST:PORT of a Ray cluster, or auto; else RAY_ADDRESS, else our own."),
     ] = None,
     cpus_per_trial: Annotated[
-        float | None, typer.Option(help="Cores a trial; else the stages' threads.")
+        float | None, Option(help="Cores a trial; else the stages' threads.")
     ] = None,
     gpus_per_trial: Annotated[
-        float | None, typer.Option(help="GPUs a trial, or a share of one; else 1 if there is one.")
+        float | None, Option(help="GPUs a trial, or a share of one; else 1 if there is one.")
     ] = None,
     max_concurrent: Annotated[
-        int | None, typer.Option(help="Trials at a time; else as many as fit.")
+        int | None, Option(help="Trials at a time; else as many as fit.")
     ] = None,
     max_failures: Annotated[
-        int, typer.Option(help="How often a trial whose worker died is started again.")
+        int, Option(help="How often a trial whose worker died is started again.")
     ] = 3,
     allow_no_token: Annotated[
-        bool, typer.Option("--allow-no-token", help="Accept a Ray cluster that asks for no token.")
+        bool, Option("--allow-no-token", help="Accept a Ray cluster that asks for no token.")
     ] = False,
     no_track: _NoTrack = False,
     search: Annotated[
         Path | None,
-        typer.Option(
-            help="Search hyper-parameters instead: a YAML file of keys and distributions."
-        ),
+        Option(help="Search hyper-parameters instead: a YAML file of keys and distributions."),
     ] = None,
     space: Annotated[
         list[str] | None,
-        typer.Option(help="Search: one more KEY=DISTRIBUTION; uniform, loguniform, int or choice."),
+        Option(help="Search: one more KEY=DISTRIBUTION; uniform, loguniform, int or choice."),
     ] = None,
-    trials: Annotated[int, typer.Option(help="Search: distinct trials in all.")] = 16,
+    trials: Annotated[int, Option(help="Search: distinct trials in all.")] = 16,
     name: Annotated[
-        str | None, typer.Option(help="Search: its name; else made from what is searched.")
+        str | None, Option(help="Search: its name; else made from what is searched.")
     ] = None,
     criterion: Annotated[
-        str, typer.Option(help="Search: agreement, or accuracy:SPLIT; never the test split.")
+        str, Option(help="Search: agreement, or accuracy:SPLIT; never the test split.")
     ] = "agreement",
-    scheduler: Annotated[str, typer.Option(help="Search: asha, or none.")] = "asha",
-    searcher: Annotated[str, typer.Option(help="Search: tpe, or random.")] = "tpe",
-    search_seed: Annotated[int, typer.Option(min=0, help="Search: seed of the searcher.")] = 0,
-    grace: Annotated[
-        int, typer.Option(help="Search: scores before a trial can be stopped early.")
-    ] = 1,
+    scheduler: Annotated[str, Option(help="Search: asha, or none.")] = "asha",
+    searcher: Annotated[str, Option(help="Search: tpe, or random.")] = "tpe",
+    search_seed: Annotated[int, Option(min=0, help="Search: seed of the searcher.")] = 0,
+    grace: Annotated[int, Option(help="Search: scores before a trial can be stopped early.")] = 1,
     reduction: Annotated[
-        int, typer.Option(help="Search: one in so many trials goes on at each rung.")
+        int, Option(help="Search: one in so many trials goes on at each rung.")
     ] = 2,
-    method: Annotated[str | None, typer.Option(help="Search: method or known shift.")] = None,
-    variant: Annotated[str | None, typer.Option(help="Search: the arm; else kdci.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="Search: teacher backbone.")] = None,
-    student: Annotated[str | None, typer.Option(help="Search: student backbone.")] = None,
+    method: Annotated[str | None, Option(help="Search: method or known shift.")] = None,
+    variant: Annotated[str | None, Option(help="Search: the arm; else kdci.")] = None,
+    teacher: Annotated[str | None, Option(help="Search: teacher backbone.")] = None,
+    student: Annotated[str | None, Option(help="Search: student backbone.")] = None,
     pool_seeds: Annotated[
-        str | None, typer.Option(help="Search: pools of a trial, 0,1; else the grid's first.")
+        str | None, Option(help="Search: pools of a trial, 0,1; else the grid's first.")
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Search: student seeds of a trial; else the grid's first.")
+        str | None, Option(help="Search: student seeds of a trial; else the grid's first.")
     ] = None,
 ) -> None:
     """Run the stages that are not up to date as trials of Ray Tune, over devices and machines.
@@ -186,11 +179,9 @@ def _require_no_search_option(context: typer.Context) -> None:
 def promote(
     context: typer.Context,
     run: Annotated[
-        str, typer.Argument(help="A search for its best trial, SEARCH/TRIAL, or a trial's id.")
+        str, Argument(help="A search for its best trial, SEARCH/TRIAL, or a trial's id.")
     ],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be written.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be written.")] = False,
 ) -> None:
     """Write the values of a search's trial to params.yaml, comments kept."""
     from pipelines.searching.command import promote_run

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from kdci.config.params_file import read_yaml
 from kdci.graph.cells import CELLS_FILE
 from pipelines.explaining.forecast import Fate, forecast, makers
 from pipelines.graph.dag import Change, Dag
 from pipelines.params.spelled_out import in_one_line, values_at
 
+LOCK_FILE = "dvc.lock"
 ABSENT = "(absent)"
 CODE = "code."
 """Before the names of code in cells.yaml."""
@@ -78,12 +81,9 @@ def compare(root: Path, dag: Dag) -> Comparison:
     """
     from dvc.repo import Repo
 
-    lock_file = root / "dvc.lock"
-    lock = read_yaml_quickly(lock_file.read_text(encoding="utf-8")) if lock_file.exists() else {}
-    entries = lock.get("stages") or {}
-    params = read_yaml(root / "params.yaml")
+    entries, params = lock_entries(root), read_yaml(root / "params.yaml")
     cells = root / CELLS_FILE
-    tracked = read_yaml_quickly(cells.read_text(encoding="utf-8")) if cells.exists() else {}
+    tracked = read_yaml_quickly(cells) if cells.exists() else {}
     with Repo(str(root), _wait_for_lock=True) as repo:
         caches = Path(repo.cache.local.path), Path(repo.stage_cache.cache_dir)
         with repo.lock:
@@ -98,11 +98,15 @@ def compare(root: Path, dag: Dag) -> Comparison:
     return Comparison(entries, params, *caches, found, fates)
 
 
-def read_yaml_quickly(text: str) -> dict[str, Any]:
-    """Read YAML that DVC wrote, with the parser in C where there is one."""
-    from ruamel.yaml import YAML
+def lock_entries(root: Path) -> dict[str, Any]:
+    """Return the entries of dvc.lock by stage."""
+    file = root / LOCK_FILE
+    return read_yaml_quickly(file).get("stages") or {} if file.is_file() else {}
 
-    return dict(YAML(typ="safe").load(text) or {})
+
+def read_yaml_quickly(file: Path) -> dict[str, Any]:
+    """Read YAML that DVC wrote, with the parser in C where there is one."""
+    return dict(YAML(typ="safe").load(file.read_text(encoding="utf-8")) or {})
 
 
 def locked_params(entry: Mapping[str, Any]) -> dict[str, Any]:

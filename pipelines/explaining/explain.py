@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from kdci.graph.cells import LOOKED_FILE
 from kdci.store.layout import Layout
@@ -109,24 +110,20 @@ def explain(
     return Explanation(tuple(explained), tuple(following), cost, len(dag.stages))
 
 
+@dataclass(frozen=True)
 class _Explainer:
-    def __init__(
-        self,
-        dag: Dag,
-        tasks: Mapping[str, Task],
-        comparison: Comparison,
-        runs: Sequence[PastRun],
-    ) -> None:
-        self._dag = dag
-        self._tasks = tasks
-        self._comparison = comparison
-        self._runs = runs
-        self._own = {name: self._own_differences(name) for name in dag.changes}
-        self.changed = [name for name in dag.stages if self._own.get(name)]
+    dag: Dag
+    tasks: Mapping[str, Task]
+    comparison: Comparison
+    runs: Sequence[PastRun]
+
+    @cached_property
+    def changed(self) -> list[str]:
+        return [name for name in self.dag.stages if self._own_differences(name)]
 
     def explain(self, name: str) -> Explained:
-        stage, fate = self._dag.stages[name], self._comparison.fates[name]
-        own = self._own.get(name, ())
+        stage, fate = self.dag.stages[name], self.comparison.fates[name]
+        own = self._own_differences(name)
         return Explained(
             name,
             stage.group,
@@ -134,31 +131,31 @@ class _Explainer:
             differences=own,
             follows_from=() if own else self._roots(name),
             made_from=stage.upstream,
-            inputs=tuple(values_at(stage.params, self._comparison.params)),
-            code=_code(stage, self._dag),
+            inputs=tuple(values_at(stage.params, self.comparison.params)),
+            code=_code(stage, self.dag),
             expected_time=None if fate is Fate.restored else self._expected_time(stage),
         )
 
     def _own_differences(self, name: str) -> tuple[Difference, ...]:
         """Return what differs but for what other stages are about to make anew."""
-        fates = self._comparison.fates
+        fates = self.comparison.fates
         return tuple(
             one
-            for one in self._comparison.found.get(name, ())
+            for one in self.comparison.found.get(name, ())
             if all(fates[maker] is Fate.up_to_date for maker in one.made_by)
         )
 
     def _roots(self, name: str) -> tuple[str, ...]:
         """Return what a stage is made from that has a difference, at any distance."""
-        earlier = self._dag.ancestors([name])
+        earlier = self.dag.ancestors([name])
         return tuple(other for other in self.changed if other in earlier)
 
     def _expected_time(self, stage: DagStage) -> ExpectedTime | None:
-        task = self._tasks.get(stage.name)
+        task = self.tasks.get(stage.name)
         if task is None:
             return None
-        params = values_at(stage.params, self._comparison.params)
-        return expected_time(task, num_steps(task, params), self._runs)
+        params = values_at(stage.params, self.comparison.params)
+        return expected_time(task, num_steps(task, params), self.runs)
 
 
 def _code(stage: DagStage, dag: Dag) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def _of_run_cache(comparison: Comparison, folder: str) -> Iterator[PastRun]:
 
 def _read_run(file: Path) -> dict[str, Any]:
     try:
-        return read_yaml_quickly(file.read_text(encoding="utf-8"))
+        return read_yaml_quickly(file)
     except (OSError, ValueError, YAMLError):
         return {}  # DVC removes a damaged entry by itself
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -23,19 +23,14 @@ _COMMANDS = ("kdci", "pipelines.cli")
 """What a person starts, and may leave to itself."""
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A process that works in the workspace.
-
-    Attributes:
-        process: Itself.
-        kind: `stage`, `command` (one of `kdci`), `runner` (DVC or a helper of ours) or `server`.
-        name: What it is, in a few words.
-    """
+class _Found(NamedTuple):
+    """A process that works in the workspace."""
 
     process: psutil.Process
     kind: str
+    """`stage`, `command` (one of `kdci`), `runner` (DVC or a helper of ours) or `server`."""
     name: str
+    """What it is, in a few words."""
 
 
 def check_processes(root: Path) -> Iterator[Finding]:
