@@ -48,9 +48,6 @@ class Migration:
 def migrate(root: Path) -> Migration:
     """Record in DVC what is in place and was made before this graph; a second call changes nothing.
 
-    Args:
-        root: The project folder.
-
     Raises:
         UserError: The params are not valid, or DVC can not read the project.
         BusyError: Somebody else runs stages here.

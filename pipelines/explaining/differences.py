@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from kdci.config.params_file import read_yaml
 from kdci.graph.cells import CELLS_FILE
 from pipelines.explaining.forecast import Fate, forecast, makers
-from pipelines.graph.dag import Change, Dag
+from pipelines.graph.dag import Change, Dag, relative
 from pipelines.params.spelled_out import in_one_line, values_at
 
 LOCK_FILE = "dvc.lock"
@@ -70,11 +70,7 @@ class Comparison:
 
 
 def compare(root: Path, dag: Dag) -> Comparison:
-    """Return what differs for the stages of ``dag`` that changed, and what becomes of all.
-
-    Args:
-        root: The project folder.
-        dag: The whole graph, with its status.
+    """Return what differs for the stages of the whole ``dag`` that changed, and what comes of all.
 
     Raises:
         UserError: params.yaml can not be read.
@@ -119,7 +115,7 @@ def _hashes(stage: Any, changes: Iterable[Change], root: Path) -> dict[str, str]
     """Return the hashes of what changed as it is now; what is not there has none."""
     paths = {root / change.subject for change in changes if change.kind in ("dep", "out")}
     return {
-        Path(entry.fs_path).relative_to(root).as_posix(): str(entry.get_hash().value)
+        relative(entry, root): str(entry.get_hash().value)
         for entry in [*stage.deps, *stage.outs]
         if Path(entry.fs_path) in paths and entry.exists
     }

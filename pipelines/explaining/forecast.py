@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pipelines.graph.dag import Dag, Verdict
+from pipelines.graph.dag import Dag, Verdict, relative
 
 
 class Fate(StrEnum):
@@ -59,7 +59,7 @@ class _Forecaster:
 
     def judge(self, name: str) -> None:
         stage = self._stages[name]
-        recorded = {self._path(out): _hash(out) for out in stage.outs}
+        recorded = {relative(out, self._root): _hash(out) for out in stage.outs}
         self._before.update(recorded)
         fate, outs = self._judge(name, stage)
         self.fates[name] = fate
@@ -109,7 +109,7 @@ class _Forecaster:
         kinds = {change.kind for change in self._dag.changes.get(name, ())}
         if kinds & {"param", "command"}:
             return False
-        return all(deps[self._path(dep)] == _hash(dep) for dep in _files(stage))
+        return all(deps[relative(dep, self._root)] == _hash(dep) for dep in _files(stage))
 
     def _future_deps(self, name: str, stage: Any) -> dict[str, str] | None:
         """Return the hashes of what a stage will be made from; None: some will be missing.
@@ -120,7 +120,7 @@ class _Forecaster:
         differing = {change.subject for change in self._dag.changes.get(name, ())}
         found = {}
         for dep in _files(stage):
-            path = self._path(dep)
+            path = relative(dep, self._root)
             value = self._made_anew(path, dep)
             if value is None and path in differing:
                 if not dep.exists:
@@ -160,9 +160,9 @@ class _Forecaster:
             for dep in stage.deps:
                 if hasattr(dep, "params"):
                     dep.save()
-                elif deps[self._path(dep)] != _hash(dep):
+                elif deps[relative(dep, self._root)] != _hash(dep):
                     dep.hash_name = "md5"  # an older DVC's where no lock file tells of it
-                    dep.hash_info = HashInfo("md5", deps[self._path(dep)])
+                    dep.hash_info = HashInfo("md5", deps[relative(dep, self._root)])
                     dep.meta = Meta(isexec=dep.meta.isexec)  # it holds the old hash too
             key = _get_cache_hash(to_single_stage_lockfile(stage), key=True)
             runs = sorted(Path(self._cache._get_cache_dir(key)).glob("*"), key=_modified)
@@ -173,10 +173,6 @@ class _Forecaster:
             return None
         left = {str(out["path"]): str(out.get("md5", "")) for out in entry["outs"]}
         return left if _are_in_cache(stage, left) else None
-
-    def _path(self, entry: Any) -> str:
-        path = Path(entry.fs_path)
-        return path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else ""
 
 
 def makers(dag: Dag, name: str, path: str) -> tuple[str, ...]:

@@ -49,14 +49,7 @@ class PastRun:
 def read_past_runs(
     layout: Layout, dag: Dag, tasks: Mapping[str, Task], comparison: Comparison
 ) -> list[PastRun]:
-    """Return the past executions of the layout's preset, each once.
-
-    Args:
-        layout: The project's places.
-        dag: The stages that there are now.
-        tasks: What they work on, by name.
-        comparison: The project beside its last run.
-    """
+    """Return the past executions of the layout's preset, each once; tasks are those of now."""
     found: dict[tuple[str, float], PastRun] = {}
     times_folder = f"artifacts/{layout.preset}/"
     for run in (

@@ -10,6 +10,7 @@ started without one: a server that is slow, dead or killed costs seconds and no 
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -147,10 +149,6 @@ OVERDUE = "Prefect has not started %s in time; what is left runs without waiting
 
 def _is_server_trouble() -> bool:
     """Tell whether the exception being handled came of talking to the server."""
-    import sys
-
-    import httpx
-
     error = sys.exc_info()[1]
     while error is not None:
         if isinstance(error, httpx.HTTPError):

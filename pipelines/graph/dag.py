@@ -225,13 +225,14 @@ def _stage(stage: Any, upstream: Sequence[str], root: Path) -> DagStage:
         name=stage.name,
         command=stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd or ()),
         upstream=tuple(upstream),
-        deps=tuple(_relative(dep, root) for dep in deps),
+        deps=tuple(relative(dep, root) for dep in deps),
         params=tuple(params),
-        outs=tuple(_relative(out, root) for out in stage.outs),
+        outs=tuple(relative(out, root) for out in stage.outs),
     )
 
 
-def _relative(entry: Any, root: Path) -> str:
+def relative(entry: Any, root: Path) -> str:
+    """Return where an entry of DVC's lies in the project, or the whole path of one outside."""
     path = Path(entry.fs_path)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 

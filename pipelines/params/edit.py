@@ -162,14 +162,7 @@ _BY_NAMES = (
 
 
 def _of_teacher(root: Path, teacher: str, of_preset: Data, data: str | None) -> dict[str, Any]:
-    """Return what a finished teacher says of the params that go with it.
-
-    Args:
-        root: The project folder.
-        teacher: The teacher's folder.
-        of_preset: The data block that is there.
-        data: What was given as the data's folder.
-    """
+    """Return what a finished teacher says of the params that go with it."""
     place = Path(teacher)
     with storage_errors(place):
         card = read_card(place, kind="teacher")

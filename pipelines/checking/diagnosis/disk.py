@@ -47,13 +47,7 @@ def two_digits(value: float) -> str:
 
 
 def check_room(what: str, folder: Path, largest: int) -> Finding:
-    """Look at the room in a folder that a run writes to.
-
-    Args:
-        what: What the folder is.
-        folder: Its place.
-        largest: Bytes of the largest artifact so far.
-    """
+    """Look at the room in a folder that a run writes to, for the bytes of the largest artifact."""
     place = next(one for one in (folder, *folder.parents) if one.exists())
     if not os.access(place, os.W_OK):
         return problem(f"{what} can not be written: {folder}", exit_code=_DISK_CODE)

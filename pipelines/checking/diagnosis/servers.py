@@ -57,20 +57,16 @@ def _mlflow(root: Path) -> Finding:
 
 
 def _prefect() -> Finding:
-    url = _prefect_url()
+    try:  # Prefect's own rules: environment, files, active profile
+        from prefect.settings import Settings
+
+        url = Settings().api.url
+    except ImportError:
+        url = os.environ.get("PREFECT_API_URL")
     if not url:
         return ok("Prefect: no server is set; a run starts one of its own")
     mend = "start it, or unset PREFECT_API_URL (`prefect config unset PREFECT_API_URL`)"
     return _http(f"Prefect at {redacted(url)}", url, mend)
-
-
-def _prefect_url() -> str | None:
-    """Return the API's address by Prefect's own rules: environment, files, active profile."""
-    try:
-        from prefect.settings import Settings
-    except ImportError:
-        return os.environ.get("PREFECT_API_URL")
-    return Settings().api.url
 
 
 # -- Ray --------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
+from packaging.specifiers import Specifier, SpecifierSet
 
 from pipelines.checking.diagnosis.findings import Finding, ok, problem, warning
 
@@ -32,7 +32,12 @@ def check_versions() -> Iterator[Finding]:
     if project is None:
         yield problem("kdci is not installed here", "run `make setup`")
         return
-    yield _python(next(iter(project.metadata.get_all("Requires-Python") or []), ""))
+    required = (project.metadata.get_all("Requires-Python") or [""])[0]
+    here = platform.python_version()
+    if SpecifierSet(required).contains(here, prereleases=True):
+        yield ok(f"Python {here}")
+    else:
+        yield problem(f"Python {here} is not {required}", "make the environment anew with one")
     for extra, requirements in _requirements(project).items():
         yield from _group(extra, requirements)
 
@@ -84,13 +89,6 @@ def _project() -> Distribution | None:
     return found[0] if found else None
 
 
-def _python(required: str) -> Finding:
-    here = platform.python_version()
-    if required and not SpecifierSet(required).contains(here, prereleases=True):
-        return problem(f"Python {here} is not {required}", "make the environment anew with one")
-    return ok(f"Python {here}")
-
-
 def _requirements(project: Distribution) -> dict[str, list[Requirement]]:
     """Return what the project asks for, by extra; "" is asked for always."""
     extras = project.metadata.get_all("Provides-Extra") or []
@@ -105,16 +103,20 @@ def _requirements(project: Distribution) -> dict[str, list[Requirement]]:
 
 
 def _group(extra: str, requirements: Sequence[Requirement]) -> Iterator[Finding]:
-    installed = {one.name: _version(one.name) for one in requirements}
+    installed = {
+        one.name: next((found.version for found in distributions(name=one.name)), None)
+        for one in requirements
+    }
     missing = [name for name, here in installed.items() if here is None]
     if extra and missing:
         these = "" if len(missing) == len(installed) else f" ({', '.join(missing)})"
         yield ok(f"not installed: {extra}{these}", f"pip install 'kdci[{extra}]' if it is needed")
     elif missing:
         yield problem(f"not installed: {', '.join(missing)}", "run `make setup`")
-    bad = [one for one in requirements if _complaint(one, installed[one.name])]
-    for one in bad:
-        what = f"{one.name} {installed[one.name]} {_complaint(one, installed[one.name])}"
+    crossed = {one: _crossed(one, installed[one.name]) for one in requirements}
+    bad = {one: bound for one, bound in crossed.items() if bound is not None}
+    for one, bound in bad.items():
+        what = f"{one.name} {installed[one.name]} is {_WORDS.get(bound.operator, 'not')} {bound}"
         yield problem(what, f"pip install '{one.name}{one.specifier}'")
     fine = len(requirements) - len(missing) - len(bad)
     if fine:
@@ -122,25 +124,16 @@ def _group(extra: str, requirements: Sequence[Requirement]) -> Iterator[Finding]
         yield ok(f"{these} within their bounds: {fine}")
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+_FLOOR, _CAP = "below the floor", "above the cap"
+_WORDS = {">=": _FLOOR, ">": _FLOOR, "~=": _FLOOR, "<": _CAP, "<=": _CAP}
 
 
-def _complaint(requirement: Requirement, here: str | None) -> str:
-    """Say which bound an installed version crosses; "": none."""
+def _crossed(requirement: Requirement, here: str | None) -> Specifier | None:
+    """Return the bound that an installed version crosses; None: none."""
     if here is None:
-        return ""
-    for bound in requirement.specifier:
-        if not bound.contains(here, prereleases=True):
-            if bound.operator in (">=", ">", "~="):
-                return f"is below the floor {bound}"
-            if bound.operator in ("<", "<="):
-                return f"is above the cap {bound}"
-            return f"is not {bound}"
-    return ""
+        return None
+    bounds = requirement.specifier
+    return next((one for one in bounds if not one.contains(here, prereleases=True)), None)
 
 
 def _stated(project: Mapping[str, Any]) -> Iterator[str]:

@@ -24,12 +24,7 @@ COLUMNS = {
 
 
 def estimate_lines(found: Estimate, root: Path) -> Iterator[str]:
-    """Yield what a terminal shows.
-
-    Args:
-        found: The estimate.
-        root: The project folder.
-    """
+    """Yield what a terminal shows; paths are told from the project folder on."""
     budget = f"budget {found.params.budget:g}"
     yield f"estimate of {found.params.preset} at {budget}: {found.measured.hardware}"
     yield "measured with random weights on noise; about right where nothing else runs meanwhile"

@@ -82,7 +82,7 @@ def draw_lines(
         least: The counts to begin at.
         most: No count grows above it; nor further than is needed to tell its part.
     """
-    base = _undisturbed(observe, least)
+    base = _undisturbed(observe, least, observe(least))
     rates: dict[str, dict[str, tuple[int, float]]] = {what: {} for what in base}
     for name, first in least.items():
         value, seconds = first, base
@@ -90,7 +90,7 @@ def draw_lines(
             value = min(most[name], _next(value, max(seconds.values())))
             seconds = observe({**least, name: value})
         if seconds is not base:
-            seconds = _undisturbed(observe, {**least, name: value}, first=seconds)
+            seconds = _undisturbed(observe, {**least, name: value}, seconds)
         for what, long in seconds.items():
             if long > SIGNIFICANT * base[what]:
                 rates[what][name] = (first, (long - base[what]) / (value - first))
@@ -98,19 +98,16 @@ def draw_lines(
 
 
 def _undisturbed(
-    observe: Callable[[Mapping[str, int]], Seconds],
-    counts: Mapping[str, int],
-    first: Seconds | None = None,
+    observe: Callable[[Mapping[str, int]], Seconds], counts: Mapping[str, int], first: Seconds
 ) -> Seconds:
-    """Return the least of two observations: others on the machine only ever add.
+    """Return the least of a first and a second observation: others on the machine only ever add.
 
     What takes long is not done again.
     """
-    seconds = observe(counts) if first is None else first
-    if sum(seconds.values()) > LONG_WORK:
-        return seconds
+    if sum(first.values()) > LONG_WORK:
+        return first
     again = observe(counts)
-    return {what: min(took, again[what]) for what, took in seconds.items()}
+    return {what: min(took, again[what]) for what, took in first.items()}
 
 
 def _told(seconds: Seconds, base: Seconds) -> bool:
