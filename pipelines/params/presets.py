@@ -71,15 +71,23 @@ def seen_from(root: Path, data: str) -> str:
 
 def is_ours(file: Path) -> bool:
     """Tell whether a params file holds no edit of a human: `kdci preset` or a run wrote it."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        data = (read_yaml(file).get("data") or {}).get("path")
-    except (OSError, UnicodeDecodeError, KdciError, AttributeError):
+    text = _text_of(file)
+    if text is None:
         return False
-    record = _record(file)
-    if record.is_file() and record.read_text(encoding="utf-8") == _digest(text):
+    if _text_of(_record(file)) == _digest(text):
         return True  # see ``note_written``
+    try:
+        data = (read_yaml(file).get("data") or {}).get("path")
+    except (KdciError, AttributeError):  # no preset ships like that
+        return False
     return any(text in _renderings(name, data) for name in preset_names())
+
+
+def _text_of(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def note_written(file: Path, text: str) -> None:
