@@ -53,10 +53,9 @@ def publish_links(layout: Layout, where: str, links: Mapping[str, str]) -> None:
 
     rows = [f"| {stage} | {_shown(link)} |" for stage, link in links.items()]
     table = "\n".join(["| stage | MLflow run |", "|---|---|", *rows])
-    place = _shown(where) if where.startswith("http") else f"`{where}`"
     create_markdown_artifact(
         key=_key("mlflow", layout.preset),
-        markdown=f"MLflow: {place}\n\n{table}",
+        markdown=f"MLflow: {_shown(where)}\n\n{table}",
         description="The runs of this experiment in MLflow",
     )
 
