@@ -179,6 +179,7 @@ class _Bench:
         self.machine, self.pair = machine, pair
         self.least: Mapping[str, int] = {}
         self.is_made_up = False
+        self._is_warm = False
         self._numbers = count()
         self._device = machine.runtime.device
         self._teacher = machine.teacher(pair.teacher)
@@ -214,8 +215,10 @@ class _Bench:
         source = self._source(counts)
         seconds = self._prepare(source)
         self._have_images(source)
-        refresh = usual(partial(source.refresh, self._student), self._device)
-        return {"part": seconds, "refresh": refresh}
+        refresh = partial(source.refresh, self._student)
+        found = {"part": seconds, "refresh": usual(refresh, self._device, is_warm=self._is_warm)}
+        self._is_warm = True
+        return found
 
     def drawn_out(self, lines: dict[str, Line] | None, params: Params) -> tuple[float, float]:
         """Return the seconds of the whole preparation and of a refresh, as the params have them."""
@@ -260,7 +263,7 @@ class _Bench:
         number = source.num_preparations
         if not number:
             return timed(lambda: deque(parts, maxlen=0), self._device)
-        seconds = usual(lambda: next(parts), self._device, most=number)
+        seconds = usual(lambda: next(parts), self._device, most=number, is_warm=self._is_warm)
         if number <= TIMED_PARTS:  # what is shortened is made to its end: a refresh comes next
             deque(parts, maxlen=0)
         return seconds

@@ -11,7 +11,7 @@ import torch
 
 LONG_ENOUGH = 0.5
 """Seconds of repeats that are timed, at least one of them."""
-LONG_WORK = 10.0
+LONG_WORK = 5.0
 """Seconds from which on work is not observed a second time."""
 MOST_REPEATS = 50
 GROWTH = 3
@@ -36,20 +36,28 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return passed if device.type == "cuda" else min(passed, time.process_time() - computed)
 
 
-def usual(work: Callable[[], object], device: torch.device, *, most: int | None = None) -> float:
+def usual(
+    work: Callable[[], object],
+    device: torch.device,
+    *,
+    most: int | None = None,
+    is_warm: bool = False,
+) -> float:
     """Return the seconds of work that is repeated, after a first time that prepares kernels.
 
     Args:
-        work: Done at least twice, and until ``LONG_ENOUGH``.
+        work: Done until ``LONG_ENOUGH``, the first time not counted.
         device: Where it computes.
         most: How often it can be done; once: that is timed.
+        is_warm: Whether such work was done before, and prepared them: the first time counts too.
     """
+    if not is_warm and most != 1:
+        timed(work, device)
+        most = None if most is None else most - 1
     took = [timed(work, device)]
-    while most is None or len(took) < most:
+    while sum(took) < LONG_ENOUGH and len(took) not in (most, MOST_REPEATS):
         took.append(timed(work, device))
-        if sum(took[1:]) >= LONG_ENOUGH or len(took) > MOST_REPEATS:
-            break
-    return median(took[1:] or took)
+    return median(took)
 
 
 @dataclass(frozen=True)

@@ -44,16 +44,24 @@ def test_two_threads_do_not_make_it_longer(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("took", "most", "expected", "number"),
+    ("took", "most", "is_warm", "expected", "number"),
     [
-        ([9.0, 2.0, 3.0], None, 2.0, 2),  # the first prepares; one long one is enough
-        ([9.0, 0.1, 0.3, 0.2], None, 0.2, 4),  # short ones until half a second
-        ([9.0, 0.1, 0.3], 3, 0.2, 3),  # or until there are no more
-        ([9.0], 1, 9.0, 1),
+        ([9.0, 2.0, 3.0], None, False, 2.0, 2),  # the first prepares; one long one is enough
+        ([9.0, 0.1, 0.3, 0.2], None, False, 0.2, 4),  # short ones until half a second
+        ([9.0, 0.1, 0.3], 3, False, 0.2, 3),  # or until there are no more
+        ([9.0], 1, False, 9.0, 1),
+        ([9.0, 2.0], None, True, 9.0, 1),  # what was prepared before counts at once
+        ([0.1, 0.3, 0.2], None, True, 0.2, 3),
+        ([0.1, 0.3], 2, True, 0.2, 2),
     ],
 )
 def test_work_is_repeated_after_a_first_time(
-    clock: Clock, took: list[float], most: int | None, expected: float, number: int
+    clock: Clock,
+    took: list[float],
+    most: int | None,
+    is_warm: bool,
+    expected: float,
+    number: int,
 ) -> None:
     left = iter(took)
     done: list[float] = []
@@ -62,7 +70,7 @@ def test_work_is_repeated_after_a_first_time(
         done.append(next(left))
         clock.work(done[-1])
 
-    assert usual(work, CPU, most=most) == pytest.approx(expected)
+    assert usual(work, CPU, most=most, is_warm=is_warm) == pytest.approx(expected)
     assert len(done) == number
 
 
