@@ -40,7 +40,12 @@ _Representer.add_representer(
 
 def preset_names() -> list[str]:
     """Return the names of the presets, sorted."""
-    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    return sorted(file.stem for file in FOLDER.rglob("*.yaml"))
+
+
+def preset_file(name: str) -> Path:
+    """Return the file of a preset there is."""
+    return next(FOLDER.rglob(f"{name}.yaml"))
 
 
 def preset_text(name: str, *, data: str | None = None) -> str:
@@ -58,7 +63,7 @@ def preset_text(name: str, *, data: str | None = None) -> str:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
         raise UserError(name, "unknown preset", f"{hint}one of {', '.join(names)}")
-    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    text = preset_file(name).read_text(encoding="utf-8")
     return text if data is None else _with_data(name, text, data)
 
 
@@ -110,7 +115,7 @@ def _digest(text: str) -> str:
 def _renderings(name: str, data: object) -> Iterator[str]:
     """Yield a preset as `kdci preset` writes it, without a data folder and with this one."""
     yield preset_text(name)
-    if isinstance(data, str) and _data_blocks(read_yaml(FOLDER / f"{name}.yaml")):
+    if isinstance(data, str) and _data_blocks(read_yaml(preset_file(name))):
         yield preset_text(name, data=data)
 
 

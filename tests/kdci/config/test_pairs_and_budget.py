@@ -12,9 +12,8 @@ from kdci.config.params import Params
 from kdci.config.params_file import read_yaml
 from kdci.config.recipes import scaled_calls, scaled_count, scaled_epochs
 from kdci.store.layout import cells
-from tests.project_code import ROOT
+from pipelines.params.presets import preset_file
 
-PRESET = ROOT / "pipelines" / "presets" / "digits-smoke.yaml"
 PAIRS = [
     {"teacher": "vgg-11", "student": "wrn-10-1"},
     {"teacher": "wrn-16-1", "student": "wrn-10-1"},
@@ -24,7 +23,7 @@ PAIRS = [
 
 @pytest.fixture
 def tree() -> dict[str, Any]:
-    return copy.deepcopy(read_yaml(PRESET))
+    return copy.deepcopy(read_yaml(preset_file("digits-smoke")))
 
 
 @pytest.fixture
@@ -206,7 +205,7 @@ def test_a_larger_budget_trains_a_generator_longer_and_keeps_its_pool(
     tree: dict[str, Any],
 ) -> None:
     """DAFL of 800 steps, a batch every 10 after 100; Mosaick of 500."""
-    tree = copy.deepcopy(read_yaml(PRESET.with_name("digits.yaml")))
+    tree = copy.deepcopy(read_yaml(preset_file("digits")))
     whole = Params.model_validate(tree)
     tree["budget"] = 2.0
     double = Params.model_validate(tree)
@@ -218,7 +217,7 @@ def test_a_larger_budget_trains_a_generator_longer_and_keeps_its_pool(
 
 
 def test_a_budget_scales_pools_and_students_and_no_teacher() -> None:
-    tree = copy.deepcopy(read_yaml(PRESET.with_name("table1-cifar10.yaml")))
+    tree = copy.deepcopy(read_yaml(preset_file("table1-cifar10")))
     whole = Params.model_validate(tree)
     tree["budget"] = 0.1
     tenth = Params.model_validate(tree)
@@ -244,7 +243,7 @@ def test_a_budget_scales_pools_and_students_and_no_teacher() -> None:
 @pytest.mark.parametrize("budget", [0.3, 1e-3, 1e-7])
 def test_a_scaled_block_is_still_a_lawful_one(budget: float) -> None:
     for name in ("table1-cifar10", "table2", "table3"):
-        tree = copy.deepcopy(read_yaml(PRESET.with_name(f"{name}.yaml")))
+        tree = copy.deepcopy(read_yaml(preset_file(name)))
         tree["budget"] = budget
         params = Params.model_validate(tree)
         for method in params.grid.methods:

@@ -20,7 +20,8 @@ from kdci.graph.build import Graph, graph_of
 from kdci.graph.code import Sources
 from kdci.graph.node import Node
 from kdci.store.hashing import hash_json
-from tests.project_code import ROOT, copy_code
+from pipelines.params.presets import preset_file
+from tests.project_code import copy_code
 
 PRESETS = ("shift-digits", "table1-cifar10", "digits")
 NEW_PAIR = [{"teacher": "wrn-40-2", "student": "resnet-18"}]
@@ -44,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tree_of(preset: str) -> dict[str, Any]:
-    return read_yaml(ROOT / f"pipelines/presets/{preset}.yaml")
+    return read_yaml(preset_file(preset))
 
 
 def stamps(project: Path, tree: Mapping[str, Any]) -> Stamps:

@@ -10,12 +10,12 @@ from kdci.methods.cmi import Cmi
 from kdci.methods.deepinv import DeepInv
 from kdci.methods.fast import Fast
 from pipelines.explaining.tasks import Task, num_steps
-from pipelines.params.presets import FOLDER
+from pipelines.params.presets import preset_file
 
 
 @pytest.mark.parametrize("budget", [1.0, 0.1, 0.01, 3.0])
 def test_work_size_is_scaled_as_the_params_are(budget: float) -> None:
-    tree = read_yaml(FOLDER / "table1-cifar10.yaml")
+    tree = read_yaml(preset_file("table1-cifar10"))
     params = Params.model_validate({**tree, "budget": budget})
     for method in params.grid.methods:
         blocks = params.blocks("budget", f"methods.{method}", f"recipes.{method}")

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from kdci.config.params_file import load_params, read_yaml
 from kdci.errors import UserError
 from pipelines.params.edit import write_preset
-from pipelines.params.presets import FOLDER, preset_names, preset_text
+from pipelines.params.presets import FOLDER, preset_file, preset_names, preset_text
 
 NAMES = preset_names()
 
@@ -22,20 +22,22 @@ def comments(text: str) -> list[str]:
 
 def test_lists_what_ships() -> None:
     assert {"digits", "digits-smoke", "cifar10-cpu"} <= set(NAMES)
-    files = [*(f"{name}.yaml" for name in NAMES), "params.schema.json"]
+    published = {name for name in NAMES if name.startswith("table")}
+    files = [*(f"{name}.yaml" for name in {*NAMES} - published), "params.schema.json", "tables"]
     assert sorted(os.listdir(FOLDER)) == sorted(files)
+    assert {file.stem for file in (FOLDER / "tables").iterdir()} == published
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_is_valid_and_named_as_its_file(name: str) -> None:
-    assert load_params(FOLDER / f"{name}.yaml").preset == name
+    assert load_params(preset_file(name)).preset == name
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_writes_the_file_as_it_ships(tmp_path: Path, name: str) -> None:
     file = tmp_path / "params.yaml"
     write_preset(name, file)
-    assert file.read_bytes() == (FOLDER / f"{name}.yaml").read_bytes()
+    assert file.read_bytes() == preset_file(name).read_bytes()
     assert os.listdir(tmp_path) == ["params.yaml"]
 
 

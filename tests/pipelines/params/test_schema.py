@@ -13,7 +13,7 @@ import pytest
 from kdci.config.params_file import read_yaml
 from pipelines.cli import run
 from pipelines.params.new_project import new_project
-from pipelines.params.presets import FOLDER, preset_names, preset_text
+from pipelines.params.presets import FOLDER, preset_file, preset_names, preset_text
 from pipelines.params.schema import place_of, schema_text
 
 SHIPPED = FOLDER / "params.schema.json"
@@ -33,7 +33,7 @@ def test_the_shipped_schema_is_that_of_the_models() -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_fits_it(name: str, validator: Any) -> None:
-    tree = read_yaml(FOLDER / f"{name}.yaml")
+    tree = read_yaml(preset_file(name))
     assert [error.message for error in validator.iter_errors(tree)] == []
 
 

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from kdci.config.params_file import load_params, read_yaml
 from kdci.store.layout import Layout
 from pipelines.checking.checks import find_problems
-from pipelines.params.presets import FOLDER, preset_names
+from pipelines.params.presets import FOLDER, preset_file, preset_names
 from pipelines.params.spelled_out import check_spelled_out
 from tests.project_code import ROOT
 
@@ -53,7 +53,7 @@ def test_what_no_stage_of_the_grid_reads_may_be_left_out(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_spell_everything_out(tmp_path: Path, name: str) -> None:
-    shutil.copy(FOLDER / f"{name}.yaml", tmp_path / "params.yaml")
+    shutil.copy(preset_file(name), tmp_path / "params.yaml")
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     params = load_params(tmp_path / "params.yaml")
     assert list(check_spelled_out(params, Layout(tmp_path, params.preset))) == []

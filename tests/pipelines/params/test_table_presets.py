@@ -17,7 +17,7 @@ from kdci.graph.node import Node
 from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, read_dag
 from pipelines.params.edit import write_preset
-from pipelines.params.presets import FOLDER
+from pipelines.params.presets import preset_file
 from studies.published import published_setting
 from tests.project_code import ROOT
 
@@ -69,7 +69,7 @@ TABLES = {
 
 
 def params_of(name: str) -> Params:
-    return load_params(FOLDER / f"{name}.yaml")
+    return load_params(preset_file(name))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_values_are_the_published_ones(name: str) -> None:
 def test_provenance_stands_beside_the_values(name: str) -> None:
     """Every sentence about where values come from is in the file, whatever its line breaks."""
     table = TABLES[name]
-    comments = re.findall(r"#\s*(.*)", (FOLDER / f"{name}.yaml").read_text())
+    comments = re.findall(r"#\s*(.*)", preset_file(name).read_text())
     told = " ".join(comments)
     for (teacher, student), method in product(table.pairs, table.methods):
         assert published_setting(method, table.dataset, teacher, student).provenance in told
