@@ -15,15 +15,22 @@ import torch
 
 from kdci.config.catalog import spec_of_facts
 from kdci.errors import KdciError, UserError
-from kdci.exporting.footprint import BATCHES, SECONDS, Size, median_latencies, size_of
-from kdci.exporting.footprint_table import STUDENT, TEACHER
+from kdci.exporting.footprint import (
+    BATCHES,
+    SECONDS,
+    STUDENT,
+    TEACHER,
+    Footprint,
+    Size,
+    median_latencies,
+    size_of,
+)
 from kdci.exporting.formats import Format, Model
 from kdci.exporting.graph import exporting, require_form, trace
 from kdci.exporting.lineage import Lineage, lineage_of
 from kdci.exporting.model_card import model_card
 from kdci.exporting.parity import differences, parity_inputs, require_parity
-from kdci.exporting.release import Footprint, Release, Terms
-from kdci.exporting.snippets import WEIGHTS_FILE
+from kdci.exporting.release import Release, Terms
 from kdci.models.pretrained import load_teacher
 from kdci.models.students import Student, student_of
 from kdci.store import artifacts
@@ -32,7 +39,7 @@ from kdci.store.hashing import hash_file
 from kdci.training.runtime import processor, require_finite, versions
 
 KIND = "export"
-CARD_FILE, FACTS_FILE = "README.md", "export.json"
+CARD_FILE, FACTS_FILE, WEIGHTS_FILE = "README.md", "export.json", "weights.safetensors"
 
 
 def export_student(

@@ -21,8 +21,6 @@ Model = Callable[[Tensor], Tensor]
 """float32 images (N, C, H, W) in [0, 1] to logits (N, K)."""
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 """Names in the ONNX graph: of its input, its output, and the input's first dimension."""
-EXTRA = "export"
-"""The optional dependencies that have the ONNX packages."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,7 @@ class Format:
         place: File or folder of an export.
         write: Writes a traced student there, and returns what there is to record of it.
         load: Reads it again.
-        packages: What it needs beyond torch.
-        extra: The optional dependencies that bring them.
+        packages: What it needs beyond torch; `kdci[export]` brings them.
     """
 
     name: str
@@ -43,7 +40,6 @@ class Format:
     write: Callable[[Graph, Path], dict[str, Any]]
     load: Callable[[Path], Model]
     packages: tuple[str, ...] = ()
-    extra: str = EXTRA
 
 
 def require_packages(formats: Sequence[Format]) -> None:
@@ -57,7 +53,7 @@ def require_packages(formats: Sequence[Format]) -> None:
         missing = [name for name in each.packages if importlib.util.find_spec(name) is None]
         if missing:
             what = f"{each.name} needs {' and '.join(missing)}"
-            fix = f"pip install 'kdci[{each.extra}]', or leave {each.name} out"
+            fix = f"pip install 'kdci[export]', or leave {each.name} out"
             problems.append(UserError("--formats", what, fix))
     if problems:
         raise CombinedUserError(problems)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from kdci.config.catalog import CUSTOM, DATASETS
-from kdci.exporting.footprint import Size
+from kdci.exporting.footprint import Footprint
 from kdci.exporting.lineage import Lineage
 
 UNSTATED = "unknown: state it"
@@ -26,35 +26,6 @@ class Terms:
 
     license: str = UNKNOWN_LICENSE
     data_license: str = UNSTATED
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Size and speed of student and teacher on one machine.
-
-    Attributes:
-        sizes: By `student` and, where it is at hand, `teacher`.
-        latencies: Median milliseconds of a forward pass, by batch size and by the same names.
-        threads: Of torch while they were measured.
-        processor: Name of the processor.
-    """
-
-    sizes: Mapping[str, Size]
-    latencies: Mapping[int, Mapping[str, float]]
-    threads: int
-    processor: str
-
-    def asdict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return {
-            "sizes": {name: asdict(size) for name, size in self.sizes.items()},
-            "median_latency_ms": {
-                f"batch {size}": dict(of_batch) for size, of_batch in self.latencies.items()
-            },
-            "threads": self.threads,
-            "processor": self.processor,
-            "device": "cpu",
-        }
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _export(
 
 
 def _show(release: Release, folder: Path) -> None:
-    from kdci.exporting.footprint_table import footprint_note, footprint_rows
+    from kdci.exporting.footprint import footprint_note, footprint_rows
     from kdci.reporting.text.text_table import aligned
 
     cell = release.lineage.cell
