@@ -21,8 +21,8 @@ from kdci.store.artifacts import storage_errors
 from kdci.store.layout import Layout, all_cells
 from pipelines.tracking.models import Models
 from pipelines.tracking.reading.snapshot import take_snapshot
-from pipelines.tracking.uri import redacted, resolve_uri, sqlite_file
-from pipelines.tracking.writing.run_links import run_links
+from pipelines.tracking.uri import redacted, resolve_uri, sqlite_file, store_errors
+from pipelines.tracking.writing.run_links import links
 from pipelines.tracking.writing.store import Store
 from pipelines.tracking.writing.view import SyncSummary, write_view
 
@@ -56,27 +56,6 @@ def sync(
         return _one_pass(layout, params, Store(uri, layout), register=register)
 
 
-def links(
-    layout: Layout, params: Params, *, tracking_uri: str | None = None
-) -> tuple[str, dict[str, str]]:
-    """Return how to open the view, and the MLflow run of each stage and cell.
-
-    Args:
-        layout: Where the files are.
-        params: The current params.
-        tracking_uri: As for ``sync``.
-
-    Returns:
-        The address of the experiment, or the command that shows it where no server does; and by
-        name in DVC, or by the name of a cell, the run's address, or its id.
-
-    Raises:
-        StorageError: The store does not answer.
-    """
-    store = Store(resolve_uri(layout.root, tracking_uri), layout)
-    return run_links(graph_of(params, layout.root), store)
-
-
 def set_champion(
     layout: Layout, params: Params, cell: str, *, tracking_uri: str | None = None
 ) -> tuple[str, str]:
@@ -105,8 +84,9 @@ def set_champion(
         store = Store(uri, layout)
         _one_pass(layout, params, store, register=False)
         snapshot = take_snapshot(graph_of(params, layout.root), trusted=store.logged())
-        version = Models(snapshot, store).set_champion(by_name[cell])
-    return version.name, version.number
+        with store_errors(uri):
+            version = Models(snapshot, store).set_champion(by_name[cell])
+    return version.name, str(version.version)
 
 
 def follow(
@@ -149,7 +129,14 @@ def follow(
             if not total.running and not total.pending:
                 return total
             time.sleep(poll_interval)
-            outcome = _next_pass(layout, params, store, last=total, register=register)
+            try:
+                with _only_writer(layout, uri):
+                    outcome = _one_pass(layout, params, store, register=register)
+            except KdciError as error:
+                # A server that restarts must not end a watch of many hours.
+                nothing = replace(total, created=0, points=0, versions=0)
+                pending = max(total.pending, 1)
+                outcome = replace(nothing, pending=pending, warnings=(str(error),))
             total = replace(
                 outcome,
                 created=total.created + outcome.created,
@@ -163,25 +150,8 @@ def follow(
 def _one_pass(layout: Layout, params: Params, store: Store, *, register: bool) -> SyncSummary:
     store.refresh()
     snapshot = take_snapshot(graph_of(params, layout.root), trusted=store.logged())
-    return write_view(snapshot, store, register=register)
-
-
-def _next_pass(
-    layout: Layout, params: Params, store: Store, *, last: SyncSummary, register: bool
-) -> SyncSummary:
-    try:
-        with _only_writer(layout, store.uri):
-            return _one_pass(layout, params, store, register=register)
-    except KdciError as error:
-        # A server that restarts must not end a watch of many hours; the next pass catches up.
-        return replace(
-            last,
-            created=0,
-            points=0,
-            versions=0,
-            pending=max(last.pending, 1),
-            warnings=(str(error),),
-        )
+    with store_errors(store.uri):
+        return write_view(snapshot, store, register=register)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from kdci.deconfounding.arms import ARMS, arm_title
 from kdci.errors import KdciError, UserError
@@ -18,10 +19,9 @@ from pipelines.tracking.reading.files import Finished
 from pipelines.tracking.reading.origins import DEPS_MD5, OUT_MD5
 from pipelines.tracking.reading.readings import numbers
 from pipelines.tracking.reading.snapshot import Snapshot
-from pipelines.tracking.registry import FORM, Registry, Version
-from pipelines.tracking.writing.record import CELL, CONTENT, RunRecord
-from pipelines.tracking.writing.store import Store
-from pipelines.tracking.writing.tags import RUN, identity_tags
+from pipelines.tracking.registry import FORM, Registry
+from pipelines.tracking.writing.store import RunRecord, Store
+from pipelines.tracking.writing.tags import CELL, CONTENT, RUN, identity_tags
 
 CARD_SHA256 = "kdci.card_sha256"
 EXPORT_FAILURE = "kdci.export_failure"
@@ -69,7 +69,7 @@ class Models:
                 f"{waiting} students wait for their place in the registry (`kdci sync` goes on)"
             )
 
-    def set_champion(self, cell: Cell) -> Version:
+    def set_champion(self, cell: Cell) -> Any:
         """Register the student of ``cell``, whichever, and let `champion` point at it.
 
         Raises:
@@ -140,16 +140,16 @@ class Models:
         compensated = ARMS[cell.variant].compensated
         return str(self._files.graph.params.evaluate.deploy) if compensated else "backbone"
 
-    def _student_version(self, student: Finished, record: RunRecord, cell: Cell) -> Version:
+    def _student_version(self, student: Finished, record: RunRecord, cell: Cell) -> Any:
         """Return the version of a student, exported if there is none."""
         name, form = self._model_of(cell), self._form(cell)
         version = self._registry.find(name, student.content, form)
         if version is None:
             folder = FOLDER if form == "backbone" else f"{FOLDER}-{form}"
             with tempfile.TemporaryDirectory(prefix="kdci-export-") as scratch:
-                written = Path(scratch) / FOLDER
+                written = Path(scratch) / folder
                 export_student(student.node.artifact, written, deploy=form, run_id=record.run_id)
-                self._store.log_folder(record, written, folder)
+                self._store.copy(record, written)
             tags = {**self._tags(student), FORM: form, CELL: cell.name}
             about = (
                 f"{arm_title(cell.variant)} student of {cell.name}, {form}. Input: float32 images "
@@ -171,7 +171,7 @@ class Models:
         commit = {"git.commit": str(revision)} if revision else {}
         return {CONTENT: finished.content, "dvc.stage": finished.node.name, **commit}
 
-    def _update(self, version: Version, finished: Finished, record: RunRecord) -> None:
+    def _update(self, version: Any, finished: Finished, record: RunRecord) -> None:
         """Add the card's hash and what is known later than a version: DVC's hashes."""
         if version.run_id != record.run_id:
             return  # the same content, made again with other params: this one tells of the first

@@ -6,7 +6,8 @@ import os
 import re
 import socket
 import sqlite3
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -72,12 +73,20 @@ def without_secrets(text: str) -> str:
     return re.sub(r"\?[^\s'\")]*", "", line)[:300]
 
 
-def store_error(uri: str, error: Exception) -> StorageError:
-    """Word a failure of the store as one line."""
-    text = str(error)
-    if "Max retries exceeded" in text or "timeout exception" in text:
-        return StorageError(redacted(uri), "the tracking server does not answer", _START_IT)
-    return StorageError(redacted(uri), f"MLflow refused: {without_secrets(text)}")
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turn a failure of the store in the block into one line of ours."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        what, fix = f"MLflow refused: {without_secrets(str(error))}", ""
+        if re.search("Max retries exceeded|timeout exception", str(error)):
+            what, fix = "the tracking server does not answer", _START_IT
+        # The cause is left out: its text may carry credentials.
+        raise StorageError(redacted(uri), what, fix) from None
 
 
 def require_store(uri: str) -> None:

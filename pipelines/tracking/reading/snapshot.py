@@ -14,7 +14,6 @@ from kdci.graph.standing import card_at, is_in_place
 from kdci.store.layout import Cell, Layout
 from pipelines.tracking.reading.files import Finished, Report, read_finished, read_report
 from pipelines.tracking.reading.origins import Origins, read_origins
-from pipelines.tracking.reading.trials import Trial, read_trials
 from pipelines.tracking.reading.work import Work, read_work
 
 P = ParamSpec("P")
@@ -31,7 +30,6 @@ class Snapshot:
         finished: The artifacts that are there and whole, by the name of their node.
         report: The report.
         origins: Who made the artifacts.
-        trials: Trials of searches, those of one search together.
         warnings: Damaged files that were left out, one line each.
     """
 
@@ -41,7 +39,6 @@ class Snapshot:
     report: Report | None = None
     warnings: list[str] = field(default_factory=list)
     origins: Origins = field(default_factory=Origins)
-    trials: list[Trial] = field(default_factory=list)
 
     @property
     def layout(self) -> Layout:
@@ -127,7 +124,6 @@ def take_snapshot(graph: Graph, *, trusted: Container[tuple[str, str]]) -> Snaps
 
     # What tells of artifacts before them: it may be about older ones then, which shows.
     snapshot.origins = read_origins(layout)
-    snapshot.trials = read_trials(layout)
     # Work before artifacts: a stage that finishes meanwhile is then seen as finished.
     for folder in sorted((layout.work / "work").glob("*/*")):
         work = read(read_work, folder, graph)

@@ -11,12 +11,13 @@ from kdci.store.layout import Cell
 from pipelines.tracking.reading.files import Finished
 from pipelines.tracking.reading.readings import flatten, numbers
 from pipelines.tracking.reading.snapshot import Snapshot
-from pipelines.tracking.writing.record import CELL, PARENT, RunRecord
-from pipelines.tracking.writing.store import Store
+from pipelines.tracking.writing.store import RunRecord, Store
 from pipelines.tracking.writing.tags import (
     ARM,
     BUDGET,
+    CELL,
     PAIR,
+    PARENT,
     PRESET,
     RUN,
     curve_points,
@@ -178,9 +179,9 @@ class CellRuns:
         removable = FINAL | ({"gain_over_vanilla"} if "accuracy" not in values else set())
         if record.metrics.keys() & removable - values.keys():
             children = self._store.find({PARENT: record.run_id})
+            kept = {k: v for k, v in record.tags.items() if not k.startswith("mlflow.")}
             self._store.delete(record)
             fresh = self.parent(cell, record.started)
-            kept = {k: v for k, v in record.tags.items() if not k.startswith("mlflow.")}
             self._store.set_tags(fresh, kept)
             for child in children:
                 self._store.set_tags(child, {PARENT: fresh.run_id})

@@ -14,13 +14,13 @@ from kdci.store.hashing import hash_json
 from pipelines.tracking.reading.files import Finished
 from pipelines.tracking.reading.readings import Timing, flatten, numbers
 from pipelines.tracking.reading.snapshot import Snapshot
-from pipelines.tracking.reading.system import system_points
 from pipelines.tracking.reading.work import Work
 from pipelines.tracking.writing.cell_runs import CellRuns
 from pipelines.tracking.writing.datasets import datasets_of
-from pipelines.tracking.writing.record import ARTIFACT, CONTENT, RunRecord
-from pipelines.tracking.writing.store import Store
+from pipelines.tracking.writing.store import RunRecord, Store
 from pipelines.tracking.writing.tags import (
+    ARTIFACT,
+    CONTENT,
     FAILURE,
     LINES,
     PARAMS_HASH,
@@ -32,6 +32,7 @@ from pipelines.tracking.writing.tags import (
     node_tags,
     points,
     provenance_tags,
+    system_points,
 )
 
 _DATASET = {"num_classes", "channels", "image_size"}
@@ -86,7 +87,7 @@ class StageRuns:
 
     def amend(self, finished: Finished, record: RunRecord) -> None:
         """Add what is known later than the artifact: who ran it, DVC's hashes, its datasets."""
-        self._store.log_datasets(record, datasets_of(finished, self._files))
+        self._store.log_datasets(record, list(datasets_of(finished, self._files)))
         self._store.set_tags(record, self._files.origins.tags(finished, known=record.tags))
 
     def end_abandoned(self) -> None:
@@ -147,10 +148,10 @@ class StageRuns:
         """Copy the card; of a dictionary also its tensors, under a version number."""
         path = finished.node.artifact
         if finished.node.kind != "dictionary":
-            self._store.log_file(record, path / CARD)
+            self._store.copy(record, path / CARD)
             return
         for name in ("dictionary.safetensors", CARD):
-            self._store.log_file(record, path / name, "dictionary")
+            self._store.copy(record, path / name, "dictionary")
         self._store.set_tags(record, {VERSION: str(self._version(record))})
 
     def _version(self, record: RunRecord) -> int:

@@ -8,11 +8,10 @@ from pipelines.tracking.models import Models
 from pipelines.tracking.reading.files import Report
 from pipelines.tracking.reading.snapshot import Snapshot
 from pipelines.tracking.writing.cell_runs import CellRuns
-from pipelines.tracking.writing.record import CONTENT
 from pipelines.tracking.writing.stage_runs import StageRuns
 from pipelines.tracking.writing.store import Store
-from pipelines.tracking.writing.tags import PRESET, RUN
-from pipelines.tracking.writing.trial_runs import show_trials
+from pipelines.tracking.writing.tags import CONTENT, PRESET, RUN
+from pipelines.tracking.writing.trial_runs import show_searches
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,6 @@ def write_view(files: Snapshot, store: Store, *, register: bool = True) -> SyncS
         files: The files.
         store: The store.
         register: Whether to fill the model registry too, while no stage is at work.
-
-    Raises:
-        StorageError: The store does not answer or can not be written.
     """
     cell_runs = CellRuns(files, store)
     stage_runs = StageRuns(files, store, cell_runs)
@@ -63,7 +59,7 @@ def write_view(files: Snapshot, store: Store, *, register: bool = True) -> SyncS
             cell_runs.show(node.student)
     if files.report is not None:
         _show_report(files.report, files.layout.preset, store)
-    show_trials(files.trials, files.layout, store)
+    show_searches(files.layout, store)
     stage_runs.end_abandoned()
     models = Models(files, store)
     if register and not files.running:  # exports would take time from stages
@@ -87,5 +83,5 @@ def _show_report(report: Report, preset: str, store: Store) -> None:
     tags = {**known, "dvc.stage": "report", "kdci.stage": "report", PRESET: preset}
     record = found[0] if found else store.create("report", tags, started=report.written)
     for name, file in report.files.items():
-        store.log_file(record, file, name.rpartition("/")[0] or None)
+        store.copy(record, file, name.rpartition("/")[0] or None)
     store.set_status(record, "FINISHED", ended=report.written)

@@ -144,7 +144,7 @@ def test_sync_that_was_cut_short_is_completed(files, params, store_uri, monkeypa
             raise StorageError("store", "went away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking.Store, "log_file", fail_later)
+        patch.setattr(tracking.Store, "copy", fail_later)
         with pytest.raises(StorageError, match="went away"):
             tracking.sync(files.layout, params, tracking_uri=store_uri)
     tracking.sync(files.layout, params, tracking_uri=store_uri)
