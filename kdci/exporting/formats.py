@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -71,15 +69,14 @@ def _load_pt2(path: Path) -> Model:
 
 
 def _write_onnx(graph: Graph, path: Path) -> dict[str, Any]:
-    with _quiet("torch.onnx", "onnxscript", "onnx_ir"):
-        exported = torch.onnx.export(
-            graph.program,
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: BATCH},),
-            verbose=False,
-        )
+    exported = torch.onnx.export(
+        graph.program,
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: BATCH},),
+        verbose=False,
+    )
     assert exported is not None
     model = exported.model
     for node in model.graph:
@@ -100,20 +97,6 @@ def _load_onnx(path: Path) -> Model:
         return torch.from_numpy(logits)
 
     return run
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Keep loggers silent below errors."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 PT2 = Format("pt2", "model.pt2", _write_pt2, _load_pt2)

@@ -10,6 +10,7 @@ plain operations, and what depends on the dictionary alone is computed once.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -165,6 +166,8 @@ def exporting(subject: str) -> Iterator[None]:
     Raises:
         ExportError: Whatever went wrong, but for a full disk and errors of our own.
     """
+    heard = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -175,3 +178,5 @@ def exporting(subject: str) -> Iterator[None]:
         # Whatever the tracer meets: a student that branches on its data has no graph.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(subject, f"can not be exported: {lines[0][:200]}") from error
+    finally:
+        logging.disable(heard)

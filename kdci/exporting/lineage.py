@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kdci.errors import KdciError
-from kdci.store.artifacts import Artifact, open_artifact, read_card
+from kdci.graph.standing import card_at
+from kdci.store.artifacts import Artifact, open_artifact
 from kdci.store.layout import Cell, Layout
 
 Card = dict[str, Any]
@@ -99,13 +100,8 @@ def _dictionaries(layout: Layout, cell: Cell) -> Iterator[Path]:
 
 
 def _card(place: Path, kind: str, content: str | None) -> Card | None:
-    if content is None:
-        return None
-    try:
-        card = read_card(place, kind=kind)
-    except (KdciError, OSError):
-        return None
-    return card if card["content"] == content else None
+    card = card_at(place, kind)
+    return card if card is not None and card["content"] == content else None
 
 
 def _teacher(place: Path, content: str | None) -> Artifact | None:

@@ -68,12 +68,12 @@ def export(
         "pool_seed": pool_seed,
         "seed": seed,
     }
-    chosen = exporting.choose(params, layout, what, axes)
+    artifact, cell = exporting.choose(params, layout, what, axes)
     root = Path.cwd() if layout is None else layout.root
-    folder = to or root / exporting.EXPORTS / chosen.cell.name
-    form = deploy.value if deploy else exporting.default_form(params, chosen.folder)
+    folder = to or root / exporting.EXPORTS / cell.name
+    form = deploy.value if deploy else exporting.default_form(params, artifact)
     release = _export(
-        chosen.folder,
+        artifact,
         folder,
         deploy=form,
         formats=formats,
