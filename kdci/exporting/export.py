@@ -17,7 +17,6 @@ from kdci.config.catalog import spec_of_facts
 from kdci.errors import KdciError, UserError
 from kdci.exporting.footprint import (
     BATCHES,
-    SECONDS,
     STUDENT,
     TEACHER,
     Footprint,
@@ -50,7 +49,6 @@ def export_student(
     formats: Sequence[Format],
     terms: Terms | None = None,
     force: bool = False,
-    seconds: float = SECONDS,
 ) -> Release:
     """Write a student's export.
 
@@ -61,7 +59,6 @@ def export_student(
         formats: What to write, each once.
         terms: Licences; None: not stated.
         force: Replace an export that is there.
-        seconds: How long speed may be measured, by batch size.
 
     Returns:
         What was written.
@@ -88,7 +85,7 @@ def export_student(
             lineage,
             deploy,
             recorded,
-            _footprint(model, lineage, seconds=seconds),
+            _footprint(model, lineage),
             terms or Terms(),
             versions=versions(),
         )
@@ -161,7 +158,7 @@ def _weights(model: Student) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _footprint(model: Student, lineage: Lineage, *, seconds: float) -> Footprint:
+def _footprint(model: Student, lineage: Lineage) -> Footprint:
     """Measure the student beside its teacher, where that is at hand."""
     sizes: dict[str, Size] = {}
     models: dict[str, Model] = {}
@@ -175,7 +172,7 @@ def _footprint(model: Student, lineage: Lineage, *, seconds: float) -> Footprint
     shape = (facts["channels"], facts["image_size"], facts["image_size"])
     latencies: dict[int, Mapping[str, float]] = {}
     for batch in BATCHES:
-        taken = median_latencies(models, torch.full((batch, *shape), 0.5), seconds=seconds)
+        taken = median_latencies(models, torch.full((batch, *shape), 0.5))
         latencies[batch] = {name: 1000 * median for name, median in taken.items()}
     return Footprint(sizes, latencies, torch.get_num_threads(), processor())
 

@@ -47,11 +47,7 @@ def choose(
     """
     if what is not None and (Path(what) / CARD).is_file():
         return _of_folder(Path(what), axes)
-    if params is None or layout is None:
-        fix = "go to the project folder, or give the folder of a student"
-        raise UserError(
-            what or str(Path.cwd()), "is no student's folder, nor is here a project", fix
-        )
+    assert params is not None and layout is not None
     known = list(dict.fromkeys(all_cells(params.grid)))
     meant = [cell for cell in known if _is_meant(cell, what, axes)]
     built = [cell for cell in meant if (layout.student(cell) / CARD).is_file()]

@@ -19,12 +19,12 @@ _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _START_IT = "start it, or unset MLFLOW_TRACKING_URI to use a file in the project folder"
 
 
-def resolve_uri(root: Path, tracking_uri: str | None) -> str:
-    """Return the store's URI: the given one, ``MLFLOW_TRACKING_URI``, or SQLite below ``root``.
+def resolve_uri(root: Path) -> str:
+    """Return the store's URI: ``MLFLOW_TRACKING_URI``, or a SQLite file in the project folder.
 
     The default is absolute: a relative one would make a store in every working folder.
     """
-    given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
     # Only what ends the path of a URI is escaped: MLflow also takes the rest as a plain path.

@@ -12,15 +12,12 @@ from pipelines.tracking.writing.store import RunRecord, Store
 from pipelines.tracking.writing.tags import ARTIFACT, CELL, RUN
 
 
-def links(
-    layout: Layout, params: Params, *, tracking_uri: str | None = None
-) -> tuple[str, dict[str, str]]:
+def links(layout: Layout, params: Params) -> tuple[str, dict[str, str]]:
     """Return how to open the view, and the newest run of each stage and cell.
 
     Args:
         layout: Where the files are.
         params: The current params.
-        tracking_uri: As for ``sync``.
 
     Returns:
         The address of the experiment, or the command that shows it where no server does; and by
@@ -29,7 +26,7 @@ def links(
     Raises:
         StorageError: The store does not answer.
     """
-    store = Store(resolve_uri(layout.root, tracking_uri), layout)
+    store = Store(resolve_uri(layout.root), layout)
     store.refresh()
     served = urlsplit(store.uri).scheme in ("http", "https")
     address = f"{redacted(store.uri).rstrip('/')}/#/experiments/{store.experiment_id}"

@@ -26,6 +26,11 @@ from tests.project_code import ROOT
 Export = Callable[..., Release]
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdci.exporting.footprint.MOST_ROUNDS", 1)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "exports" / "a" / "b"
@@ -34,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def export(experiment: Experiment, folder: Path) -> Export:
     def run(**changes: Any) -> Release:
-        settings: dict[str, Any] = {"deploy": "backbone", "formats": [PT2], "seconds": 0.0}
+        settings: dict[str, Any] = {"deploy": "backbone", "formats": [PT2]}
         return export_student(experiment.student, folder, **(settings | changes))
 
     return run
@@ -153,9 +158,7 @@ def test_what_is_no_export_is_never_replaced(
         folder.mkdir(parents=True)
         (folder / ("card.json" if what == "damaged" else "mine.txt")).write_text("{}")
     with pytest.raises(UserError, match="is there and is no whole export .*--to"):
-        export_student(
-            experiment.student, place, deploy="backbone", formats=[PT2], force=force, seconds=0.0
-        )
+        export_student(experiment.student, place, deploy="backbone", formats=[PT2], force=force)
     assert place.exists() and open_artifact(experiment.student, kind="student")
 
 

@@ -332,12 +332,16 @@ def test_served_predictions_are_the_students(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_registered_student_is_served_too(
-    built: Project, tmp_path: Path, environment: dict[str, str]
+    built: Project,
+    tmp_path: Path,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from pipelines import tracking
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracking.sync(built.layout, load_params(built.root / "params.yaml"), tracking_uri=uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracking.sync(built.layout, load_params(built.root / "params.yaml"))
     name, port = f"models:/kdci-digits-smoke-{WRN}-{WRN}-fast@kdci", free_port()
     command = ["mlflow", "models", "serve", "-m", name, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
