@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,11 @@ class Scores:
     """How a student was scored by the evaluation of its cell.
 
     Attributes:
-        card: Of the evaluation.
         row: The student's row.
         replicates: The rows of all students of its arm, its own among them.
         num_images: Test images; None: there was no test data, and accuracies are null.
     """
 
-    card: Card
     row: dict[str, Any]
     replicates: list[dict[str, Any]]
     num_images: int | None
@@ -39,19 +36,17 @@ class Lineage:
     Attributes:
         student: Its artifact.
         cell: Which one it is.
-        teacher: The teacher's artifact; None, as with the others: it is not at hand, or is
+        cards: By role, of the student and what belongs to it; not of what is not at hand, or is
             another one by now.
-        pool: Card of the pool.
-        dictionary: Card of the dictionary; None also where there is none.
-        scores: How it was scored.
+        teacher: The teacher's artifact, if it is at hand.
+        scores: How it was scored, if that is at hand.
     """
 
     student: Artifact
     cell: Cell
-    teacher: Artifact | None
-    pool: Card | None
-    dictionary: Card | None
-    scores: Scores | None
+    cards: dict[str, Card]
+    teacher: Artifact | None = None
+    scores: Scores | None = None
 
     def parent(self, role: str) -> str | None:
         """Return the content hash of what the student was made from; None: of no such thing."""
@@ -66,18 +61,33 @@ def cell_of(facts: dict[str, Any]) -> Cell:
 
 def lineage_of(student: Artifact) -> Lineage:
     """Look for a student's relatives where the layout has them."""
-    cell = cell_of(student.facts)
+    cell, cards = cell_of(student.facts), {"student": student.card}
     layout = _layout_of(student.path, cell)
-    teacher = pool = dictionary = scores = None
-    if layout is not None:
-        parents = student.card.get("parents", {})
-        teacher = _teacher(layout.teacher(cell.teacher), parents.get("teacher"))
-        place = layout.pool(cell.teacher, cell.method, cell.pool_seed)
-        pool = _card(place, "pool", parents.get("pool"))
-        for place in _dictionaries(layout, cell):
-            dictionary = dictionary or _card(place, "dictionary", parents.get("dictionary"))
-        scores = _scores(layout, cell, student)
-    return Lineage(student, cell, teacher, pool, dictionary, scores)
+    if layout is None:
+        return Lineage(student, cell, cards)
+    own = layout.dictionary(cell.teacher, cell.method, cell.pool_seed)
+    replicate = own.relative_to(own.parents[1])
+    others = sorted(layout.other.artifacts.glob(f"dictionaries/*/{replicate}"))
+    places = {
+        "teacher": [layout.teacher(cell.teacher)],
+        "pool": [layout.pool(cell.teacher, cell.method, cell.pool_seed)],
+        "dictionary": [own, *others],
+    }
+    for role, folders in places.items():
+        for folder in folders:
+            card = card_at(folder, role)
+            if card is not None and card["content"] == student.card.get("parents", {}).get(role):
+                cards.setdefault(role, card)
+    teacher = None
+    if "teacher" in cards:
+        teacher = open_artifact(layout.teacher(cell.teacher), kind="teacher")
+    evaluation = _evaluation(layout, cell, student)
+    if evaluation is None:
+        return Lineage(student, cell, cards, teacher)
+    of_arm = [row for row in evaluation.json("cells.json") if row["variant"] == cell.variant]
+    row = next(row for row in of_arm if cell_of(row) == cell)
+    cards["evaluation"] = evaluation.card
+    return Lineage(student, cell, cards, teacher, Scores(row, of_arm, _num_images(evaluation)))
 
 
 def _layout_of(path: Path, cell: Cell) -> Layout | None:
@@ -91,35 +101,14 @@ def _layout_of(path: Path, cell: Cell) -> Layout | None:
     return layout if layout.student(cell) == path.absolute() else None
 
 
-def _dictionaries(layout: Layout, cell: Cell) -> Iterator[Path]:
-    """Yield the teacher's own dictionary, then those of other models."""
-    own = layout.dictionary(cell.teacher, cell.method, cell.pool_seed)
-    yield own
-    replicate = own.relative_to(own.parents[1])
-    yield from sorted(layout.other.artifacts.glob(f"dictionaries/*/{replicate}"))
-
-
-def _card(place: Path, kind: str, content: str | None) -> Card | None:
-    card = card_at(place, kind)
-    return card if card is not None and card["content"] == content else None
-
-
-def _teacher(place: Path, content: str | None) -> Artifact | None:
-    return open_artifact(place, kind="teacher") if _card(place, "teacher", content) else None
-
-
-def _scores(layout: Layout, cell: Cell, student: Artifact) -> Scores | None:
-    """Return the evaluation's scores if they are this very student's."""
-    place = layout.evaluation(cell.teacher, cell.student, cell.method)
+def _evaluation(layout: Layout, cell: Cell, student: Artifact) -> Artifact | None:
+    """Return the evaluation of a cell if it scored this very student."""
     try:
+        place = layout.evaluation(cell.teacher, cell.student, cell.method)
         artifact = open_artifact(place, kind="evaluation")
     except (KdciError, OSError):
         return None
-    if artifact.card["parents"].get(cell.name) != student.content:
-        return None
-    of_arm = [row for row in artifact.json("cells.json") if row["variant"] == cell.variant]
-    own = next(row for row in of_arm if cell_of(row) == cell)
-    return Scores(artifact.card, own, of_arm, _num_images(artifact))
+    return artifact if artifact.card["parents"].get(cell.name) == student.content else None
 
 
 def _num_images(artifact: Artifact) -> int | None:

@@ -81,8 +81,8 @@ def _told(release: Release) -> dict[str, Any]:
         "deploy": release.deploy,
         "parent": lineage.parent,
         "teacher": lineage.teacher,
-        "pool": lineage.pool,
-        "dictionary": lineage.dictionary and lineage.dictionary["facts"],
+        "pool": lineage.cards.get("pool"),
+        "dictionary": lineage.cards.get("dictionary", {}).get("facts"),
         "phi": facts["compensation"],
         "arm": ARMS[cell.variant].summary if cell.variant in ARMS else cell.variant,
         "channels": channels,
@@ -99,7 +99,7 @@ def _told(release: Release) -> dict[str, Any]:
         "budget": card.get("params", {}).get("budget"),
         "listed": lambda key: ", ".join(f"{name} {it}" for name, it in card.get(key, {}).items()),
         "provenance": _provenance(release),
-        **({} if lineage.pool is None else _of_pool(lineage.pool, _shown_names(release))),
+        **(_of_pool(lineage.cards["pool"], release) if "pool" in lineage.cards else {}),
     }
 
 
@@ -138,8 +138,9 @@ def _some(names: Sequence[str], more: str = " and {} more") -> str:
     return ", ".join(names[:MOST_CLASSES]) + (more.format(rest) if rest > 0 else "")
 
 
-def _of_pool(pool: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _of_pool(pool: Mapping[str, Any], release: Release) -> dict[str, Any]:
     """Return where a pool is from and how it is shifted."""
+    names = _shown_names(release)
     facts, shares = pool["facts"], pool["facts"]["proportions"]
     skipped = facts.get("skipped", {})
     return {

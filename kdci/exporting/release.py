@@ -91,20 +91,11 @@ class Release:
 
     def provenance(self) -> dict[str, Any]:
         """Return what identifies each artifact that the student comes from."""
-        lineage = self.lineage
-        cards = {
-            "student": lineage.student.card,
-            "teacher": None if lineage.teacher is None else lineage.teacher.card,
-            "pool": lineage.pool,
-            "dictionary": lineage.dictionary,
-            "evaluation": None if lineage.scores is None else lineage.scores.card,
-        }
         found = {}
-        for role, card in cards.items():
-            content = lineage.parent(role) if card is None else card["content"]
-            if content is not None:
-                stated = None if card is None else card["card_sha256"]
-                found[role] = {"content": content, "card_sha256": stated}
+        for role in ("student", "teacher", "pool", "dictionary", "evaluation"):
+            card = self.lineage.cards.get(role, {"content": self.lineage.parent(role)})
+            if card["content"] is not None:
+                found[role] = {key: card.get(key) for key in ("content", "card_sha256")}
         return found
 
     def asdict(self) -> dict[str, Any]:

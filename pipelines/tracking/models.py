@@ -14,7 +14,7 @@ from typing import Any
 from kdci.deconfounding.arms import ARMS, arm_title
 from kdci.errors import KdciError, UserError
 from kdci.store.layout import Cell
-from pipelines.tracking.export import FOLDER, export_student
+from pipelines.tracking.export import FOLDER, save_model
 from pipelines.tracking.reading.files import Finished
 from pipelines.tracking.reading.origins import DEPS_MD5, OUT_MD5
 from pipelines.tracking.reading.readings import numbers
@@ -145,10 +145,16 @@ class Models:
         name, form = self._model_of(cell), self._form(cell)
         version = self._registry.find(name, student.content, form)
         if version is None:
+            from kdci.exporting.graph import trace
+            from kdci.models.students import load_student
+
             folder = FOLDER if form == "backbone" else f"{FOLDER}-{form}"
+            artifact = student.node.artifact
             with tempfile.TemporaryDirectory(prefix="kdci-export-") as scratch:
                 written = Path(scratch) / folder
-                export_student(student.node.artifact, written, deploy=form, run_id=record.run_id)
+                facts, subject = student.card["facts"], str(artifact)
+                graph = trace(load_student(artifact, deploy=form), facts, subject=subject)
+                save_model(graph, written, run_id=record.run_id, subject=subject)
                 self._store.copy(record, written)
             tags = {**self._tags(student), FORM: form, CELL: cell.name}
             about = (

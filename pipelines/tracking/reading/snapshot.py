@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from kdci.errors import KdciError
 from kdci.graph.build import Graph
@@ -15,9 +16,6 @@ from kdci.store.layout import Cell, Layout
 from pipelines.tracking.reading.files import Finished, Report, read_finished, read_report
 from pipelines.tracking.reading.origins import Origins, read_origins
 from pipelines.tracking.reading.work import Work, read_work
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass
@@ -115,24 +113,27 @@ def take_snapshot(graph: Graph, *, trusted: Container[tuple[str, str]]) -> Snaps
     """
     snapshot, layout = Snapshot(graph), graph.layout
 
-    def read(reader: Callable[P, T | None], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    @contextmanager
+    def noting_damage() -> Iterator[None]:
         try:
-            return reader(*args, **kwargs)
+            yield
         except KdciError as error:
             snapshot.warnings.append(str(error))
-            return None
 
     # What tells of artifacts before them: it may be about older ones then, which shows.
     snapshot.origins = read_origins(layout)
     # Work before artifacts: a stage that finishes meanwhile is then seen as finished.
     for folder in sorted((layout.work / "work").glob("*/*")):
-        work = read(read_work, folder, graph)
-        if work is not None:
-            snapshot.work.append(work)
+        with noting_damage():
+            work = read_work(folder, graph)
+            if work is not None:
+                snapshot.work.append(work)
     snapshot.work.sort(key=lambda work: work.started)
     for node in snapshot.nodes:
-        finished = read(read_finished, node, layout, trusted=trusted)
-        if finished is not None:
-            snapshot.finished[node.name] = finished
-    snapshot.report = read(read_report, layout)
+        with noting_damage():
+            finished = read_finished(node, layout, trusted=trusted)
+            if finished is not None:
+                snapshot.finished[node.name] = finished
+    with noting_damage():
+        snapshot.report = read_report(layout)
     return snapshot

@@ -15,13 +15,10 @@ def lineage(experiment: Experiment) -> Lineage:
 def test_finds_all_that_the_student_was_made_from(experiment: Experiment) -> None:
     found = lineage(experiment)
     assert found.cell == CELL
-    assert found.teacher is not None and found.pool is not None and found.dictionary is not None
-    contents = {
-        "teacher": found.teacher.content,
-        "pool": found.pool["content"],
-        "dictionary": found.dictionary["content"],
-    }
-    assert contents == experiment.parents
+    assert found.teacher is not None and found.teacher.content == experiment.parents["teacher"]
+    contents = {role: card["content"] for role, card in found.cards.items()}
+    assert contents.keys() == {"student", "evaluation", *experiment.parents}
+    assert experiment.parents.items() < contents.items()
     assert found.scores is not None and found.scores.num_images == 899
     assert found.scores.row["accuracy_backbone"] == 100 * 800 / 899
 
@@ -30,7 +27,7 @@ def test_what_was_made_anew_since_is_another_one(experiment: Experiment) -> None
     parents = dict(experiment.parents)
     experiment.write_pool(confidence=0.5)
     found = lineage(experiment)
-    assert found.pool is None and found.parent("pool") == parents["pool"]
+    assert "pool" not in found.cards and found.parent("pool") == parents["pool"]
     assert found.teacher is not None
 
 
@@ -58,15 +55,14 @@ def test_dictionary_of_another_model_is_found_by_its_content(experiment: Experim
     place = experiment.layout.other.dictionary("wrn-10-1", CELL.method, 0)
     experiment.write_dictionary(place)
     found = lineage(experiment)
-    assert found.dictionary is not None
-    assert found.dictionary["content"] == experiment.parents["dictionary"]
+    assert found.cards["dictionary"]["content"] == experiment.parents["dictionary"]
 
 
 def test_student_that_was_taken_elsewhere_is_alone(experiment: Experiment) -> None:
     elsewhere = experiment.root.parent / "taken"
     shutil.copytree(experiment.student, elsewhere)
     found = lineage_of(open_artifact(elsewhere, kind="student"))
-    assert (found.teacher, found.pool, found.dictionary, found.scores) == (None,) * 4
+    assert (found.teacher, found.scores, [*found.cards]) == (None, None, ["student"])
     assert found.cell == CELL and found.parent("teacher") == experiment.parents["teacher"]
 
 
