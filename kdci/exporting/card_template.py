@@ -22,13 +22,13 @@ Classes, in the order of the logits: {{ classes }}.
 {% endif %}
 
 ## Results
-{% if not scores %}
+{% if lineage.row is none %}
 Not measured: the evaluation of this student was not at hand.
 {% else %}
 {% if interval is none %}
 - Accuracy: not measured, there was no test data.
 {% else %}
-- Accuracy: {{ release.accuracy | to(".2f") }} % of {{ scores.num_images | to(",") }} test images \
+- Accuracy: {{ accuracy | to(".2f") }} % of {{ lineage.num_images | to(",") }} test images \
 of {{ facts.dataset }} (95 % interval over images {{ interval }}), one student, last epoch.
 {% if seeds | length < 2 %}
 - Seeds: this one student; how much another seed changes was not measured.
@@ -45,18 +45,18 @@ accuracy: the substitutes are not real images, and the teacher errs.
 {% endif %}
 
 ## Teacher
-- `{{ cell.teacher }}`, content `{{ parent("teacher") or "unknown" }}`.
-{% if not teacher %}
+- `{{ cell.teacher }}`, content `{{ lineage.parent("teacher") or "unknown" }}`.
+{% if not lineage.teacher %}
 - Its accuracy: not at hand when this was exported.
-{% elif teacher.facts.get("accuracy") is none %}
+{% elif lineage.teacher.facts.get("accuracy") is none %}
 - Its accuracy on test data: not measured.
 {% else %}
-- Its accuracy on the test split: {{ teacher.facts.accuracy | to(".2f") }} %.
+- Its accuracy on the test split: {{ lineage.teacher.facts.accuracy | to(".2f") }} %.
 {% endif %}
 
 ## Substitution pool
 {% if not pool %}
-- Not at hand when this was exported; content `{{ parent("pool") }}`.
+- Not at hand when this was exported; content `{{ lineage.parent("pool") }}`.
 {% else %}
 {% set begun, ended = pool.facts.num_images, facts.num_images %}
 - {{ begun | to(",") }} images\
@@ -73,10 +73,10 @@ accuracy: the substitutes are not real images, and the teacher errs.
 {% endif %}
 
 ## Confounder dictionary
-{% if parent("dictionary") is none %}
+{% if lineage.parent("dictionary") is none %}
 - None: this arm uses no dictionary.
 {% elif not dictionary %}
-- Not at hand when this was exported; content `{{ parent("dictionary") }}`.
+- Not at hand when this was exported; content `{{ lineage.parent("dictionary") }}`.
 {% else %}
 - {{ dictionary.num_prototypes }} prototypes ({{ dictionary.requested }} asked for) in the space \
 of {{ dictionary.space }}, {{ dictionary.dimension }} values each, of \

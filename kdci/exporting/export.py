@@ -80,7 +80,12 @@ def export_student(
     artifacts.remove_leftovers(folder)
     with _no_empty_folders(folder), artifacts.new_artifact(folder, kind=KIND, card={}) as draft:
         recorded = _write_graphs(draft, model, lineage, formats)
-        draft.save_tensors(WEIGHTS_FILE, _weights(model))
+        weights = {
+            f"{start}{name}": value
+            for start, module in _deployed(model).items()
+            for name, value in module.state_dict().items()
+        }
+        draft.save_tensors(WEIGHTS_FILE, weights)
         release = Release(
             lineage,
             deploy,
@@ -144,18 +149,11 @@ def _write_graphs(
     return recorded
 
 
-def _deployed(model: Student) -> list[torch.nn.Module]:
-    """Return the modules that are deployed."""
+def _deployed(model: Student) -> dict[str, torch.nn.Module]:
+    """Return the modules that are deployed, by what the names of their weights begin with."""
     if model.deploy == "compensated" and model.compensation is not None:
-        return [model.backbone, model.compensation]
-    return [model.backbone]
-
-
-def _weights(model: Student) -> dict[str, torch.Tensor]:
-    weights = dict(model.backbone.state_dict())
-    for phi in _deployed(model)[1:]:
-        weights |= {f"compensation.{name}": value for name, value in phi.state_dict().items()}
-    return weights
+        return {"": model.backbone, "compensation.": model.compensation}
+    return {"": model.backbone}
 
 
 def _footprint(model: Student, lineage: Lineage) -> Footprint:
@@ -166,7 +164,7 @@ def _footprint(model: Student, lineage: Lineage) -> Footprint:
         teacher = load_teacher(lineage.teacher, spec_of_facts(lineage.teacher.facts))
         sizes[TEACHER] = size_of(teacher)
         models[TEACHER] = lambda images: teacher(images).logits
-    sizes[STUDENT] = size_of(*_deployed(model))
+    sizes[STUDENT] = size_of(*_deployed(model).values())
     models[STUDENT] = model
     facts = lineage.student.facts
     shape = (facts["channels"], facts["image_size"], facts["image_size"])

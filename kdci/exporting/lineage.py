@@ -15,21 +15,6 @@ Card = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Scores:
-    """How a student was scored by the evaluation of its cell.
-
-    Attributes:
-        row: The student's row.
-        replicates: The rows of all students of its arm, its own among them.
-        num_images: Test images; None: there was no test data, and accuracies are null.
-    """
-
-    row: dict[str, Any]
-    replicates: list[dict[str, Any]]
-    num_images: int | None
-
-
-@dataclass(frozen=True)
 class Lineage:
     """A student and what was found of where it comes from.
 
@@ -39,14 +24,22 @@ class Lineage:
         cards: By role, of the student and what belongs to it; not of what is not at hand, or is
             another one by now.
         teacher: The teacher's artifact, if it is at hand.
-        scores: How it was scored, if that is at hand.
+        rows: The evaluation's rows of all students of its arm, its own among them; None: they are
+            not at hand.
+        num_images: Test images; None: there was no test data, and accuracies are null.
     """
 
     student: Artifact
     cell: Cell
     cards: dict[str, Card]
     teacher: Artifact | None = None
-    scores: Scores | None = None
+    rows: list[dict[str, Any]] | None = None
+    num_images: int | None = None
+
+    @property
+    def row(self) -> dict[str, Any] | None:
+        """The student's own row."""
+        return next((row for row in self.rows or () if cell_of(row) == self.cell), None)
 
     def parent(self, role: str) -> str | None:
         """Return the content hash of what the student was made from; None: of no such thing."""
@@ -85,9 +78,8 @@ def lineage_of(student: Artifact) -> Lineage:
     if evaluation is None:
         return Lineage(student, cell, cards, teacher)
     of_arm = [row for row in evaluation.json("cells.json") if row["variant"] == cell.variant]
-    row = next(row for row in of_arm if cell_of(row) == cell)
     cards["evaluation"] = evaluation.card
-    return Lineage(student, cell, cards, teacher, Scores(row, of_arm, _num_images(evaluation)))
+    return Lineage(student, cell, cards, teacher, of_arm, _num_images(evaluation))
 
 
 def _layout_of(path: Path, cell: Cell) -> Layout | None:

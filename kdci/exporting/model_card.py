@@ -40,7 +40,7 @@ def model_card(release: Release) -> str:
 
 def front_matter(release: Release) -> str:
     """Return licence, tags, data and, where it was measured, accuracy as a share of 1, in YAML."""
-    facts, cell = release.facts, release.lineage.cell
+    facts, cell, accuracy = release.facts, release.lineage.cell, release.measure("accuracy")
     stated: dict[str, Any] = {
         "license": release.terms.license,
         "library_name": "pytorch",
@@ -49,10 +49,10 @@ def front_matter(release: Release) -> str:
     }
     if facts["dataset"] != CUSTOM:
         stated["datasets"] = [facts["dataset"]]
-    if release.accuracy is not None:
+    if accuracy is not None:
         measured = {
             "type": "accuracy",
-            "value": round(release.accuracy / 100, 6),
+            "value": round(accuracy / 100, 6),
             "name": f"accuracy, {release.deploy}",
         }
         result = {
@@ -71,7 +71,7 @@ def front_matter(release: Release) -> str:
 def _told(release: Release) -> dict[str, Any]:
     """Return what the page is filled with."""
     lineage, facts = release.lineage, release.facts
-    cell, scores, card = lineage.cell, lineage.scores, lineage.student.card
+    cell, card = lineage.cell, lineage.student.card
     channels, side, _ = release.shape
     return {
         "release": release,
@@ -79,8 +79,7 @@ def _told(release: Release) -> dict[str, Any]:
         "card": card,
         "cell": cell,
         "deploy": release.deploy,
-        "parent": lineage.parent,
-        "teacher": lineage.teacher,
+        "lineage": lineage,
         "pool": lineage.cards.get("pool"),
         "dictionary": lineage.cards.get("dictionary", {}).get("facts"),
         "phi": facts["compensation"],
@@ -90,9 +89,9 @@ def _told(release: Release) -> dict[str, Any]:
         "shape": ", ".join(str(number) for number in (2, *release.shape)),
         "chosen": _chosen(facts),
         "classes": _listed_classes(release),
-        "scores": scores,
-        "interval": _interval(release),
-        "seeds": scores and [row[f"accuracy_{release.deploy}"] for row in scores.replicates],
+        "accuracy": release.measure("accuracy"),
+        "interval": _interval(release.measure("accuracy"), lineage.num_images),
+        "seeds": [row[f"accuracy_{release.deploy}"] for row in lineage.rows or ()],
         "agreement": release.measure("agreement"),
         "error": release.measure("calibration_error"),
         "bias": release.measure("marginal_bias"),
@@ -112,13 +111,12 @@ def _chosen(facts: Mapping[str, Any]) -> str:
     return chosen
 
 
-def _interval(release: Release) -> str | None:
-    """Return Wilson's interval of the accuracy in percent; None: it was not measured."""
-    scores = release.lineage.scores
-    if scores is None or scores.num_images is None or release.accuracy is None:
+def _interval(accuracy: float | None, num_images: int | None) -> str | None:
+    """Return Wilson's interval of an accuracy in percent; None: it was not measured."""
+    if accuracy is None or num_images is None:
         return None
-    right = round(release.accuracy * scores.num_images / 100)
-    found = binomtest(right, scores.num_images).proportion_ci(method="wilson")
+    right = round(accuracy * num_images / 100)
+    found = binomtest(right, num_images).proportion_ci(method="wilson")
     return f"{100 * found.low:.1f} to {100 * found.high:.1f}"
 
 

@@ -70,23 +70,18 @@ class Release:
     @property
     def preprocessing(self) -> str:
         """How a photograph becomes an image that the student takes, in a sentence."""
-        _, side, _ = self.shape
-        share, exact = _square_share(self.facts["dataset"]), f"{side} x {side} pixels"
+        side, dataset = self.facts["image_size"], self.facts["dataset"]
+        exact, share = f"{side} x {side} pixels", 1.0 if dataset == CUSTOM else None
+        if dataset in DATASETS:
+            share = DATASETS[dataset].square_share  # None: images have one size
         if share is None:
             return f"Images have exactly {exact}; nothing is cut or resized."
         of = "as large as the image holds" if share == 1 else f"of {share:g} of its shorter side"
         return f"The centred square {of} is resized to {exact}, bilinear with antialiasing."
 
-    @property
-    def accuracy(self) -> float | None:
-        """Percent of the test split in the deployed form; None: it was not measured."""
-        return self.measure("accuracy")
-
     def measure(self, name: str) -> float | None:
         """Return a measure of the evaluation in the deployed form; None: it was not measured."""
-        if self.lineage.scores is None:
-            return None
-        value: float | None = self.lineage.scores.row.get(f"{name}_{self.deploy}")
+        value: float | None = (self.lineage.row or {}).get(f"{name}_{self.deploy}")
         return value
 
     def provenance(self) -> dict[str, Any]:
@@ -100,7 +95,7 @@ class Release:
 
     def asdict(self) -> dict[str, Any]:
         """Return `export.json`."""
-        card, scores = self.lineage.student.card, self.lineage.scores
+        card = self.lineage.student.card
         return {
             "cell": self.lineage.cell.asdict(),
             "name": self.lineage.cell.name,
@@ -109,9 +104,9 @@ class Release:
             "output": {"dtype": "float32", "shape": ["N", self.facts["num_classes"]]},
             "class_names": None if self.class_names is None else list(self.class_names),
             "preprocessing": self.preprocessing,
-            "accuracy": self.accuracy,
+            "accuracy": self.measure("accuracy"),
             "agreement": self.measure("agreement"),
-            "num_test_images": None if scores is None else scores.num_images,
+            "num_test_images": self.lineage.num_images,
             "formats": {name: dict(facts) for name, facts in self.formats.items()},
             "footprint": self.footprint.asdict(),
             "license": self.terms.license,
@@ -122,10 +117,3 @@ class Release:
             "artifacts": self.provenance(),
             "versions": dict(self.versions),
         }
-
-
-def _square_share(dataset: str) -> float | None:
-    """Return the share of the shorter side that is read; None: images have one size."""
-    if dataset == CUSTOM:
-        return 1.0
-    return DATASETS[dataset].square_share if dataset in DATASETS else None

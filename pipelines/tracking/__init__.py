@@ -21,12 +21,12 @@ from kdci.store.artifacts import storage_errors
 from kdci.store.layout import Layout, all_cells
 from pipelines.tracking.models import Models
 from pipelines.tracking.reading.snapshot import take_snapshot
-from pipelines.tracking.uri import redacted, resolve_uri, sqlite_file, store_errors
+from pipelines.tracking.uri import resolve_uri, sqlite_file, store_errors
 from pipelines.tracking.writing.run_links import links
 from pipelines.tracking.writing.store import Store
-from pipelines.tracking.writing.view import SyncSummary, write_view
+from pipelines.tracking.writing.view import SyncSummary, sync_once
 
-__all__ = ["SyncSummary", "follow", "links", "redacted", "resolve_uri", "set_champion", "sync"]
+__all__ = ["SyncSummary", "follow", "links", "resolve_uri", "set_champion", "sync"]
 
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for another sync of the same store."""
@@ -47,7 +47,7 @@ def sync(layout: Layout, params: Params) -> SyncSummary:
         BusyError: Another sync holds the store for longer than a minute.
     """
     with _only_writer(layout) as uri:
-        return _one_pass(layout, params, Store(uri, layout))
+        return sync_once(layout, params, Store(uri, layout))
 
 
 def set_champion(layout: Layout, params: Params, cell: str) -> tuple[str, str]:
@@ -72,7 +72,7 @@ def set_champion(layout: Layout, params: Params, cell: str) -> tuple[str, str]:
         raise UserError(cell, "is no cell of the current grid", f"such as {next(iter(by_name))}")
     with _only_writer(layout) as uri:
         store = Store(uri, layout)
-        _one_pass(layout, params, store, register=False)
+        sync_once(layout, params, store, register=False)
         snapshot = take_snapshot(graph_of(params, layout.root), trusted=store.logged())
         with store_errors(uri):
             version = Models(snapshot, store).set_champion(by_name[cell])
@@ -105,7 +105,7 @@ def follow(
     """
     with _only_writer(layout) as uri:
         store = Store(uri, layout)
-        total = outcome = _one_pass(layout, params, store)
+        total = outcome = sync_once(layout, params, store)
     try:
         while True:
             on_pass(outcome)
@@ -114,7 +114,7 @@ def follow(
             time.sleep(poll_interval)
             try:
                 with _only_writer(layout):
-                    outcome = _one_pass(layout, params, store)
+                    outcome = sync_once(layout, params, store)
             except KdciError as error:
                 # A server that restarts must not end a watch of many hours.
                 nothing = replace(total, created=0, points=0, versions=0)
@@ -128,15 +128,6 @@ def follow(
             )
     except KeyboardInterrupt:
         return total
-
-
-def _one_pass(
-    layout: Layout, params: Params, store: Store, *, register: bool = True
-) -> SyncSummary:
-    store.refresh()
-    snapshot = take_snapshot(graph_of(params, layout.root), trusted=store.logged())
-    with store_errors(store.uri):
-        return write_view(snapshot, store, register=register)
 
 
 @contextmanager

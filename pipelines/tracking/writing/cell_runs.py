@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdci.store.layout import Cell
@@ -38,30 +38,30 @@ _COPIED = ("dep.", "prefect.", "ray.", "dvc.out", "dvc.deps", "kdci.runner")
 FINAL = {"accuracy", "teacher_accuracy", "num_steps", *CURVE}
 
 
+@dataclass(frozen=True)
 class CellRuns:
     """Writes the runs of cells.
 
-    Args:
+    Attributes:
         files: The files.
         store: The store, freshly read.
     """
 
-    def __init__(self, files: Snapshot, store: Store) -> None:
-        self._files = files
-        self._store = store
+    files: Snapshot
+    store: Store
 
     def parent(self, cell: Cell, started: float) -> RunRecord:
         """Return the parent run of ``cell``; it is made when it is first asked for."""
-        found = self._store.find({CELL: cell.name, RUN: "cell"})
+        found = self.store.find({CELL: cell.name, RUN: "cell"})
         if found:
             return found[0]
-        tags = {RUN: "cell", CELL: cell.name, PRESET: self._files.layout.preset}
+        tags = {RUN: "cell", CELL: cell.name, PRESET: self.files.layout.preset}
         tags |= field_tags(cell.asdict())
         tags |= {PAIR: f"{cell.teacher}/{cell.student}", ARM: f"{cell.method}/{cell.variant}"}
         # Tables cut long names: what tells cells apart comes first.
         name = f"{cell.method}/{cell.variant}/{cell.replicate} ({cell.teacher}/{cell.student})"
-        record = self._store.create(name, tags, started=started)
-        self._store.log_params(record, {name: str(v) for name, v in cell.asdict().items()})
+        record = self.store.create(name, tags, started=started)
+        self.store.log_params(record, {name: str(v) for name, v in cell.asdict().items()})
         return record
 
     def show_scores(self, evaluation: Finished, shown: RunRecord) -> None:
@@ -72,13 +72,13 @@ class CellRuns:
             shown: Its own run.
         """
         for cell, row in evaluation.rows.items():
-            if self._files.layout.student(cell) in self._files.graph.by_artifact:
+            if self.files.layout.student(cell) in self.files.graph.by_artifact:
                 self._show_score(evaluation, cell, row, shown)
 
     def show(self, cell: Cell) -> None:
         """Let the parent show the newest student and score of its cell."""
-        student = self._files.student(cell)
-        attempts = [one for one in self._files.work if one.node.student == cell]
+        student = self.files.student(cell)
+        attempts = [one for one in self.files.work if one.node.student == cell]
         if student is None and not attempts:
             return
         started = attempts[0].started if attempts else time.time()
@@ -93,8 +93,9 @@ class CellRuns:
             if row is not None:
                 values = self._final_values(cell, row) | self._differences(cell, row)
                 record = self._set_final(record, cell, values)
-        ended = self._ended(cell) if status == "FINISHED" else None
-        self._store.set_status(record, status, ended=ended)
+        scored = self.files.evaluation(cell) if status == "FINISHED" else None
+        ended = None if scored is None else scored.timing.finished
+        self.store.set_status(record, status, ended=ended)
 
     def _show_score(
         self, evaluation: Finished, cell: Cell, row: Mapping[str, Any], shown: RunRecord
@@ -102,36 +103,31 @@ class CellRuns:
         timing = evaluation.timing
         parent = self.parent(cell, timing.started)
         known = {**identity_tags(evaluation), RUN: "score", PARENT: parent.run_id}
-        found = self._store.find(known)
+        found = self.store.find(known)
         if found and found[0].status == "FINISHED":
             return
         name = evaluation.node.name
-        tags = node_tags(evaluation.node, self._files.layout) | field_tags(cell.asdict())
+        tags = node_tags(evaluation.node, self.files.layout) | field_tags(cell.asdict())
         tags |= provenance_tags(evaluation.card) | {"dep.evaluation": shown.run_id} | known
         tags[BUDGET] = f"{row.get('budget', 1.0):g}"
-        record = found[0] if found else self._store.create(name, tags, started=timing.started)
+        record = found[0] if found else self.store.create(name, tags, started=timing.started)
         curve = [
             {"step": point["step"], **numbers({key: point.get(key) for key in CURVE})}
             for point in evaluation.curves.get(cell, [])
         ]
         values = self._final_values(cell, row)
         final = points(values, int(values.get("num_steps", 0)), timing.finished)
-        self._store.log_params(record, dict(flatten(evaluation.params)))
-        self._store.log_points(record, [*curve_points(curve, timing), *final])
-        self._store.set_status(record, "FINISHED", ended=timing.finished)
+        self.store.log_params(record, dict(flatten(evaluation.params)))
+        self.store.log_points(record, [*curve_points(curve, timing), *final])
+        self.store.set_status(record, "FINISHED", ended=timing.finished)
 
     def _final_values(self, cell: Cell, row: Mapping[str, Any]) -> dict[str, float]:
         """Return a cell's results; seconds are those of distillation alone."""
         values = numbers({name: row.get(name) for name in FINAL})
         return values | self._costs(cell)
 
-    def _ended(self, cell: Cell) -> float | None:
-        """Return when a cell's newest student was scored; None: it is not."""
-        evaluation = self._files.evaluation(cell)
-        return None if evaluation is None else evaluation.timing.finished
-
     def _costs(self, cell: Cell) -> dict[str, float]:
-        student = self._files.student(cell)
+        student = self.files.student(cell)
         measured = {} if student is None else student.timing.values
         costs = {}
         if "loop_seconds" in measured:
@@ -143,7 +139,7 @@ class CellRuns:
     def _differences(self, cell: Cell, row: Mapping[str, Any]) -> dict[str, float]:
         """Return what an arm adds to the vanilla student that shares its seeds, and its price."""
         twin = replace(cell, variant="vanilla")
-        evaluation = self._files.evaluation(cell)
+        evaluation = self.files.evaluation(cell)
         vanilla = evaluation.rows.get(twin) if evaluation and twin != cell else None
         if vanilla is None:
             return {}
@@ -161,16 +157,16 @@ class CellRuns:
     def _tag_student(self, record: RunRecord, student: Finished) -> None:
         newest = {"kdci.student_content": student.content, **provenance_tags(student.card)}
         newest[BUDGET] = f"{student.params.get('budget', 1.0):g}"
-        shown = self._store.find({**identity_tags(student), RUN: "stage"})
+        shown = self.store.find({**identity_tags(student), RUN: "stage"})
         if shown:
             gone = {name: "" for name in record.tags if name.startswith(_COPIED)}
             tags = {name: tag for name, tag in shown[0].tags.items() if name.startswith(_COPIED)}
             newest |= {**gone, **tags, "dep.student": shown[0].run_id}
-        self._store.set_tags(record, newest)
+        self.store.set_tags(record, newest)
 
     def _current_row(self, cell: Cell) -> dict[str, Any] | None:
-        evaluation = self._files.evaluation(cell)
-        if evaluation is None or not self._files.score_is_current(evaluation, cell):
+        evaluation = self.files.evaluation(cell)
+        if evaluation is None or not self.files.score_is_current(evaluation, cell):
             return None
         return evaluation.rows[cell]
 
@@ -178,13 +174,13 @@ class CellRuns:
         """Show ``values``; a run with one too many gives way, for MLflow never removes a metric."""
         removable = FINAL | ({"gain_over_vanilla"} if "accuracy" not in values else set())
         if record.metrics.keys() & removable - values.keys():
-            children = self._store.find({PARENT: record.run_id})
+            children = self.store.find({PARENT: record.run_id})
             kept = {k: v for k, v in record.tags.items() if not k.startswith("mlflow.")}
-            self._store.delete(record)
+            self.store.delete(record)
             fresh = self.parent(cell, record.started)
-            self._store.set_tags(fresh, kept)
+            self.store.set_tags(fresh, kept)
             for child in children:
-                self._store.set_tags(child, {PARENT: fresh.run_id})
+                self.store.set_tags(child, {PARENT: fresh.run_id})
             record = fresh
-        self._store.set_values(record, values)
+        self.store.set_values(record, values)
         return record

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kdci.config.params import Params
+from kdci.graph.build import graph_of
+from kdci.store.layout import Layout
 from pipelines.tracking.models import Models
 from pipelines.tracking.reading.files import Report
-from pipelines.tracking.reading.snapshot import Snapshot
+from pipelines.tracking.reading.snapshot import take_snapshot
+from pipelines.tracking.uri import store_errors
 from pipelines.tracking.writing.cell_runs import CellRuns
 from pipelines.tracking.writing.stage_runs import StageRuns
 from pipelines.tracking.writing.store import Store
@@ -37,42 +41,51 @@ class SyncSummary:
     versions: int = 0
 
 
-def write_view(files: Snapshot, store: Store, *, register: bool = True) -> SyncSummary:
-    """Write what ``store``, freshly read, lacks of ``files``.
+def sync_once(
+    layout: Layout, params: Params, store: Store, *, register: bool = True
+) -> SyncSummary:
+    """Write what a store lacks of the files of the current params.
 
     Args:
-        files: The files.
+        layout: Where the files are.
+        params: The current params.
         store: The store.
         register: Whether to fill the model registry too, while no stage is at work.
+
+    Raises:
+        StorageError: The store does not answer or can not be written; the files are untouched.
     """
-    cell_runs = CellRuns(files, store)
-    stage_runs = StageRuns(files, store, cell_runs)
-    for work in files.work:
-        stage_runs.show_work(work)
-    for finished in files.finished.values():
-        shown = stage_runs.show_finished(finished)
-        if shown is not None:
-            stage_runs.amend(finished, shown)
-            cell_runs.show_scores(finished, shown)
-    for node in files.nodes:
-        if node.student is not None:
-            cell_runs.show(node.student)
-    if files.report is not None:
-        _show_report(files.report, files.layout.preset, store)
-    show_searches(files.layout, store)
-    stage_runs.end_abandoned()
-    models = Models(files, store)
-    if register and not files.running:  # exports would take time from stages
-        models.register()
-    return SyncSummary(
-        experiment=store.experiment,
-        created=store.created,
-        points=store.points,
-        running=files.running,
-        pending=files.pending,
-        warnings=(*files.warnings, *models.warnings),
-        versions=models.added,
-    )
+    store.refresh()
+    files = take_snapshot(graph_of(params, layout.root), trusted=store.logged())
+    with store_errors(store.uri):
+        cell_runs = CellRuns(files, store)
+        stage_runs = StageRuns(files, store, cell_runs)
+        for work in files.work:
+            stage_runs.show_work(work)
+        for finished in files.finished.values():
+            shown = stage_runs.show_finished(finished)
+            if shown is not None:
+                stage_runs.amend(finished, shown)
+                cell_runs.show_scores(finished, shown)
+        for node in files.nodes:
+            if node.student is not None:
+                cell_runs.show(node.student)
+        if files.report is not None:
+            _show_report(files.report, layout.preset, store)
+        show_searches(layout, store)
+        stage_runs.end_abandoned()
+        models = Models(files, store)
+        if register and not files.running:  # exports would take time from stages
+            models.register()
+        return SyncSummary(
+            experiment=store.experiment,
+            created=store.created,
+            points=store.points,
+            running=files.running,
+            pending=files.pending,
+            warnings=(*files.warnings, *models.warnings),
+            versions=models.added,
+        )
 
 
 def _show_report(report: Report, preset: str, store: Store) -> None:
