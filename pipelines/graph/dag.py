@@ -90,10 +90,7 @@ class Dag:
     changes: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
 
     def select(self, targets: Sequence[str]) -> Dag:
-        """Return the part that ``targets`` need: themselves and what they are made from.
-
-        Args:
-            targets: Stages, entries of dvc.yaml, or patterns of either with `*`; none: all.
+        """Return the part that is made of ``targets`` and what they need; see ``named``. None: all.
 
         Raises:
             UserError: One is no stage.

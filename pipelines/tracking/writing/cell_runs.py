@@ -52,15 +52,12 @@ class CellRuns:
 
     def parent(self, cell: Cell, started: float) -> RunRecord:
         """Return the parent run of ``cell``; it is made when it is first asked for."""
-        found = self.store.find({CELL: cell.name, RUN: "cell"})
-        if found:
-            return found[0]
-        tags = {RUN: "cell", CELL: cell.name, PRESET: self.files.layout.preset}
-        tags |= field_tags(cell.asdict())
+        known = {CELL: cell.name, RUN: "cell"}
+        tags = {PRESET: self.files.layout.preset, **field_tags(cell.asdict())}
         tags |= {PAIR: f"{cell.teacher}/{cell.student}", ARM: f"{cell.method}/{cell.variant}"}
         # Tables cut long names: what tells cells apart comes first.
         name = f"{cell.method}/{cell.variant}/{cell.replicate} ({cell.teacher}/{cell.student})"
-        record = self.store.create(name, tags, started=started)
+        record = self.store.ensure(name, known, tags, started=started)
         self.store.log_params(record, {name: str(v) for name, v in cell.asdict().items()})
         return record
 
@@ -103,14 +100,12 @@ class CellRuns:
         timing = evaluation.timing
         parent = self.parent(cell, timing.started)
         known = {**identity_tags(evaluation), RUN: "score", PARENT: parent.run_id}
-        found = self.store.find(known)
-        if found and found[0].status == "FINISHED":
-            return
-        name = evaluation.node.name
         tags = node_tags(evaluation.node, self.files.layout) | field_tags(cell.asdict())
-        tags |= provenance_tags(evaluation.card) | {"dep.evaluation": shown.run_id} | known
+        tags |= provenance_tags(evaluation.card) | {"dep.evaluation": shown.run_id}
         tags[BUDGET] = f"{row.get('budget', 1.0):g}"
-        record = found[0] if found else self.store.create(name, tags, started=timing.started)
+        record = self.store.ensure(evaluation.node.name, known, tags, started=timing.started)
+        if record.status == "FINISHED":
+            return
         curve = [
             {"step": point["step"], **numbers({key: point.get(key) for key in CURVE})}
             for point in evaluation.curves.get(cell, [])

@@ -181,6 +181,20 @@ class Store:
         self.created += 1
         return record
 
+    def ensure(
+        self,
+        name: str,
+        known: Mapping[str, str],
+        more: Mapping[str, str],
+        *,
+        started: float,
+        parent: RunRecord | None = None,
+    ) -> RunRecord:
+        """Return the run with the tags ``known``, see ``find``; if there is none, a new one."""
+        for record in self.find(known):
+            return record
+        return self.create(name, {**more, **known}, started=started, parent=parent)
+
     def delete(self, record: RunRecord) -> None:
         """Take a run out of the view; it has no tags then."""
         self.client.delete_run(record.run_id)

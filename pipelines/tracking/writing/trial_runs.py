@@ -63,32 +63,18 @@ def show_searches(layout: Layout, store: Store) -> None:
     for name, found in trials.items():
         axes = {axis: described[name][axis] for axis in _AXES if axis in described[name]}
         tags = {SEARCH: name, PRESET: layout.preset, **field_tags(axes)}
-        parent = _parent(described[name], tags, min(trial.started for trial in found), store)
+        started = min(trial.started for trial in found)
+        parent = store.ensure(name, {SEARCH: name, RUN: "search"}, tags, started=started)
+        asked = {key: described[name][key] for key in _ASKED if key in described[name]}
+        store.log_params(parent, dict(flatten(asked)))
         for trial in found:
             _show(trial, parent, tags, store)
         _show_best(parent, found, store)
 
 
-def _parent(
-    described: Mapping[str, Any], tags: Mapping[str, str], started: float, store: Store
-) -> RunRecord:
-    found = store.find({SEARCH: tags[SEARCH], RUN: "search"})
-    if found:
-        return found[0]
-    record = store.create(tags[SEARCH], {**tags, RUN: "search"}, started=started)
-    kept = {key: described[key] for key in _ASKED if key in described}
-    store.log_params(record, dict(flatten(kept)))
-    return record
-
-
 def _show(trial: TrialRecord, parent: RunRecord, tags: Mapping[str, str], store: Store) -> None:
     known = {TRIAL: trial.name, RUN: "trial"}
-    found = store.find(known)
-    record = (
-        found[0]
-        if found
-        else store.create(trial.name, {**tags, **known}, started=trial.started, parent=parent)
-    )
+    record = store.ensure(trial.name, known, tags, started=trial.started, parent=parent)
     # What changes whenever there is more to show.
     state = json.dumps([trial.status, len(trial.curve), trial.score, trial.error])
     if record.tags.get(SHOWN) != state:

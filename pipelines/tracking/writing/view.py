@@ -44,16 +44,9 @@ class SyncSummary:
 def sync_once(
     layout: Layout, params: Params, store: Store, *, register: bool = True
 ) -> SyncSummary:
-    """Write what a store lacks of the files of the current params.
+    """Write what a store lacks of the files of the current params; see ``pipelines.tracking.sync``.
 
-    Args:
-        layout: Where the files are.
-        params: The current params.
-        store: The store.
-        register: Whether to fill the model registry too, while no stage is at work.
-
-    Raises:
-        StorageError: The store does not answer or can not be written; the files are untouched.
+    ``register`` tells whether to fill the model registry too, while no stage is at work.
     """
     store.refresh()
     files = take_snapshot(graph_of(params, layout.root), trusted=store.logged())
@@ -90,11 +83,10 @@ def sync_once(
 
 def _show_report(report: Report, preset: str, store: Store) -> None:
     known = {CONTENT: report.content, RUN: "report"}
-    found = store.find(known)
-    if found and found[0].status == "FINISHED":
+    tags = {"dvc.stage": "report", "kdci.stage": "report", PRESET: preset}
+    record = store.ensure("report", known, tags, started=report.written)
+    if record.status == "FINISHED":
         return
-    tags = {**known, "dvc.stage": "report", "kdci.stage": "report", PRESET: preset}
-    record = found[0] if found else store.create("report", tags, started=report.written)
     for name, file in report.files.items():
         store.copy(record, file, name.rpartition("/")[0] or None)
     store.set_status(record, "FINISHED", ended=report.written)
