@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from kdci.errors import UserError
 from kdci.store.artifacts import CARD, read_card
 from kdci.store.layout import Cell, Layout, all_cells
-from pipelines.flow.telemetry import switch_off
 
 if TYPE_CHECKING:
     from kdci.config.params import Params
@@ -49,7 +48,13 @@ def choose(
         return _of_folder(Path(what), axes)
     assert params is not None and layout is not None
     known = list(dict.fromkeys(all_cells(params.grid)))
-    meant = [cell for cell in known if _is_meant(cell, what, axes)]
+    parts = what.strip("/").split("/") if what is not None else []
+    meant = [
+        cell
+        for cell in known
+        if all(value in (None, getattr(cell, name)) for name, value in axes.items())
+        and _is_part(parts, cell.name.split("/"))
+    ]
     built = [cell for cell in meant if (layout.student(cell) / CARD).is_file()]
     if len(built) == 1:
         return layout.student(built[0]), built[0]
@@ -70,11 +75,6 @@ def _of_folder(folder: Path, axes: Mapping[str, str | int | None]) -> tuple[Path
         option = f"--{given[0].replace('_', '-')}"
         raise UserError(option, "does not go with a folder", "leave it out")
     return folder, cell_of(read_card(folder, kind="student")["facts"])
-
-
-def _is_meant(cell: Cell, what: str | None, axes: Mapping[str, str | int | None]) -> bool:
-    fits = all(value in (None, getattr(cell, name)) for name, value in axes.items())
-    return fits and (what is None or _is_part(what.strip("/").split("/"), cell.name.split("/")))
 
 
 def _is_part(some: Sequence[str], names: Sequence[str]) -> bool:
@@ -126,7 +126,6 @@ def _write_mlflow(graph: Graph, path: Path) -> dict[str, Any]:
     from pipelines.tracking.export import save_model
     from pipelines.tracking.writing.store import prepare_mlflow
 
-    switch_off()
     prepare_mlflow()
     save_model(graph, path, subject=path.name)
     return {"mlflow": version("mlflow")}

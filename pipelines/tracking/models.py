@@ -54,7 +54,8 @@ class Models:
         """Add the versions that are missing, and let the aliases point at the current ones."""
         self._registry = Registry(self._store, self._files.layout.preset)
         deadline = time.monotonic() + SECONDS
-        waiting = 0
+        grid, waiting = self._files.graph.params.grid, 0
+        first = grid.pool_seeds[0], grid.seeds[0]
         for finished in self._files.finished.values():
             record = self._run_of(finished)
             if record is None:
@@ -62,7 +63,7 @@ class Models:
             cell = finished.node.student
             if finished.node.kind == "dictionary":
                 self._register_dictionary(finished, record)
-            elif cell is not None and self._stands_for_its_arm(cell):
+            elif cell is not None and (cell.pool_seed, cell.seed) == first:
                 waiting += not self._register_arm(finished, record, cell, deadline)
         if waiting:
             self.warnings.append(
@@ -91,10 +92,6 @@ class Models:
             return None
         found = self._store.find({**identity_tags(finished), RUN: "stage"})
         return found[0] if found and found[0].status == "FINISHED" else None
-
-    def _stands_for_its_arm(self, cell: Cell) -> bool:
-        grid = self._files.graph.params.grid
-        return (cell.pool_seed, cell.seed) == (grid.pool_seeds[0], grid.seeds[0])
 
     def _register_dictionary(self, finished: Finished, record: RunRecord) -> None:
         node = finished.node
@@ -166,8 +163,8 @@ class Models:
             )
             self.added += 1
         self._update(version, student, record)
-        evaluation = self._files.evaluation(cell)
-        if evaluation is not None and self._files.score_is_current(evaluation, cell):
+        evaluation = self._files.current_evaluation(cell)
+        if evaluation is not None:
             scores = numbers({name: evaluation.rows[cell].get(name) for name in _SCORES})
             self._registry.set_tags(version, {name: f"{v:.6g}" for name, v in scores.items()})
         return version

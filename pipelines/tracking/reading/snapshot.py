@@ -68,12 +68,12 @@ class Snapshot:
             self._card(student.path, student.kind) for student in scored
         )
 
-    def score_is_current(self, evaluation: Finished, cell: Cell) -> bool:
-        """Tell whether an evaluation scored the student that is there now."""
-        student = self.student(cell)
-        if student is None or cell not in evaluation.rows:
-            return False
-        return evaluation.parents.get(cell.name, student.content) == student.content
+    def current_evaluation(self, cell: Cell) -> Finished | None:
+        """Return the evaluation that ``cell`` belongs to if it scored the student there is now."""
+        student, found = self.student(cell), self.evaluation(cell)
+        if student is None or found is None or cell not in found.rows:
+            return None
+        return found if found.parents.get(cell.name, student.content) == student.content else None
 
     def with_content(self, content: str) -> Finished | None:
         """Return the artifact with this content hash, if it is there."""

@@ -29,8 +29,12 @@ from pipelines.tracking.writing.tags import (
 )
 
 CURVE = ("accuracy_backbone", "accuracy_compensated", "agreement_backbone", "agreement_compensated")
-DIFFERENCES = {"accuracy": "gain_over_vanilla", "agreement_backbone": "agreement_over_vanilla"}
-"""Of a row, in points: what is compared with the vanilla student of the same seeds."""
+DIFFERENCES = {
+    "accuracy": "gain_over_vanilla",
+    "agreement_backbone": "agreement_over_vanilla",
+    "seconds": "seconds_over_vanilla",
+}
+"""What is compared with the vanilla student of the same seeds, scores in points."""
 DIGITS = 4
 """Decimals of differences, which binary fractions would fill up."""
 _COPIED = ("dep.", "prefect.", "ray.", "dvc.out", "dvc.deps", "kdci.runner")
@@ -40,12 +44,7 @@ FINAL = {"accuracy", "teacher_accuracy", "num_steps", *CURVE}
 
 @dataclass(frozen=True)
 class CellRuns:
-    """Writes the runs of cells.
-
-    Attributes:
-        files: The files.
-        store: The store, freshly read.
-    """
+    """Writes the runs of cells of ``files`` to a ``store`` that is freshly read."""
 
     files: Snapshot
     store: Store
@@ -62,12 +61,7 @@ class CellRuns:
         return record
 
     def show_scores(self, evaluation: Finished, shown: RunRecord) -> None:
-        """Show each row of an evaluation below its cell.
-
-        Args:
-            evaluation: The evaluation.
-            shown: Its own run.
-        """
+        """Show each row of an evaluation, whose own run is ``shown``, below its cell."""
         for cell, row in evaluation.rows.items():
             if self.files.layout.student(cell) in self.files.graph.by_artifact:
                 self._show_score(evaluation, cell, row, shown)
@@ -81,17 +75,17 @@ class CellRuns:
         started = attempts[0].started if attempts else time.time()
         record = self.parent(cell, started)
         status: str = attempts[-1].status if attempts else "SCHEDULED"
+        ended = None
         if any(one.status == "RUNNING" for one in attempts):
             status = "RUNNING"
         elif student is not None:
             self._tag_student(record, student)
-            row = self._current_row(cell)
-            status = "SCHEDULED" if row is None else "FINISHED"
-            if row is not None:
-                values = self._final_values(cell, row) | self._differences(cell, row)
+            status, scored = "SCHEDULED", self.files.current_evaluation(cell)
+            if scored is not None:
+                values = self._final_values(cell, scored.rows[cell])
+                values |= self._differences(cell, values, scored)
                 record = self._set_final(record, cell, values)
-        scored = self.files.evaluation(cell) if status == "FINISHED" else None
-        ended = None if scored is None else scored.timing.finished
+                status, ended = "FINISHED", scored.timing.finished
         self.store.set_status(record, status, ended=ended)
 
     def _show_score(
@@ -117,37 +111,29 @@ class CellRuns:
         self.store.set_status(record, "FINISHED", ended=timing.finished)
 
     def _final_values(self, cell: Cell, row: Mapping[str, Any]) -> dict[str, float]:
-        """Return a cell's results; seconds are those of distillation alone."""
+        """Return a cell's results and costs; seconds are those of distillation alone."""
         values = numbers({name: row.get(name) for name in FINAL})
-        return values | self._costs(cell)
-
-    def _costs(self, cell: Cell) -> dict[str, float]:
         student = self.files.student(cell)
         measured = {} if student is None else student.timing.values
-        costs = {}
         if "loop_seconds" in measured:
-            costs["seconds"] = measured["loop_seconds"]
+            values["seconds"] = measured["loop_seconds"]
         if "peak_memory_bytes" in measured:
-            costs["peak_memory_megabytes"] = measured["peak_memory_bytes"] / 1e6
-        return costs
+            values["peak_memory_megabytes"] = measured["peak_memory_bytes"] / 1e6
+        return values
 
-    def _differences(self, cell: Cell, row: Mapping[str, Any]) -> dict[str, float]:
+    def _differences(
+        self, cell: Cell, mine: Mapping[str, float], scored: Finished
+    ) -> dict[str, float]:
         """Return what an arm adds to the vanilla student that shares its seeds, and its price."""
         twin = replace(cell, variant="vanilla")
-        evaluation = self.files.evaluation(cell)
-        vanilla = evaluation.rows.get(twin) if evaluation and twin != cell else None
-        if vanilla is None:
+        if twin == cell or twin not in scored.rows:
             return {}
-        mine, theirs = numbers(row), numbers(vanilla)
-        found = {
+        theirs = self._final_values(twin, scored.rows[twin])
+        return {
             name: round(mine[key] - theirs[key], DIGITS)
             for key, name in DIFFERENCES.items()
             if key in mine and key in theirs
         }
-        costs, plain = self._costs(cell), self._costs(twin)
-        if "seconds" in costs and "seconds" in plain:
-            found["seconds_over_vanilla"] = round(costs["seconds"] - plain["seconds"], DIGITS)
-        return found
 
     def _tag_student(self, record: RunRecord, student: Finished) -> None:
         newest = {"kdci.student_content": student.content, **provenance_tags(student.card)}
@@ -158,12 +144,6 @@ class CellRuns:
             tags = {name: tag for name, tag in shown[0].tags.items() if name.startswith(_COPIED)}
             newest |= {**gone, **tags, "dep.student": shown[0].run_id}
         self.store.set_tags(record, newest)
-
-    def _current_row(self, cell: Cell) -> dict[str, Any] | None:
-        evaluation = self.files.evaluation(cell)
-        if evaluation is None or not self.files.score_is_current(evaluation, cell):
-            return None
-        return evaluation.rows[cell]
 
     def _set_final(self, record: RunRecord, cell: Cell, values: dict[str, float]) -> RunRecord:
         """Show ``values``; a run with one too many gives way, for MLflow never removes a metric."""

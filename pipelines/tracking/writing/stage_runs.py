@@ -42,13 +42,7 @@ _DATASET = {"num_classes", "channels", "image_size"}
 
 @dataclass(frozen=True)
 class StageRuns:
-    """Writes the runs of stage executions.
-
-    Attributes:
-        files: The files.
-        store: The store, freshly read.
-        cell_runs: Where the parents of students' runs come from.
-    """
+    """Writes the runs of stage executions; ``cell_runs`` has the parents of students' runs."""
 
     files: Snapshot
     store: Store

@@ -19,6 +19,7 @@ from typing import Any
 
 from kdci.errors import StorageError
 from kdci.store.layout import Layout
+from pipelines.flow.telemetry import switch_off
 from pipelines.tracking.uri import (
     artifact_location,
     redacted,
@@ -29,10 +30,8 @@ from pipelines.tracking.uri import (
 from pipelines.tracking.writing.saved_view import TAG, saved_view
 from pipelines.tracking.writing.tags import ARTIFACT, CONTENT, INDEXED, PARENT, Point
 
-# Before MLflow is imported: no telemetry, no pickles, and seconds instead of minutes of retries.
+# Before MLflow is imported: no pickles, and seconds instead of minutes of retries.
 _ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -80,7 +79,8 @@ class RunRecord:
 
 
 def prepare_mlflow() -> None:
-    """Set what MLflow reads from the environment; before its import."""
+    """Set what MLflow reads from the environment, telemetry switched off; before its import."""
+    switch_off()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 

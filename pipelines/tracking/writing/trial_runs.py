@@ -42,12 +42,7 @@ _FACTS = ("number", "steps", "num_steps")
 
 
 def show_searches(layout: Layout, store: Store) -> None:
-    """Bring the runs of a preset's searches up to date; files that tell of no trial are left out.
-
-    Args:
-        layout: Where the files are.
-        store: The store, freshly read.
-    """
+    """Bring the runs of a preset's searches up to date; files that tell of none are left out."""
     at_work = is_held(layout.work / "run.lock")
     trials: dict[str, list[TrialRecord]] = {}
     described: dict[str, dict[str, Any]] = {}
