@@ -1,9 +1,8 @@
 """A student as a graph: what is traced, with phi folded into constants.
 
 In training phi's scores go over the batch in blocks (``kdci.deconfounding.additive_attention``); a
-tracer takes
-their number for a constant, and with it the largest batch that the graph admits. Here they are
-plain operations, and what depends on the dictionary alone is computed once.
+tracer takes their number for a constant, and with it the largest batch that the graph admits. Here
+they are plain operations, and what depends on the dictionary alone is computed once.
 """
 
 # B = batch, N = prototypes, D = dimension of a prototype, K = classes, A = attention width
