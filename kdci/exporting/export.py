@@ -15,15 +15,21 @@ import torch
 
 from kdci.config.catalog import spec_of_facts
 from kdci.errors import KdciError, UserError
-from kdci.exporting.footprint import BATCHES, SECONDS, Size, median_latencies, size_of
-from kdci.exporting.footprint_table import STUDENT, TEACHER
+from kdci.exporting.footprint import (
+    BATCHES,
+    STUDENT,
+    TEACHER,
+    Footprint,
+    Size,
+    median_latencies,
+    size_of,
+)
 from kdci.exporting.formats import Format, Model
 from kdci.exporting.graph import exporting, require_form, trace
 from kdci.exporting.lineage import Lineage, lineage_of
 from kdci.exporting.model_card import model_card
 from kdci.exporting.parity import differences, parity_inputs, require_parity
-from kdci.exporting.release import Footprint, Release, Terms
-from kdci.exporting.snippets import WEIGHTS_FILE
+from kdci.exporting.release import Release, Terms
 from kdci.models.pretrained import load_teacher
 from kdci.models.students import Student, student_of
 from kdci.store import artifacts
@@ -32,7 +38,7 @@ from kdci.store.hashing import hash_file
 from kdci.training.runtime import processor, require_finite, versions
 
 KIND = "export"
-CARD_FILE, FACTS_FILE = "README.md", "export.json"
+CARD_FILE, FACTS_FILE, WEIGHTS_FILE = "README.md", "export.json", "weights.safetensors"
 
 
 def export_student(
@@ -43,7 +49,6 @@ def export_student(
     formats: Sequence[Format],
     terms: Terms | None = None,
     force: bool = False,
-    seconds: float = SECONDS,
 ) -> Release:
     """Write a student's export.
 
@@ -54,7 +59,6 @@ def export_student(
         formats: What to write, each once.
         terms: Licences; None: not stated.
         force: Replace an export that is there.
-        seconds: How long speed may be measured, by batch size.
 
     Returns:
         What was written.
@@ -76,12 +80,17 @@ def export_student(
     artifacts.remove_leftovers(folder)
     with _no_empty_folders(folder), artifacts.new_artifact(folder, kind=KIND, card={}) as draft:
         recorded = _write_graphs(draft, model, lineage, formats)
-        draft.save_tensors(WEIGHTS_FILE, _weights(model))
+        weights = {
+            f"{start}{name}": value
+            for start, module in _deployed(model).items()
+            for name, value in module.state_dict().items()
+        }
+        draft.save_tensors(WEIGHTS_FILE, weights)
         release = Release(
             lineage,
             deploy,
             recorded,
-            _footprint(model, lineage, seconds=seconds),
+            _footprint(model, lineage),
             terms or Terms(),
             versions=versions(),
         )
@@ -140,21 +149,14 @@ def _write_graphs(
     return recorded
 
 
-def _deployed(model: Student) -> list[torch.nn.Module]:
-    """Return the modules that are deployed."""
+def _deployed(model: Student) -> dict[str, torch.nn.Module]:
+    """Return the modules that are deployed, by what the names of their weights begin with."""
     if model.deploy == "compensated" and model.compensation is not None:
-        return [model.backbone, model.compensation]
-    return [model.backbone]
+        return {"": model.backbone, "compensation.": model.compensation}
+    return {"": model.backbone}
 
 
-def _weights(model: Student) -> dict[str, torch.Tensor]:
-    weights = dict(model.backbone.state_dict())
-    for phi in _deployed(model)[1:]:
-        weights |= {f"compensation.{name}": value for name, value in phi.state_dict().items()}
-    return weights
-
-
-def _footprint(model: Student, lineage: Lineage, *, seconds: float) -> Footprint:
+def _footprint(model: Student, lineage: Lineage) -> Footprint:
     """Measure the student beside its teacher, where that is at hand."""
     sizes: dict[str, Size] = {}
     models: dict[str, Model] = {}
@@ -162,13 +164,13 @@ def _footprint(model: Student, lineage: Lineage, *, seconds: float) -> Footprint
         teacher = load_teacher(lineage.teacher, spec_of_facts(lineage.teacher.facts))
         sizes[TEACHER] = size_of(teacher)
         models[TEACHER] = lambda images: teacher(images).logits
-    sizes[STUDENT] = size_of(*_deployed(model))
+    sizes[STUDENT] = size_of(*_deployed(model).values())
     models[STUDENT] = model
     facts = lineage.student.facts
     shape = (facts["channels"], facts["image_size"], facts["image_size"])
     latencies: dict[int, Mapping[str, float]] = {}
     for batch in BATCHES:
-        taken = median_latencies(models, torch.full((batch, *shape), 0.5), seconds=seconds)
+        taken = median_latencies(models, torch.full((batch, *shape), 0.5))
         latencies[batch] = {name: 1000 * median for name, median in taken.items()}
     return Footprint(sizes, latencies, torch.get_num_threads(), processor())
 

@@ -1,17 +1,19 @@
-"""Size and speed of networks on this machine."""
+"""Size and speed of student and teacher on this machine, measured and as a table."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdci.exporting.formats import Model
 
+TEACHER, STUDENT = "teacher", "student"
 BATCHES = (1, 32)
 SECONDS = 3.0
 """How long one batch size may be measured, all networks together."""
@@ -31,6 +33,35 @@ class Size:
 
     parameters: int
     weight_bytes: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Size and speed of student and teacher on one machine.
+
+    Attributes:
+        sizes: By `student` and, where it is at hand, `teacher`.
+        latencies: Median milliseconds of a forward pass, by batch size and by the same names.
+        threads: Of torch while they were measured.
+        processor: Name of the processor.
+    """
+
+    sizes: Mapping[str, Size]
+    latencies: Mapping[int, Mapping[str, float]]
+    threads: int
+    processor: str
+
+    def asdict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return {
+            "sizes": {name: asdict(size) for name, size in self.sizes.items()},
+            "median_latency_ms": {
+                f"batch {size}": dict(of_batch) for size, of_batch in self.latencies.items()
+            },
+            "threads": self.threads,
+            "processor": self.processor,
+            "device": "cpu",
+        }
 
 
 def size_of(*modules: nn.Module) -> Size:
@@ -71,3 +102,40 @@ def median_latencies(
             model(images)
             taken[name].append(time.perf_counter() - began)
     return {name: median(times) for name, times in taken.items()}
+
+
+def footprint_rows(footprint: Footprint) -> list[list[str]]:
+    """Return the table: a head, then a line a network, and how they compare."""
+    sizes, latencies = footprint.sizes, footprint.latencies
+    head = ["", "parameters", "weights, fp32", *(f"batch {batch}, ms" for batch in latencies)]
+    rows = [
+        [
+            name,
+            f"{size.parameters:,}",
+            _bytes(size.weight_bytes),
+            *(f"{of_batch[name]:.3g}" for of_batch in latencies.values()),
+        ]
+        for name, size in sizes.items()
+    ]
+    if TEACHER in sizes:
+        small, large = sizes[STUDENT], sizes[TEACHER]
+        factors = [large.parameters / small.parameters, large.weight_bytes / small.weight_bytes]
+        factors += [of_batch[TEACHER] / of_batch[STUDENT] for of_batch in latencies.values()]
+        rows.append(["teacher / student", *(f"x {factor:.2f}" for factor in factors)])
+    return [head, *rows]
+
+
+def footprint_note(footprint: Footprint) -> str:
+    """Return what the numbers were measured on."""
+    threads = "1 thread" if footprint.threads == 1 else f"{footprint.threads} threads"
+    note = (
+        f"Median time of a forward pass in PyTorch on one machine ({footprint.processor}, "
+        f"{threads}, float32), after a warm-up"
+    )
+    if TEACHER in footprint.sizes:
+        return f"{note}, the two in turn."
+    return f"{note}. The teacher is not at hand: there is nothing to compare with."
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e6:.2f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"

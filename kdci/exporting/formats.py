@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +19,6 @@ Model = Callable[[Tensor], Tensor]
 """float32 images (N, C, H, W) in [0, 1] to logits (N, K)."""
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 """Names in the ONNX graph: of its input, its output, and the input's first dimension."""
-EXTRA = "export"
-"""The optional dependencies that have the ONNX packages."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +30,7 @@ class Format:
         place: File or folder of an export.
         write: Writes a traced student there, and returns what there is to record of it.
         load: Reads it again.
-        packages: What it needs beyond torch.
-        extra: The optional dependencies that bring them.
+        packages: What it needs beyond torch; `kdci[export]` brings them.
     """
 
     name: str
@@ -43,7 +38,6 @@ class Format:
     write: Callable[[Graph, Path], dict[str, Any]]
     load: Callable[[Path], Model]
     packages: tuple[str, ...] = ()
-    extra: str = EXTRA
 
 
 def require_packages(formats: Sequence[Format]) -> None:
@@ -57,7 +51,7 @@ def require_packages(formats: Sequence[Format]) -> None:
         missing = [name for name in each.packages if importlib.util.find_spec(name) is None]
         if missing:
             what = f"{each.name} needs {' and '.join(missing)}"
-            fix = f"pip install 'kdci[{each.extra}]', or leave {each.name} out"
+            fix = f"pip install 'kdci[export]', or leave {each.name} out"
             problems.append(UserError("--formats", what, fix))
     if problems:
         raise CombinedUserError(problems)
@@ -75,15 +69,14 @@ def _load_pt2(path: Path) -> Model:
 
 
 def _write_onnx(graph: Graph, path: Path) -> dict[str, Any]:
-    with _quiet("torch.onnx", "onnxscript", "onnx_ir"):
-        exported = torch.onnx.export(
-            graph.program,
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: BATCH},),
-            verbose=False,
-        )
+    exported = torch.onnx.export(
+        graph.program,
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: BATCH},),
+        verbose=False,
+    )
     assert exported is not None
     model = exported.model
     for node in model.graph:
@@ -104,20 +97,6 @@ def _load_onnx(path: Path) -> Model:
         return torch.from_numpy(logits)
 
     return run
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Keep loggers silent below errors."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 PT2 = Format("pt2", "model.pt2", _write_pt2, _load_pt2)

@@ -1,15 +1,15 @@
 """A student as a graph: what is traced, with phi folded into constants.
 
 In training phi's scores go over the batch in blocks (``kdci.deconfounding.additive_attention``); a
-tracer takes
-their number for a constant, and with it the largest batch that the graph admits. Here they are
-plain operations, and what depends on the dictionary alone is computed once.
+tracer takes their number for a constant, and with it the largest batch that the graph admits. Here
+they are plain operations, and what depends on the dictionary alone is computed once.
 """
 
 # B = batch, N = prototypes, D = dimension of a prototype, K = classes, A = attention width
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -165,6 +165,8 @@ def exporting(subject: str) -> Iterator[None]:
     Raises:
         ExportError: Whatever went wrong, but for a full disk and errors of our own.
     """
+    heard = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -175,3 +177,5 @@ def exporting(subject: str) -> Iterator[None]:
         # Whatever the tracer meets: a student that branches on its data has no graph.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(subject, f"can not be exported: {lines[0][:200]}") from error
+    finally:
+        logging.disable(heard)

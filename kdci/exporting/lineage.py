@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from kdci.errors import KdciError
-from kdci.store.artifacts import Artifact, open_artifact, read_card
+from kdci.graph.standing import card_at
+from kdci.store.artifacts import Artifact, open_artifact
 from kdci.store.layout import Cell, Layout
 
 Card = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How a student was scored by the evaluation of its cell.
-
-    Attributes:
-        card: Of the evaluation.
-        row: The student's row.
-        replicates: The rows of all students of its arm, its own among them.
-        num_images: Test images; None: there was no test data, and accuracies are null.
-    """
-
-    card: Card
-    row: dict[str, Any]
-    replicates: list[dict[str, Any]]
-    num_images: int | None
 
 
 @dataclass(frozen=True)
@@ -39,19 +21,25 @@ class Lineage:
     Attributes:
         student: Its artifact.
         cell: Which one it is.
-        teacher: The teacher's artifact; None, as with the others: it is not at hand, or is
+        cards: By role, of the student and what belongs to it; not of what is not at hand, or is
             another one by now.
-        pool: Card of the pool.
-        dictionary: Card of the dictionary; None also where there is none.
-        scores: How it was scored.
+        teacher: The teacher's artifact, if it is at hand.
+        rows: The evaluation's rows of all students of its arm, its own among them; None: they are
+            not at hand.
+        num_images: Test images; None: there was no test data, and accuracies are null.
     """
 
     student: Artifact
     cell: Cell
-    teacher: Artifact | None
-    pool: Card | None
-    dictionary: Card | None
-    scores: Scores | None
+    cards: dict[str, Card]
+    teacher: Artifact | None = None
+    rows: list[dict[str, Any]] | None = None
+    num_images: int | None = None
+
+    @property
+    def row(self) -> dict[str, Any] | None:
+        """The student's own row."""
+        return next((row for row in self.rows or () if cell_of(row) == self.cell), None)
 
     def parent(self, role: str) -> str | None:
         """Return the content hash of what the student was made from; None: of no such thing."""
@@ -66,18 +54,32 @@ def cell_of(facts: dict[str, Any]) -> Cell:
 
 def lineage_of(student: Artifact) -> Lineage:
     """Look for a student's relatives where the layout has them."""
-    cell = cell_of(student.facts)
+    cell, cards = cell_of(student.facts), {"student": student.card}
     layout = _layout_of(student.path, cell)
-    teacher = pool = dictionary = scores = None
-    if layout is not None:
-        parents = student.card.get("parents", {})
-        teacher = _teacher(layout.teacher(cell.teacher), parents.get("teacher"))
-        place = layout.pool(cell.teacher, cell.method, cell.pool_seed)
-        pool = _card(place, "pool", parents.get("pool"))
-        for place in _dictionaries(layout, cell):
-            dictionary = dictionary or _card(place, "dictionary", parents.get("dictionary"))
-        scores = _scores(layout, cell, student)
-    return Lineage(student, cell, teacher, pool, dictionary, scores)
+    if layout is None:
+        return Lineage(student, cell, cards)
+    own = layout.dictionary(cell.teacher, cell.method, cell.pool_seed)
+    replicate = own.relative_to(own.parents[1])
+    others = sorted(layout.other.artifacts.glob(f"dictionaries/*/{replicate}"))
+    places = {
+        "teacher": [layout.teacher(cell.teacher)],
+        "pool": [layout.pool(cell.teacher, cell.method, cell.pool_seed)],
+        "dictionary": [own, *others],
+    }
+    for role, folders in places.items():
+        for folder in folders:
+            card = card_at(folder, role)
+            if card is not None and card["content"] == student.card.get("parents", {}).get(role):
+                cards.setdefault(role, card)
+    teacher = None
+    if "teacher" in cards:
+        teacher = open_artifact(layout.teacher(cell.teacher), kind="teacher")
+    evaluation = _evaluation(layout, cell, student)
+    if evaluation is None:
+        return Lineage(student, cell, cards, teacher)
+    of_arm = [row for row in evaluation.json("cells.json") if row["variant"] == cell.variant]
+    cards["evaluation"] = evaluation.card
+    return Lineage(student, cell, cards, teacher, of_arm, _num_images(evaluation))
 
 
 def _layout_of(path: Path, cell: Cell) -> Layout | None:
@@ -91,46 +93,21 @@ def _layout_of(path: Path, cell: Cell) -> Layout | None:
     return layout if layout.student(cell) == path.absolute() else None
 
 
-def _dictionaries(layout: Layout, cell: Cell) -> Iterator[Path]:
-    """Yield the teacher's own dictionary, then those of other models."""
-    own = layout.dictionary(cell.teacher, cell.method, cell.pool_seed)
-    yield own
-    replicate = own.relative_to(own.parents[1])
-    yield from sorted(layout.other.artifacts.glob(f"dictionaries/*/{replicate}"))
-
-
-def _card(place: Path, kind: str, content: str | None) -> Card | None:
-    if content is None:
-        return None
+def _evaluation(layout: Layout, cell: Cell, student: Artifact) -> Artifact | None:
+    """Return the evaluation of a cell if it scored this very student."""
     try:
-        card = read_card(place, kind=kind)
-    except (KdciError, OSError):
-        return None
-    return card if card["content"] == content else None
-
-
-def _teacher(place: Path, content: str | None) -> Artifact | None:
-    return open_artifact(place, kind="teacher") if _card(place, "teacher", content) else None
-
-
-def _scores(layout: Layout, cell: Cell, student: Artifact) -> Scores | None:
-    """Return the evaluation's scores if they are this very student's."""
-    place = layout.evaluation(cell.teacher, cell.student, cell.method)
-    try:
+        place = layout.evaluation(cell.teacher, cell.student, cell.method)
         artifact = open_artifact(place, kind="evaluation")
     except (KdciError, OSError):
         return None
-    if artifact.card["parents"].get(cell.name) != student.content:
-        return None
-    of_arm = [row for row in artifact.json("cells.json") if row["variant"] == cell.variant]
-    own = next(row for row in of_arm if cell_of(row) == cell)
-    return Scores(artifact.card, own, of_arm, _num_images(artifact))
+    return artifact if artifact.card["parents"].get(cell.name) == student.content else None
 
 
 def _num_images(artifact: Artifact) -> int | None:
     """Return the number of test images, from the head of the file of predictions."""
+    from safetensors import safe_open
+
     if "predictions.safetensors" not in artifact.card["files"]:
         return None
-    with artifact.file("predictions.safetensors").open("rb") as file:
-        head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return int(head["expected"]["shape"][0])
+    with safe_open(artifact.file("predictions.safetensors"), framework="numpy") as file:
+        return int(file.get_slice("expected").get_shape()[0])

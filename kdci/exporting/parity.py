@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import torch
@@ -76,17 +77,14 @@ def require_parity(found: Mapping[str, Difference], *, subject: str) -> dict[str
     Raises:
         IntegrityError: One is above it, or not a number.
     """
-    worst = max(found, key=lambda name: _badness(found[name].relative))
-    if not found[worst].relative <= TOLERANCE:
+    apart = {name: each.relative for name, each in found.items()}
+    worst = max(apart, key=lambda name: (isnan(apart[name]), apart[name]))
+    if not apart[worst] <= TOLERANCE:
         bound = TOLERANCE * max(1.0, found[worst].largest)
         what = f"differs from the student by {found[worst].absolute:.3g} ({worst}), above {bound:g}"
         raise IntegrityError(subject, what, "nothing was written; leave this format out")
     return {
         "max_abs_difference": max(each.absolute for each in found.values()),
-        "max_relative_difference": found[worst].relative,
+        "max_relative_difference": apart[worst],
         "by_input": {name: each.absolute for name, each in found.items()},
     }
-
-
-def _badness(difference: float) -> float:
-    return difference if difference == difference else float("inf")  # NaN is worst

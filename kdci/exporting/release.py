@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from kdci.config.catalog import CUSTOM, DATASETS
-from kdci.exporting.footprint import Size
+from kdci.exporting.footprint import Footprint
 from kdci.exporting.lineage import Lineage
 
 UNSTATED = "unknown: state it"
@@ -26,35 +26,6 @@ class Terms:
 
     license: str = UNKNOWN_LICENSE
     data_license: str = UNSTATED
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Size and speed of student and teacher on one machine.
-
-    Attributes:
-        sizes: By `student` and, where it is at hand, `teacher`.
-        latencies: Median milliseconds of a forward pass, by batch size and by the same names.
-        threads: Of torch while they were measured.
-        processor: Name of the processor.
-    """
-
-    sizes: Mapping[str, Size]
-    latencies: Mapping[int, Mapping[str, float]]
-    threads: int
-    processor: str
-
-    def asdict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return {
-            "sizes": {name: asdict(size) for name, size in self.sizes.items()},
-            "median_latency_ms": {
-                f"batch {size}": dict(of_batch) for size, of_batch in self.latencies.items()
-            },
-            "threads": self.threads,
-            "processor": self.processor,
-            "device": "cpu",
-        }
 
 
 @dataclass(frozen=True)
@@ -99,46 +70,32 @@ class Release:
     @property
     def preprocessing(self) -> str:
         """How a photograph becomes an image that the student takes, in a sentence."""
-        _, side, _ = self.shape
-        share, exact = _square_share(self.facts["dataset"]), f"{side} x {side} pixels"
+        side, dataset = self.facts["image_size"], self.facts["dataset"]
+        exact, share = f"{side} x {side} pixels", 1.0 if dataset == CUSTOM else None
+        if dataset in DATASETS:
+            share = DATASETS[dataset].square_share  # None: images have one size
         if share is None:
             return f"Images have exactly {exact}; nothing is cut or resized."
         of = "as large as the image holds" if share == 1 else f"of {share:g} of its shorter side"
         return f"The centred square {of} is resized to {exact}, bilinear with antialiasing."
 
-    @property
-    def accuracy(self) -> float | None:
-        """Percent of the test split in the deployed form; None: it was not measured."""
-        return self.measure("accuracy")
-
     def measure(self, name: str) -> float | None:
         """Return a measure of the evaluation in the deployed form; None: it was not measured."""
-        if self.lineage.scores is None:
-            return None
-        value: float | None = self.lineage.scores.row.get(f"{name}_{self.deploy}")
+        value: float | None = (self.lineage.row or {}).get(f"{name}_{self.deploy}")
         return value
 
     def provenance(self) -> dict[str, Any]:
         """Return what identifies each artifact that the student comes from."""
-        lineage = self.lineage
-        cards = {
-            "student": lineage.student.card,
-            "teacher": None if lineage.teacher is None else lineage.teacher.card,
-            "pool": lineage.pool,
-            "dictionary": lineage.dictionary,
-            "evaluation": None if lineage.scores is None else lineage.scores.card,
-        }
         found = {}
-        for role, card in cards.items():
-            content = lineage.parent(role) if card is None else card["content"]
-            if content is not None:
-                stated = None if card is None else card["card_sha256"]
-                found[role] = {"content": content, "card_sha256": stated}
+        for role in ("student", "teacher", "pool", "dictionary", "evaluation"):
+            card = self.lineage.cards.get(role, {"content": self.lineage.parent(role)})
+            if card["content"] is not None:
+                found[role] = {key: card.get(key) for key in ("content", "card_sha256")}
         return found
 
     def asdict(self) -> dict[str, Any]:
         """Return `export.json`."""
-        card, scores = self.lineage.student.card, self.lineage.scores
+        card = self.lineage.student.card
         return {
             "cell": self.lineage.cell.asdict(),
             "name": self.lineage.cell.name,
@@ -147,9 +104,9 @@ class Release:
             "output": {"dtype": "float32", "shape": ["N", self.facts["num_classes"]]},
             "class_names": None if self.class_names is None else list(self.class_names),
             "preprocessing": self.preprocessing,
-            "accuracy": self.accuracy,
+            "accuracy": self.measure("accuracy"),
             "agreement": self.measure("agreement"),
-            "num_test_images": None if scores is None else scores.num_images,
+            "num_test_images": self.lineage.num_images,
             "formats": {name: dict(facts) for name, facts in self.formats.items()},
             "footprint": self.footprint.asdict(),
             "license": self.terms.license,
@@ -160,10 +117,3 @@ class Release:
             "artifacts": self.provenance(),
             "versions": dict(self.versions),
         }
-
-
-def _square_share(dataset: str) -> float | None:
-    """Return the share of the shorter side that is read; None: images have one size."""
-    if dataset == CUSTOM:
-        return 1.0
-    return DATASETS[dataset].square_share if dataset in DATASETS else None

@@ -64,13 +64,13 @@ def export(
         "pool_seed": pool_seed,
         "seed": seed,
     }
-    chosen = exporting.choose(params, layout, what, axes)
+    artifact, cell = exporting.choose(params, layout, what, axes)
     root = Path.cwd() if layout is None else layout.root
-    folder = to or root / exporting.EXPORTS / chosen.cell.name
-    form = deploy or exporting.default_form(params, chosen.folder)
+    folder = to or root / exporting.EXPORTS / cell.name
+    form = deploy or exporting.default_form(params, artifact)
     require_place(folder, force=force)
     release = export_student(
-        chosen.folder,
+        artifact,
         folder,
         deploy=form,
         formats=exporting.chosen_formats(formats),
@@ -91,7 +91,7 @@ def _project(context: typer.Context, what: str | None) -> tuple[Params | None, L
 
 
 def _show(release: Release, folder: Path) -> None:
-    from kdci.exporting.footprint_table import footprint_note, footprint_rows
+    from kdci.exporting.footprint import footprint_note, footprint_rows
     from kdci.reporting.text.text_table import aligned
 
     cell = release.lineage.cell

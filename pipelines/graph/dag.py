@@ -10,8 +10,8 @@ import difflib
 import fnmatch
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -22,6 +22,7 @@ from kdci.graph.cells import CELLS_STAGE
 
 BUSY_SECONDS = 5.0
 """How long the DVC of a killed run has to leave: its lock of what it wrote outlives it a moment."""
+_KINDS = {"changed deps": "dep", "changed outs": "out"}
 
 
 class Verdict(StrEnum):
@@ -89,10 +90,7 @@ class Dag:
     changes: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
 
     def select(self, targets: Sequence[str]) -> Dag:
-        """Return the part that ``targets`` need: themselves and what they are made from.
-
-        Args:
-            targets: Stages, entries of dvc.yaml, or patterns of either with `*`; none: all.
+        """Return the part that is made of ``targets`` and what they need; see ``named``. None: all.
 
         Raises:
             UserError: One is no stage.
@@ -100,7 +98,9 @@ class Dag:
         if not targets:
             return self
         named = self.named(targets)
-        return self._part({*named, *self.ancestors(named)})
+        needed = {*named, *self.ancestors(named)}
+        stages = {name: stage for name, stage in self.stages.items() if name in needed}
+        return Dag(stages, {name: self.changes[name] for name in stages if name in self.changes})
 
     def named(self, targets: Sequence[str]) -> list[str]:
         """Return the stages that ``targets`` name, without what these are made from.
@@ -133,13 +133,9 @@ class Dag:
     @property
     def verdicts(self) -> dict[str, Verdict]:
         """What would become of each stage."""
-        following = self.descendants(self.changes)
-        return {name: self._verdict(name, following) for name in self.stages}
-
-    def _verdict(self, name: str, following: set[str]) -> Verdict:
-        if self.changes.get(name):
-            return Verdict.changed
-        return Verdict.follows if name in following else Verdict.unchanged
+        found = dict.fromkeys(self.stages, Verdict.unchanged)
+        found |= dict.fromkeys(self.descendants(self.changes), Verdict.follows)
+        return found | {name: Verdict.changed for name in found if self.changes.get(name)}
 
     def _named(self, target: str) -> list[str]:
         found = [
@@ -155,10 +151,6 @@ class Dag:
                 target, "is no stage of dvc.yaml with these params", f"{hint}see `dvc stage list`"
             )
         return found
-
-    def _part(self, names: set[str]) -> Dag:
-        stages = {name: stage for name, stage in self.stages.items() if name in names}
-        return Dag(stages, {name: self.changes[name] for name in stages if name in self.changes})
 
 
 def read_dag(root: Path, *, status: bool = True) -> Dag:
@@ -203,8 +195,13 @@ def _read(root: Path, *, status: bool) -> Dag:
             for name, stage in known.items()
         }
         stages = {name: _stage(known[name], upstream[name], root) for name in _ordered(upstream)}
-        changes = dict(_changes(repo.status(), root)) if status else {}
-        return Dag(stages, {name: changes[name] for name in changes if name in stages})
+        found = repo.status() if status else {}
+        changes = {
+            name: tuple(change for entry in entries for change in _changes(entry, root))
+            for address, entries in found.items()
+            if (name := address.rpartition(":")[2]) in stages
+        }
+        return Dag(stages, changes)
 
 
 def _ordered(upstream: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -237,44 +234,21 @@ def relative(entry: Any, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _changes(status: Mapping[str, Any], root: Path) -> Iterator[tuple[str, tuple[Change, ...]]]:
-    """Read what `dvc status` says.
+def _changes(entry: Any, root: Path) -> Iterator[Change]:
+    """Yield what an entry of `dvc status` says of a stage.
 
     Its paths are relative to the working folder where that lies in the project.
     """
-    here = Path.cwd()
-    base = here if here.is_relative_to(root) else root
-    for address, entries in status.items():
-        name = address.rpartition(":")[2]
-        found: list[Change] = []
-        for entry in entries:
-            found += _read_entry(entry)
-        yield name, tuple(_from_root(change, base, root) for change in found)
-
-
-def _from_root(change: Change, base: Path, root: Path) -> Change:
-    if change.kind not in ("dep", "out"):
-        return change
-    path = os.path.relpath(base / change.subject, root)
-    return replace(change, subject=change.subject if path.startswith("..") else path)
-
-
-def _read_entry(entry: Any) -> Iterator[Change]:
     if not isinstance(entry, Mapping):  # "changed command", "always changed"
         yield Change("command", str(entry), "modified")
         return
-    readers: dict[str, Callable[[str, Any], Iterator[Change]]] = {
-        "changed deps": _dep_changes,
-        "changed outs": lambda path, how: iter([Change("out", path, str(how))]),
-    }
+    base = Path.cwd() if Path.cwd().is_relative_to(root) else root
     for title, values in entry.items():
         for subject, how in values.items():
-            yield from readers[title](str(subject), how)
-
-
-def _dep_changes(subject: str, how: Any) -> Iterator[Change]:
-    if isinstance(how, Mapping):  # a params file: what became of each key
-        for key, what in how.items():
-            yield Change("param", str(key), str(what))
-    else:
-        yield Change("dep", subject, str(how))
+            if isinstance(how, Mapping):  # a params file: what became of each key
+                for key, what in how.items():
+                    yield Change("param", str(key), str(what))
+            else:
+                path = os.path.relpath(base / subject, root)
+                outside = path.startswith("..")
+                yield Change(_KINDS[title], str(subject) if outside else path, str(how))

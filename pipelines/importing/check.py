@@ -8,8 +8,9 @@ from typing import Any
 
 from kdci.config.params import Params
 from kdci.errors import IntegrityError, KdciError, UserError
+from kdci.graph.standing import card_at
 from kdci.intake.adoption import adopting, require_adoptable, require_content
-from kdci.store.artifacts import Artifact, open_artifact, read_card, storage_errors
+from kdci.store.artifacts import Artifact, open_artifact, storage_errors
 from kdci.store.layout import Layout
 
 
@@ -41,10 +42,8 @@ def _replaced(adopted: Path, teacher: str, artifact: Artifact, place: str) -> It
 
     The folder is no dependency of DVC's: a teacher that is trained has none.
     """
-    try:
-        origin = read_card(adopted, kind="teacher")["facts"].get("adopted", {})
-    except (KdciError, OSError):
-        return  # there is none yet, or it is told elsewhere
+    card = card_at(adopted, "teacher")  # None: there is none yet, or it is told elsewhere
+    origin = {} if card is None else card["facts"].get("adopted", {})
     if origin.get("path") == place and origin["content"] != artifact.content:
         what = f"was adopted from {place} when another teacher lay there"
         fix = f"`dvc repro --force --single-item teacher@{teacher}`, or put that one back"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdci.config.catalog import DatasetSpec
+from kdci.config.catalog import DatasetSpec, facts_of_spec
 from kdci.graph.code import Code, Sources
 from kdci.store.artifacts import new_artifact, read_card, remove_leftovers
 from kdci.store.hashing import hash_json
@@ -117,17 +117,10 @@ def _facts(
     options: Options, checkpoint: Checkpoint, fitted: Fitted, accuracy: float | None
 ) -> dict[str, Any]:
     """Return the card's facts: those of a trained teacher, and where this one came from."""
-    spec = fitted.spec
     return {
         "backbone": options.backbone,
         "stem": fitted.stem,
-        "dataset": spec.name,
-        "num_classes": spec.num_classes,
-        "channels": spec.channels,
-        "image_size": spec.image_size,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-        **({"class_names": list(spec.class_names)} if options.class_names else {}),
+        **facts_of_spec(replace(fitted.spec, named=bool(options.class_names))),
         "num_steps": 0,
         "train_accuracy": None,
         "accuracy": accuracy,

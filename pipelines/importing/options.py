@@ -23,25 +23,10 @@ _SUFFIX = re.compile(r"(\.(pth|pt|tar|ckpt|bin|safetensors|th))+$", re.IGNORECAS
 
 @dataclass(frozen=True)
 class Options:
-    """The command's options; None: not given.
+    """The command's options, told in ``pipelines.commands.teachers``; None: not given.
 
     Attributes:
-        file: The checkpoint.
-        backbone: Name of its architecture.
-        dataset: A name of the catalog, or `custom`.
         root: The project folder, or where the command runs.
-        num_classes: K; told from the last layer.
-        image_size: Side in pixels; of custom data.
-        channels: Of the images; as many as there are means.
-        mean: Per channel, what the teacher's images were normalised with.
-        std: Per channel.
-        class_names: In label order; of custom data.
-        stem: `auto`, `cifar` or `imagenet`.
-        to: Folder of the result.
-        sha256: What the file's hash has to be.
-        data: Folder of the dataset, to measure the accuracy on its test split.
-        key: Dotted path of the state dict in the file.
-        force: Whether a teacher that is there is replaced.
     """
 
     file: Path

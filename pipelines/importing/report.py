@@ -118,7 +118,8 @@ def warnings(options: Options, imported: Imported) -> Iterator[str]:
             f"{fitted.untouched} of {fitted.num_batch_norm} BatchNorm layers have the statistics "
             "of a network that was never trained"
         )
-    if options.dataset != CUSTOM and (spec.mean, spec.std) != _catalog(options.dataset):
+    known = DATASETS.get(options.dataset, spec)
+    if (spec.mean, spec.std) != (known.mean, known.std):
         yield f"the catalog normalises {options.dataset} otherwise; the teacher keeps its own"
     accuracy = imported.accuracy
     if accuracy is None and imported.noise.largest_share > _FEW_CLASSES:
@@ -130,7 +131,3 @@ def warnings(options: Options, imported: Imported) -> Iterator[str]:
             f"the accuracy, {accuracy:.2f} %, is at chance for {spec.num_classes} classes: check "
             "--mean, --std, the order of the classes and the data"
         )
-
-
-def _catalog(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return DATASETS[dataset].mean, DATASETS[dataset].std

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdci.errors import UserError
 from kdci.store.artifacts import CARD, read_card
 from kdci.store.layout import Cell, Layout, all_cells
-from pipelines.flow.telemetry import switch_off
 
 if TYPE_CHECKING:
     from kdci.config.params import Params
@@ -22,20 +19,10 @@ EXPORTS = "exports"
 """Folder of the project that exports go to."""
 MAX_NAMES = 8
 """So many students are named where several are meant; of more, the number is told."""
-_HOW = "name one as `kdci export METHOD/VARIANT/poolP-seedS`, or narrow with --method, --variant, "
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A student to export.
-
-    Attributes:
-        folder: Of its artifact.
-        cell: Which one it is.
-    """
-
-    folder: Path
-    cell: Cell
+_HOW = (
+    "name one as `kdci export METHOD/VARIANT/poolP-seedS`, or narrow with --method, --variant, "
+    "--teacher, --student, --pool-seed, --seed"
+)
 
 
 def choose(
@@ -43,8 +30,8 @@ def choose(
     layout: Layout | None,
     what: str | None,
     axes: Mapping[str, str | int | None],
-) -> Chosen:
-    """Return the student that is meant.
+) -> tuple[Path, Cell]:
+    """Return the student that is meant: the folder of its artifact, and its cell.
 
     Args:
         params: Of the project; None, as ``layout``: there is none, ``what`` is a folder.
@@ -59,50 +46,41 @@ def choose(
     """
     if what is not None and (Path(what) / CARD).is_file():
         return _of_folder(Path(what), axes)
-    if params is None or layout is None:
-        fix = "go to the project folder, or give the folder of a student"
-        raise UserError(
-            what or str(Path.cwd()), "is no student's folder, nor is here a project", fix
-        )
+    assert params is not None and layout is not None
     known = list(dict.fromkeys(all_cells(params.grid)))
-    meant = [cell for cell in known if _is_meant(cell, what, axes)]
+    parts = what.strip("/").split("/") if what is not None else []
+    meant = [
+        cell
+        for cell in known
+        if all(value in (None, getattr(cell, name)) for name, value in axes.items())
+        and _is_part(parts, cell.name.split("/"))
+    ]
     built = [cell for cell in meant if (layout.student(cell) / CARD).is_file()]
     if len(built) == 1:
-        return Chosen(layout.student(built[0]), built[0])
+        return layout.student(built[0]), built[0]
     subject = what or "kdci export"
     if built:
-        raise UserError(subject, f"{len(built)} students are there: {_listed(built)}", _how())
+        raise UserError(subject, f"{len(built)} students are there: {_listed(built)}", _HOW)
     if meant:
         raise UserError(subject, f"not distilled yet: {_listed(meant)}", "run `dvc repro`")
     what_is = "is no student of params.yaml, and no folder of one"
     raise UserError(subject, what_is, f"students are {_listed(known)}")
 
 
-def _of_folder(folder: Path, axes: Mapping[str, str | int | None]) -> Chosen:
+def _of_folder(folder: Path, axes: Mapping[str, str | int | None]) -> tuple[Path, Cell]:
     from kdci.exporting.lineage import cell_of
 
     given = [name for name, value in axes.items() if value is not None]
     if given:
         option = f"--{given[0].replace('_', '-')}"
         raise UserError(option, "does not go with a folder", "leave it out")
-    return Chosen(folder, cell_of(read_card(folder, kind="student")["facts"]))
-
-
-def _is_meant(cell: Cell, what: str | None, axes: Mapping[str, str | int | None]) -> bool:
-    fits = all(value in (None, getattr(cell, name)) for name, value in axes.items())
-    return fits and (what is None or _is_part(what.strip("/").split("/"), cell.name.split("/")))
+    return folder, cell_of(read_card(folder, kind="student")["facts"])
 
 
 def _is_part(some: Sequence[str], names: Sequence[str]) -> bool:
     """Tell whether ``some`` are among ``names`` in the same order."""
     rest = iter(names)
     return all(any(part == name for name in rest) for part in some)
-
-
-def _how() -> str:
-    others = [f"--{each.name.replace('_', '-')}" for each in fields(Cell)]
-    rest = [option for option in others if option not in ("--method", "--variant")]
-    return f"{_HOW}{', '.join(rest)}"
 
 
 def _listed(chosen: Sequence[Cell]) -> str:
@@ -142,19 +120,13 @@ def chosen_formats(names: str) -> list[Format]:
     return found
 
 
-def _prepare_mlflow() -> None:
-    """Switch off what MLflow would tell others, and the loading of pickles; before its import."""
-    switch_off()
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
-
-
 def _write_mlflow(graph: Graph, path: Path) -> dict[str, Any]:
     from importlib.metadata import version
 
     from pipelines.tracking.export import save_model
+    from pipelines.tracking.writing.store import prepare_mlflow
 
-    _prepare_mlflow()
+    prepare_mlflow()
     save_model(graph, path, subject=path.name)
     return {"mlflow": version("mlflow")}
 

@@ -17,7 +17,7 @@ from kdci.config.params_file import load_params
 from kdci.errors import CombinedUserError, KdciError, UserError
 from kdci.graph.build import graph_of
 from kdci.store.artifacts import replace_file
-from kdci.store.layout import Cell, Layout, all_cells
+from kdci.store.layout import Layout, all_cells
 from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, Verdict, read_dag
 from pipelines.params.edit import checked, with_values
@@ -46,7 +46,6 @@ class Promotion:
         changes: Old and new value, by dotted key; those that differ.
         text: The new params file.
         stages: DVC's names of the stages that `dvc repro` runs then, as far as can be told.
-        cells: The students that the promised number is the mean of.
         warnings: Why the number may come out otherwise.
     """
 
@@ -55,16 +54,15 @@ class Promotion:
     changes: dict[str, tuple[Any, Any]]
     text: str
     stages: list[str]
-    cells: list[Cell]
     warnings: list[str] = field(default_factory=list)
 
     @property
     def promise(self) -> str:
         """What `dvc repro` will find, in one line."""
         score = self.record.score
-        names = ", ".join(cell.name for cell in self.cells)
+        names = ", ".join(cell.name for cell in self.search.cells)
         what = f"{self.record.metric} {score} of {names}"
-        mean = " (mean)" if len(self.cells) > 1 else ""
+        mean = " (mean)" if len(self.search.cells) > 1 else ""
         if not self.record.criterion.startswith("agreement"):
             return f"{what}{mean}, which a search measures and evaluations do not"
         return f"{what}{mean}, in the evaluation's cells.json"
@@ -117,7 +115,6 @@ def plan_promotion(layout: Layout, run: str) -> Promotion:
         changes=changes,
         text=new_text if changes else text,
         stages=_stages_to_run(read_dag(layout.root), changes),
-        cells=search.cells,
         warnings=list(_warnings(layout, after, search, record)),
     )
 

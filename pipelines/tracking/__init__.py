@@ -21,28 +21,23 @@ from kdci.store.artifacts import storage_errors
 from kdci.store.layout import Layout, all_cells
 from pipelines.tracking.models import Models
 from pipelines.tracking.reading.snapshot import take_snapshot
-from pipelines.tracking.uri import redacted, resolve_uri, sqlite_file
-from pipelines.tracking.writing.run_links import run_links
+from pipelines.tracking.uri import resolve_uri, sqlite_file, store_errors
+from pipelines.tracking.writing.run_links import links
 from pipelines.tracking.writing.store import Store
-from pipelines.tracking.writing.view import SyncSummary, write_view
+from pipelines.tracking.writing.view import SyncSummary, sync_once
 
-__all__ = ["SyncSummary", "follow", "links", "redacted", "resolve_uri", "set_champion", "sync"]
+__all__ = ["SyncSummary", "follow", "links", "resolve_uri", "set_champion", "sync"]
 
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for another sync of the same store."""
 
 
-def sync(
-    layout: Layout, params: Params, *, tracking_uri: str | None = None, register: bool = True
-) -> SyncSummary:
-    """Bring the MLflow view up to date with the files of the current params.
+def sync(layout: Layout, params: Params) -> SyncSummary:
+    """Bring the MLflow view, and its model registry, up to date with the files of the params.
 
     Args:
         layout: Where the files are.
         params: The current params: their grid says which artifacts belong to the view.
-        tracking_uri: MLflow store; None: ``MLFLOW_TRACKING_URI``, else a SQLite file in the
-            project folder.
-        register: Whether to add to the model registry too; that waits while a stage is at work.
 
     Returns:
         What was added, and what the files still lack.
@@ -51,35 +46,11 @@ def sync(
         StorageError: The store does not answer or can not be written; the files are untouched.
         BusyError: Another sync holds the store for longer than a minute.
     """
-    uri = resolve_uri(layout.root, tracking_uri)
-    with _only_writer(layout, uri):
-        return _one_pass(layout, params, Store(uri, layout), register=register)
+    with _only_writer(layout) as uri:
+        return sync_once(layout, params, Store(uri, layout))
 
 
-def links(
-    layout: Layout, params: Params, *, tracking_uri: str | None = None
-) -> tuple[str, dict[str, str]]:
-    """Return how to open the view, and the MLflow run of each stage and cell.
-
-    Args:
-        layout: Where the files are.
-        params: The current params.
-        tracking_uri: As for ``sync``.
-
-    Returns:
-        The address of the experiment, or the command that shows it where no server does; and by
-        name in DVC, or by the name of a cell, the run's address, or its id.
-
-    Raises:
-        StorageError: The store does not answer.
-    """
-    store = Store(resolve_uri(layout.root, tracking_uri), layout)
-    return run_links(graph_of(params, layout.root), store)
-
-
-def set_champion(
-    layout: Layout, params: Params, cell: str, *, tracking_uri: str | None = None
-) -> tuple[str, str]:
+def set_champion(layout: Layout, params: Params, cell: str) -> tuple[str, str]:
     """Let the alias `champion` of a registered model point at the student of ``cell``.
 
     A sync never moves this alias: which student is the best is for people to say.
@@ -88,7 +59,6 @@ def set_champion(
         layout: Where the files are.
         params: The current params.
         cell: Name of the cell, as in MLflow.
-        tracking_uri: As for ``sync``.
 
     Returns:
         Name of the registered model, and number of the version.
@@ -100,23 +70,21 @@ def set_champion(
     by_name = {one.name: one for one in all_cells(params.grid)}
     if cell not in by_name:
         raise UserError(cell, "is no cell of the current grid", f"such as {next(iter(by_name))}")
-    uri = resolve_uri(layout.root, tracking_uri)
-    with _only_writer(layout, uri):
+    with _only_writer(layout) as uri:
         store = Store(uri, layout)
-        _one_pass(layout, params, store, register=False)
+        sync_once(layout, params, store, register=False)
         snapshot = take_snapshot(graph_of(params, layout.root), trusted=store.logged())
-        version = Models(snapshot, store).set_champion(by_name[cell])
-    return version.name, version.number
+        with store_errors(uri):
+            version = Models(snapshot, store).set_champion(by_name[cell])
+    return version.name, str(version.version)
 
 
 def follow(
     layout: Layout,
     params: Params,
     *,
-    tracking_uri: str | None = None,
     poll_interval: float = 5.0,
-    on_pass: Callable[[SyncSummary], None] | None = None,
-    register: bool = True,
+    on_pass: Callable[[SyncSummary], None] = lambda outcome: None,
 ) -> SyncSummary:
     """Sync again and again until every artifact is there and nothing runs, or until Ctrl-C.
 
@@ -125,10 +93,8 @@ def follow(
     Args:
         layout: Where the files are.
         params: The current params.
-        tracking_uri: As for ``sync``.
         poll_interval: Seconds between two passes.
         on_pass: Is told the outcome of each pass.
-        register: As for ``sync``.
 
     Returns:
         The state at the last pass, with the runs and points of all passes added up.
@@ -137,19 +103,23 @@ def follow(
         StorageError: The store fails in the first pass.
         BusyError: The store is held by another sync in the first pass.
     """
-    uri = resolve_uri(layout.root, tracking_uri)
-    with _only_writer(layout, uri):
+    with _only_writer(layout) as uri:
         store = Store(uri, layout)
-        total = _one_pass(layout, params, store, register=register)
-    outcome = total
+        total = outcome = sync_once(layout, params, store)
     try:
         while True:
-            if on_pass is not None:
-                on_pass(outcome)
+            on_pass(outcome)
             if not total.running and not total.pending:
                 return total
             time.sleep(poll_interval)
-            outcome = _next_pass(layout, params, store, last=total, register=register)
+            try:
+                with _only_writer(layout):
+                    outcome = sync_once(layout, params, store)
+            except KdciError as error:
+                # A server that restarts must not end a watch of many hours.
+                nothing = replace(total, created=0, points=0, versions=0)
+                pending = max(total.pending, 1)
+                outcome = replace(nothing, pending=pending, warnings=(str(error),))
             total = replace(
                 outcome,
                 created=total.created + outcome.created,
@@ -160,33 +130,10 @@ def follow(
         return total
 
 
-def _one_pass(layout: Layout, params: Params, store: Store, *, register: bool) -> SyncSummary:
-    store.refresh()
-    snapshot = take_snapshot(graph_of(params, layout.root), trusted=store.logged())
-    return write_view(snapshot, store, register=register)
-
-
-def _next_pass(
-    layout: Layout, params: Params, store: Store, *, last: SyncSummary, register: bool
-) -> SyncSummary:
-    try:
-        with _only_writer(layout, store.uri):
-            return _one_pass(layout, params, store, register=register)
-    except KdciError as error:
-        # A server that restarts must not end a watch of many hours; the next pass catches up.
-        return replace(
-            last,
-            created=0,
-            points=0,
-            versions=0,
-            pending=max(last.pending, 1),
-            warnings=(str(error),),
-        )
-
-
 @contextmanager
-def _only_writer(layout: Layout, uri: str) -> Iterator[None]:
-    """Hold the store's lock: two writers of a fresh SQLite file break each other."""
+def _only_writer(layout: Layout) -> Iterator[str]:
+    """Hold the store's lock and yield its URI: two writers of a fresh SQLite file break it."""
+    uri = resolve_uri(layout.root)
     file = sqlite_file(uri)
     folder = layout.work if file is None else file.parent / layout.work.name
     lock = folder / "tracking.lock"
@@ -199,6 +146,6 @@ def _only_writer(layout: Layout, uri: str) -> Iterator[None]:
             what = f"another sync has held it for {LOCK_TIMEOUT:g} s"
             raise BusyError(str(lock), what, "let it finish") from None
     try:
-        yield
+        yield uri
     finally:
         holder.release()

@@ -13,30 +13,6 @@ FOLDER = "model"
 """Where it lies among the artifacts of the student's run."""
 
 
-def export_student(artifact: Path, folder: Path, *, deploy: str, run_id: str) -> None:
-    """Write a student as an MLflow model; its input is float32 images (N, C, H, W) in [0, 1].
-
-    Args:
-        artifact: The student's folder.
-        folder: Where the model goes; made here.
-        deploy: `backbone` or `compensated`: what it answers with.
-        run_id: The run that it will belong to.
-
-    Raises:
-        KdciError: The artifact is damaged.
-        UserError: The student can not be deployed in this form.
-        ExportError: It can not be exported.
-    """
-    from kdci.exporting.graph import trace
-    from kdci.models.students import load_student
-    from kdci.store.artifacts import read_card
-
-    facts = read_card(artifact, kind="student")["facts"]
-    student = load_student(artifact, deploy=deploy)
-    graph = trace(student, facts, subject=str(artifact))
-    save_model(graph, folder, run_id=run_id, subject=str(artifact))
-
-
 def save_model(graph: Graph, folder: Path, *, run_id: str | None = None, subject: str) -> None:
     """Write a traced student as an MLflow model.
 

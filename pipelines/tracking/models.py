@@ -9,19 +9,19 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from kdci.deconfounding.arms import ARMS, arm_title
 from kdci.errors import KdciError, UserError
 from kdci.store.layout import Cell
-from pipelines.tracking.export import FOLDER, export_student
+from pipelines.tracking.export import FOLDER, save_model
 from pipelines.tracking.reading.files import Finished
 from pipelines.tracking.reading.origins import DEPS_MD5, OUT_MD5
 from pipelines.tracking.reading.readings import numbers
 from pipelines.tracking.reading.snapshot import Snapshot
-from pipelines.tracking.registry import FORM, Registry, Version
-from pipelines.tracking.writing.record import CELL, CONTENT, RunRecord
-from pipelines.tracking.writing.store import Store
-from pipelines.tracking.writing.tags import RUN, identity_tags
+from pipelines.tracking.registry import FORM, Registry
+from pipelines.tracking.writing.store import RunRecord, Store
+from pipelines.tracking.writing.tags import CELL, CONTENT, RUN, identity_tags
 
 CARD_SHA256 = "kdci.card_sha256"
 EXPORT_FAILURE = "kdci.export_failure"
@@ -54,7 +54,8 @@ class Models:
         """Add the versions that are missing, and let the aliases point at the current ones."""
         self._registry = Registry(self._store, self._files.layout.preset)
         deadline = time.monotonic() + SECONDS
-        waiting = 0
+        grid, waiting = self._files.graph.params.grid, 0
+        first = grid.pool_seeds[0], grid.seeds[0]
         for finished in self._files.finished.values():
             record = self._run_of(finished)
             if record is None:
@@ -62,14 +63,14 @@ class Models:
             cell = finished.node.student
             if finished.node.kind == "dictionary":
                 self._register_dictionary(finished, record)
-            elif cell is not None and self._stands_for_its_arm(cell):
+            elif cell is not None and (cell.pool_seed, cell.seed) == first:
                 waiting += not self._register_arm(finished, record, cell, deadline)
         if waiting:
             self.warnings.append(
                 f"{waiting} students wait for their place in the registry (`kdci sync` goes on)"
             )
 
-    def set_champion(self, cell: Cell) -> Version:
+    def set_champion(self, cell: Cell) -> Any:
         """Register the student of ``cell``, whichever, and let `champion` point at it.
 
         Raises:
@@ -91,10 +92,6 @@ class Models:
             return None
         found = self._store.find({**identity_tags(finished), RUN: "stage"})
         return found[0] if found and found[0].status == "FINISHED" else None
-
-    def _stands_for_its_arm(self, cell: Cell) -> bool:
-        grid = self._files.graph.params.grid
-        return (cell.pool_seed, cell.seed) == (grid.pool_seeds[0], grid.seeds[0])
 
     def _register_dictionary(self, finished: Finished, record: RunRecord) -> None:
         node = finished.node
@@ -140,16 +137,22 @@ class Models:
         compensated = ARMS[cell.variant].compensated
         return str(self._files.graph.params.evaluate.deploy) if compensated else "backbone"
 
-    def _student_version(self, student: Finished, record: RunRecord, cell: Cell) -> Version:
+    def _student_version(self, student: Finished, record: RunRecord, cell: Cell) -> Any:
         """Return the version of a student, exported if there is none."""
         name, form = self._model_of(cell), self._form(cell)
         version = self._registry.find(name, student.content, form)
         if version is None:
+            from kdci.exporting.graph import trace
+            from kdci.models.students import load_student
+
             folder = FOLDER if form == "backbone" else f"{FOLDER}-{form}"
+            artifact = student.node.artifact
             with tempfile.TemporaryDirectory(prefix="kdci-export-") as scratch:
-                written = Path(scratch) / FOLDER
-                export_student(student.node.artifact, written, deploy=form, run_id=record.run_id)
-                self._store.log_folder(record, written, folder)
+                written = Path(scratch) / folder
+                facts, subject = student.card["facts"], str(artifact)
+                graph = trace(load_student(artifact, deploy=form), facts, subject=subject)
+                save_model(graph, written, run_id=record.run_id, subject=subject)
+                self._store.copy(record, written)
             tags = {**self._tags(student), FORM: form, CELL: cell.name}
             about = (
                 f"{arm_title(cell.variant)} student of {cell.name}, {form}. Input: float32 images "
@@ -160,8 +163,8 @@ class Models:
             )
             self.added += 1
         self._update(version, student, record)
-        evaluation = self._files.evaluation(cell)
-        if evaluation is not None and self._files.score_is_current(evaluation, cell):
+        evaluation = self._files.current_evaluation(cell)
+        if evaluation is not None:
             scores = numbers({name: evaluation.rows[cell].get(name) for name in _SCORES})
             self._registry.set_tags(version, {name: f"{v:.6g}" for name, v in scores.items()})
         return version
@@ -171,7 +174,7 @@ class Models:
         commit = {"git.commit": str(revision)} if revision else {}
         return {CONTENT: finished.content, "dvc.stage": finished.node.name, **commit}
 
-    def _update(self, version: Version, finished: Finished, record: RunRecord) -> None:
+    def _update(self, version: Any, finished: Finished, record: RunRecord) -> None:
         """Add the card's hash and what is known later than a version: DVC's hashes."""
         if version.run_id != record.run_id:
             return  # the same content, made again with other params: this one tells of the first

@@ -1,24 +1,35 @@
 """MLflow's record of a run, kept while it goes on by a process of its own.
 
-Stages and runners never talk to MLflow: the process reads files (``pipelines.tracking``) and
-runs at low priority. A store that is slow or gone costs the run nothing; `kdci sync` makes up
-for it afterwards.
+Stages and runners never talk to MLflow: the process, ``python -m pipelines.tracking.recorder``,
+reads files (``pipelines.tracking``) and runs at low priority. A store that is slow or gone costs
+the run nothing; `kdci sync` makes up for it afterwards.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
+
+from kdci.config.params_file import load_params
+from kdci.errors import KdciError
+from kdci.store.layout import Layout
+from pipelines import tracking
+from pipelines.flow.telemetry import switch_off
+from pipelines.tracking.uri import without_secrets
 
 FINISH_SECONDS = 120.0
 """How long the last pass may take before it is given up."""
+POLL_SECONDS = 15.0
+PRIORITY = 10
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Recorder:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.tracking.recorder_process"],
+            [sys.executable, "-m", "pipelines.tracking.recorder"],
             cwd=self._root,
             # The end of stdin tells it to finish, however this process ends.
             stdin=subprocess.PIPE,
@@ -65,12 +76,7 @@ class Recorder:
         )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.finish()
 
     def finish(self) -> Record | None:
@@ -79,18 +85,58 @@ class Recorder:
         Asked again, by the flow and by the command, it returns the same.
         """
         with self._ending:
-            return self._finish()
-
-    def _finish(self) -> Record | None:
-        process, self._process = self._process, None
-        if process is None:
+            process, self._process = self._process, None
+            if process is not None:
+                self._record = _record_of(process)
             return self._record
-        try:
-            out, _ = process.communicate(timeout=FINISH_SECONDS)
-            self._record = Record(**json.loads(out.splitlines()[-1]))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-        except (ValueError, IndexError, TypeError):
-            self._record = None
-        return self._record
+
+
+def _record_of(process: subprocess.Popen[str]) -> Record | None:
+    try:
+        out, _ = process.communicate(timeout=FINISH_SECONDS)
+        return Record(**json.loads(out.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+    except (ValueError, IndexError, TypeError):
+        pass
+    return None
+
+
+def main() -> int:
+    """Keep the record until stdin ends; the last line of stdout is what became of it."""
+    # A Ctrl-C is for the run, which ends this process in its own time.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    switch_off()
+    with suppress(OSError):
+        os.nice(PRIORITY)
+    root = Path.cwd()
+    params = load_params(root / "params.yaml")
+    layout = Layout(root, params.preset)
+    created = points = 0
+    while not _ended(sys.stdin, POLL_SECONDS):
+        with suppress(Exception):  # told by the last pass, if it lasts
+            outcome = tracking.sync(layout, params)
+            created, points = created + outcome.created, points + outcome.points
+    try:
+        outcome = tracking.sync(layout, params)
+        where, links = tracking.links(layout, params)
+    except Exception as error:  # whatever it is, the run is told and goes on
+        why = error if isinstance(error, KdciError) else without_secrets(str(error))
+        record = Record(text=f"{why}; `kdci sync` records it later")
+    else:
+        created, points = created + outcome.created, points + outcome.points
+        text = f"{outcome.experiment}: {created} runs and {points} points added"
+        record = Record(text, where, links, list(outcome.warnings))
+    sys.stdout.write(json.dumps(asdict(record)) + "\n")
+    return 0
+
+
+def _ended(stream: TextIO, seconds: float) -> bool:
+    """Wait for ``stream`` to end, for that long; tell whether it has."""
+    readable, _, _ = select.select([stream], [], [], seconds)
+    return bool(readable) and not stream.read(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,8 @@ import os
 import re
 import socket
 import sqlite3
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -18,12 +19,12 @@ _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _START_IT = "start it, or unset MLFLOW_TRACKING_URI to use a file in the project folder"
 
 
-def resolve_uri(root: Path, tracking_uri: str | None) -> str:
-    """Return the store's URI: the given one, ``MLFLOW_TRACKING_URI``, or SQLite below ``root``.
+def resolve_uri(root: Path) -> str:
+    """Return the store's URI: ``MLFLOW_TRACKING_URI``, or a SQLite file in the project folder.
 
     The default is absolute: a relative one would make a store in every working folder.
     """
-    given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
     # Only what ends the path of a URI is escaped: MLflow also takes the rest as a plain path.
@@ -72,12 +73,20 @@ def without_secrets(text: str) -> str:
     return re.sub(r"\?[^\s'\")]*", "", line)[:300]
 
 
-def store_error(uri: str, error: Exception) -> StorageError:
-    """Word a failure of the store as one line."""
-    text = str(error)
-    if "Max retries exceeded" in text or "timeout exception" in text:
-        return StorageError(redacted(uri), "the tracking server does not answer", _START_IT)
-    return StorageError(redacted(uri), f"MLflow refused: {without_secrets(text)}")
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turn a failure of the store in the block into one line of ours."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        what, fix = f"MLflow refused: {without_secrets(str(error))}", ""
+        if re.search("Max retries exceeded|timeout exception", str(error)):
+            what, fix = "the tracking server does not answer", _START_IT
+        # The cause is left out: its text may carry credentials.
+        raise StorageError(redacted(uri), what, fix) from None
 
 
 def require_store(uri: str) -> None:

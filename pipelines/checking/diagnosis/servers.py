@@ -38,7 +38,7 @@ def check_servers(root: Path) -> Iterator[Finding]:
 
 
 def _mlflow(root: Path) -> Finding:
-    uri = resolve_uri(root, None)
+    uri = resolve_uri(root)
     shown = f"MLflow at {redacted(uri)}"
     mend = "start it, or unset MLFLOW_TRACKING_URI; `kdci sync` makes up for what is missing"
     if uri.startswith(("http://", "https://")):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Container
 from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
 from kdci.errors import IntegrityError
+from kdci.exporting.lineage import cell_of
 from kdci.graph.node import Node
 from kdci.store.artifacts import CARD, open_artifact, read_card, storage_errors
 from kdci.store.hashing import hash_file, hash_json
@@ -80,37 +79,23 @@ def read_finished(
     path, artifact = node.artifact, layout.relative(node.artifact)
     if not path.exists():
         return None
-    with _reading(path):
-        card = read_card(path, kind=node.kind)
-        if node.kind == "evaluation" or (artifact, card["content"]) not in trusted:
-            card = open_artifact(path, kind=node.kind).card
-        rows: dict[Cell, dict[str, Any]] = {}
-        curves: dict[Cell, list[dict[str, Any]]] = {}
-        if node.kind == "evaluation":
-            rows = {_cell_of(row): row for row in _read_list(path / "cells.json")}
-            for curve in _read_list(path / "curves.json"):
-                curves[_cell_of(curve)] = list(curve["points"])
-        metrics = metric_rows(path / "metrics.jsonl")
-        timing, written = read_timing(node), (path / CARD).stat().st_mtime
-        return Finished(node, artifact, card, metrics, timing, rows, curves, written)
-
-
-def _cell_of(row: Mapping[str, Any]) -> Cell:
-    return Cell(**{field.name: row[field.name] for field in dataclass_fields(Cell)})
-
-
-def _read_list(file: Path) -> list[dict[str, Any]]:
-    return list(json.loads(file.read_text(encoding="utf-8")))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever is wrong with the content of ``path`` into one of our errors."""
+    rows: dict[Cell, dict[str, Any]] = {}
+    curves: dict[Cell, list[dict[str, Any]]] = {}
     try:
         with storage_errors(path):
-            yield
+            card = read_card(path, kind=node.kind)
+            if node.kind == "evaluation":
+                scored = open_artifact(path, kind=node.kind)
+                card = scored.card
+                rows = {cell_of(row): row for row in scored.json("cells.json")}
+                curves = {cell_of(row): list(row["points"]) for row in scored.json("curves.json")}
+            elif (artifact, card["content"]) not in trusted:
+                card = open_artifact(path, kind=node.kind).card
+            metrics = metric_rows(path / "metrics.jsonl")
+            timing, written = read_timing(node), (path / CARD).stat().st_mtime
     except (KeyError, TypeError, ValueError, AttributeError):
         raise IntegrityError(str(path), "does not hold what it should", RERUN) from None
+    return Finished(node, artifact, card, metrics, timing, rows, curves, written)
 
 
 @dataclass(frozen=True)

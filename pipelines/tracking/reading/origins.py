@@ -48,13 +48,12 @@ class Origins:
         execution = self.executions.get(str(finished.card.get("card_sha256")))
         if execution is not None:
             tags = {**execution.links, RUNNER: execution.runner}
-        entry = self.locked.get(finished.node.name)
-        out = None if entry is None else _out(entry, finished.artifact)
-        if entry is None or out is None:
-            return tags
-        hashes = {OUT_MD5: str(out["md5"]), DEPS_MD5: _deps_md5(entry)}
-        if hashes.items() <= known.items() or self._describes(out, finished):
-            tags |= hashes
+        entry = self.locked.get(finished.node.name, {})
+        for out in entry.get("outs") or []:
+            if out.get("path") == finished.artifact and "md5" in out:
+                hashes = {OUT_MD5: str(out["md5"]), DEPS_MD5: _deps_md5(entry)}
+                if hashes.items() <= known.items() or self._describes(out, finished):
+                    tags |= hashes
         return tags
 
     def _describes(self, out: Mapping[str, Any], finished: Finished) -> bool:
@@ -89,8 +88,10 @@ def read_origins(layout: Layout) -> Origins:
     """Read the journal and `dvc.lock`; what is missing or damaged tells nothing."""
     executions: dict[str, journal.Execution] = {}
     for execution in journal.read(layout):
+        earlier = executions.get(execution.card)
+        made = earlier is not None and earlier.outcome == "completed"
         # One that only put the artifact back from DVC's cache did not make it.
-        if execution.card and not _completed(executions.get(execution.card), execution):
+        if execution.card and not (made and execution.outcome != "completed"):
             executions[execution.card] = execution
     lock = layout.root / "dvc.lock"
     try:
@@ -101,11 +102,6 @@ def read_origins(layout: Layout) -> Origins:
     return Origins(layout.root, executions, locked)
 
 
-def _completed(earlier: journal.Execution | None, later: journal.Execution) -> bool:
-    made = "completed"
-    return earlier is not None and earlier.outcome == made and later.outcome != made
-
-
 @lru_cache(maxsize=1)
 def _read_lock(lock: Path, _mtime: int, _size: int) -> Mapping[str, Mapping[str, Any]]:
     """Parse `dvc.lock` once for each state of it: with 400 stages it takes a second."""
@@ -114,13 +110,6 @@ def _read_lock(lock: Path, _mtime: int, _size: int) -> Mapping[str, Mapping[str,
         return dict(tree["stages"])
     except (YAMLError, KeyError, TypeError, ValueError):
         return {}
-
-
-def _out(entry: Mapping[str, Any], artifact: str) -> Mapping[str, Any] | None:
-    for out in entry.get("outs") or []:
-        if out.get("path") == artifact and "md5" in out:
-            return dict(out)
-    return None
 
 
 def _deps_md5(entry: Mapping[str, Any]) -> str:

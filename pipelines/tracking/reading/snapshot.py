@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from kdci.errors import KdciError
 from kdci.graph.build import Graph
@@ -14,11 +15,7 @@ from kdci.graph.standing import card_at, is_in_place
 from kdci.store.layout import Cell, Layout
 from pipelines.tracking.reading.files import Finished, Report, read_finished, read_report
 from pipelines.tracking.reading.origins import Origins, read_origins
-from pipelines.tracking.reading.trials import Trial, read_trials
 from pipelines.tracking.reading.work import Work, read_work
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass
@@ -31,7 +28,6 @@ class Snapshot:
         finished: The artifacts that are there and whole, by the name of their node.
         report: The report.
         origins: Who made the artifacts.
-        trials: Trials of searches, those of one search together.
         warnings: Damaged files that were left out, one line each.
     """
 
@@ -41,7 +37,6 @@ class Snapshot:
     report: Report | None = None
     warnings: list[str] = field(default_factory=list)
     origins: Origins = field(default_factory=Origins)
-    trials: list[Trial] = field(default_factory=list)
 
     @property
     def layout(self) -> Layout:
@@ -73,12 +68,12 @@ class Snapshot:
             self._card(student.path, student.kind) for student in scored
         )
 
-    def score_is_current(self, evaluation: Finished, cell: Cell) -> bool:
-        """Tell whether an evaluation scored the student that is there now."""
-        student = self.student(cell)
-        if student is None or cell not in evaluation.rows:
-            return False
-        return evaluation.parents.get(cell.name, student.content) == student.content
+    def current_evaluation(self, cell: Cell) -> Finished | None:
+        """Return the evaluation that ``cell`` belongs to if it scored the student there is now."""
+        student, found = self.student(cell), self.evaluation(cell)
+        if student is None or found is None or cell not in found.rows:
+            return None
+        return found if found.parents.get(cell.name, student.content) == student.content else None
 
     def with_content(self, content: str) -> Finished | None:
         """Return the artifact with this content hash, if it is there."""
@@ -118,25 +113,27 @@ def take_snapshot(graph: Graph, *, trusted: Container[tuple[str, str]]) -> Snaps
     """
     snapshot, layout = Snapshot(graph), graph.layout
 
-    def read(reader: Callable[P, T | None], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    @contextmanager
+    def noting_damage() -> Iterator[None]:
         try:
-            return reader(*args, **kwargs)
+            yield
         except KdciError as error:
             snapshot.warnings.append(str(error))
-            return None
 
     # What tells of artifacts before them: it may be about older ones then, which shows.
     snapshot.origins = read_origins(layout)
-    snapshot.trials = read_trials(layout)
     # Work before artifacts: a stage that finishes meanwhile is then seen as finished.
     for folder in sorted((layout.work / "work").glob("*/*")):
-        work = read(read_work, folder, graph)
-        if work is not None:
-            snapshot.work.append(work)
+        with noting_damage():
+            work = read_work(folder, graph)
+            if work is not None:
+                snapshot.work.append(work)
     snapshot.work.sort(key=lambda work: work.started)
     for node in snapshot.nodes:
-        finished = read(read_finished, node, layout, trusted=trusted)
-        if finished is not None:
-            snapshot.finished[node.name] = finished
-    snapshot.report = read(read_report, layout)
+        with noting_damage():
+            finished = read_finished(node, layout, trusted=trusted)
+            if finished is not None:
+                snapshot.finished[node.name] = finished
+    with noting_damage():
+        snapshot.report = read_report(layout)
     return snapshot

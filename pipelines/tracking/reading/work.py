@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +10,9 @@ from typing import Any, Literal
 from kdci.errors import IntegrityError
 from kdci.graph.build import Graph
 from kdci.graph.node import Node
+from kdci.store.metrics import read_metrics
 from pipelines.running.workspace import is_held
-from pipelines.tracking.reading.readings import metric_rows, read_object
-from pipelines.tracking.reading.system import read_samples
+from pipelines.tracking.reading.readings import metric_rows, read_object, valid_samples
 
 WorkStatus = Literal["RUNNING", "FAILED", "KILLED"]
 
@@ -62,10 +63,14 @@ def read_work(folder: Path, graph: Graph) -> Work | None:
     node = graph.by_artifact.get(graph.layout.root / artifact)
     if node is None:
         return None
-    ending: tuple[WorkStatus, str] = ("RUNNING", "")
-    status, reason = ending if running else _ending(folder / "failure.json")
+    status: WorkStatus = "RUNNING"
+    reason = ""
+    if not running:
+        status, reason = _ending(folder / "failure.json")
     metrics = metric_rows(folder / "metrics.jsonl")
-    system = read_samples(folder / "system.jsonl")
+    system: list[dict[str, float]] = []
+    with suppress(OSError, UnicodeError):
+        system = valid_samples(read_metrics(folder / "system.jsonl"))
     return Work(node, artifact, folder.name, status, reason, started, params, metrics, system)
 
 

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from kdci.graph.build import Graph
-from kdci.store.layout import all_cells
-from pipelines.tracking.uri import redacted
-from pipelines.tracking.writing.record import ARTIFACT, CELL, RunRecord
-from pipelines.tracking.writing.store import Store
-from pipelines.tracking.writing.tags import RUN
+from kdci.config.params import Params
+from kdci.graph.build import graph_of
+from kdci.store.layout import Layout, all_cells
+from pipelines.tracking.uri import redacted, resolve_uri
+from pipelines.tracking.writing.store import RunRecord, Store
+from pipelines.tracking.writing.tags import ARTIFACT, CELL, RUN
 
 
-def run_links(graph: Graph, store: Store) -> tuple[str, dict[str, str]]:
+def links(layout: Layout, params: Params) -> tuple[str, dict[str, str]]:
     """Return how to open the view, and the newest run of each stage and cell.
 
     Args:
-        graph: The current params' graph.
-        store: The opened store; it is read here.
+        layout: Where the files are.
+        params: The current params.
 
     Returns:
-        The address of the experiment, or the command that shows it; and by name in DVC, or by the
-        name of a cell, the address of the run where a server shows it, else its id.
+        The address of the experiment, or the command that shows it where no server does; and by
+        name in DVC, or by the name of a cell, the run's address, or its id.
+
+    Raises:
+        StorageError: The store does not answer.
     """
+    store = Store(resolve_uri(layout.root), layout)
     store.refresh()
     served = urlsplit(store.uri).scheme in ("http", "https")
     address = f"{redacted(store.uri).rstrip('/')}/#/experiments/{store.experiment_id}"
     found: dict[str, RunRecord] = {}
-    for node in graph.nodes.values():
-        runs = store.find({ARTIFACT: graph.layout.relative(node.artifact), RUN: "stage"})
+    for node in graph_of(params, layout.root).nodes.values():
+        runs = store.find({ARTIFACT: layout.relative(node.artifact), RUN: "stage"})
         if runs:
             found[node.name] = max(runs, key=lambda run: run.started)
-    for cell in all_cells(graph.params.grid):
+    for cell in all_cells(params.grid):
         for run in store.find({CELL: cell.name, RUN: "cell"}):
             found[cell.name] = run
     reports = [run for run in store.records if run.tags.get(RUN) == "report"]

@@ -7,41 +7,31 @@ MLflow takes seconds to import and is imported when a store is opened.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from kdci.errors import StorageError
 from kdci.store.layout import Layout
+from pipelines.flow.telemetry import switch_off
 from pipelines.tracking.uri import (
     artifact_location,
     redacted,
     remove_stray_folder,
     require_store,
-    store_error,
-)
-from pipelines.tracking.writing.record import (
-    ARTIFACT,
-    CONTENT,
-    INDEXED,
-    PARENT,
-    DatasetUse,
-    Point,
-    RunRecord,
+    store_errors,
 )
 from pipelines.tracking.writing.saved_view import TAG, saved_view
+from pipelines.tracking.writing.tags import ARTIFACT, CONTENT, INDEXED, PARENT, Point
 
-# Before MLflow is imported: no telemetry, no pickles, and seconds instead of minutes of retries.
+# Before MLflow is imported: no pickles, and seconds instead of minutes of retries.
 _ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -58,16 +48,47 @@ _EXPERIMENT = {
     ),
     TAG: saved_view(),
 }
-_MAX_PARAMS = 100  # MLflow's limits of one batch, and of one value
-_MAX_METRICS = 1000
-_MAX_PARAM_CHARS = 6000
+_MAX_PARAM_CHARS = 6000  # MLflow's limits of one value
 _MAX_TAG_CHARS = 5000
+_PAGE = 1000
 
-T = TypeVar("T")
+
+@dataclass
+class RunRecord:
+    """A run as the store knows it.
+
+    Attributes:
+        run_id: MLflow's id.
+        status: MLflow's status: `RUNNING`, `FINISHED`, `FAILED`, `KILLED`, `SCHEDULED`.
+        tags: Its tags.
+        metrics: Latest value of each metric.
+        params: Its params.
+        started: Unix seconds.
+        inputs: Name and digest of each dataset it read.
+        new: Whether this pass created it, so that nothing can be in it yet.
+    """
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    metrics: dict[str, float] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    started: float = 0.0
+    inputs: set[tuple[str, str]] = field(default_factory=set)
+    new: bool = False
+
+
+def prepare_mlflow() -> None:
+    """Set what MLflow reads from the environment, telemetry switched off; before its import."""
+    switch_off()
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 class Store:
     """An opened MLflow store with the experiment of one preset.
+
+    What writes passes MLflow's own errors on; see ``pipelines.tracking.uri.store_errors``.
 
     Args:
         uri: MLflow's tracking URI.
@@ -78,21 +99,21 @@ class Store:
     """
 
     def __init__(self, uri: str, layout: Layout) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        prepare_mlflow()
         # A dead server is told in one line of our own, not in a warning for each retry.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         require_store(uri)
         self.uri = uri
         self.experiment = f"kdci-{layout.preset}"
         self.records: list[RunRecord] = []
-        self._index: defaultdict[tuple[str, str], list[RunRecord]] = defaultdict(list)
+        self._index: defaultdict[tuple[str, str], dict[str, RunRecord]] = defaultdict(dict)
         self.created = 0
         self.points = 0
-        with self.errors():
-            from mlflow import MlflowClient
+        with store_errors(uri):
+            import mlflow.entities
 
-            self.client: Any = MlflowClient(tracking_uri=uri)
+            self._entities: Any = mlflow.entities
+            self.client: Any = mlflow.MlflowClient(tracking_uri=uri)
             self.experiment_id = self._open_experiment(artifact_location(uri, layout.root))
         remove_stray_folder(uri)
 
@@ -118,31 +139,24 @@ class Store:
         self.created = self.points = 0
         self.records = []
         self._index.clear()
-        token: str | None = None
-        with self.errors():
-            while True:
-                page = self.client.search_runs(
-                    [self.experiment_id], max_results=1000, page_token=token
-                )
-                for run in page:
-                    self._add(_record(run))
-                token = page.token
-                if not token:
-                    return
+        with store_errors(self.uri):
+            for run in all_pages(self.client.search_runs, [self.experiment_id]):
+                self._add(_record(run))
 
     def find(self, tags: Mapping[str, str]) -> list[RunRecord]:
         """Return the runs that have all of these tags; the first is one of ``INDEXED``."""
         name = next(iter(tags))
-        found = self._index.get((name, tags[name]), [])
-        return [record for record in found if tags.items() <= record.tags.items()]
+        found = self._index.get((name, tags[name]), {})
+        return [record for record in found.values() if tags.items() <= record.tags.items()]
 
     def _add(self, record: RunRecord) -> None:
         self.records.append(record)
-        self._index_tags(record, record.tags)
+        self._index_tags(record)
 
-    def _index_tags(self, record: RunRecord, tags: Mapping[str, str]) -> None:
-        for name in INDEXED & tags.keys():
-            self._index[name, tags[name]].append(record)
+    def _index_tags(self, record: RunRecord) -> None:
+        """Note under its tags where a run is; what it had before stays, and ``find`` compares."""
+        for name in INDEXED & record.tags.keys():
+            self._index[name, record.tags[name]][record.run_id] = record
 
     def logged(self) -> set[tuple[str, str]]:
         """Return artifact path and content hash of what was logged whole."""
@@ -152,10 +166,6 @@ class Store:
             if record.status == "FINISHED" and record.tags.keys() >= {ARTIFACT, CONTENT}
         }
 
-    def _unindex_tags(self, record: RunRecord, names: Set[str]) -> None:
-        for name in INDEXED & names:
-            self._index[name, record.tags[name]].remove(record)
-
     def create(
         self, name: str, tags: Mapping[str, str], *, started: float, parent: RunRecord | None = None
     ) -> RunRecord:
@@ -163,156 +173,123 @@ class Store:
         tags = _clean_tags(tags)
         if parent is not None:
             tags[PARENT] = parent.run_id
-        with self.errors():
-            run = self.client.create_run(
-                self.experiment_id, start_time=int(started * 1000), tags=tags, run_name=name
-            )
+        run = self.client.create_run(
+            self.experiment_id, start_time=int(started * 1000), tags=tags, run_name=name
+        )
         record = RunRecord(run.info.run_id, "RUNNING", tags, started=started, new=True)
         self._add(record)
         self.created += 1
         return record
 
+    def ensure(
+        self,
+        name: str,
+        known: Mapping[str, str],
+        more: Mapping[str, str],
+        *,
+        started: float,
+        parent: RunRecord | None = None,
+    ) -> RunRecord:
+        """Return the run with the tags ``known``, see ``find``; if there is none, a new one."""
+        for record in self.find(known):
+            return record
+        return self.create(name, {**more, **known}, started=started, parent=parent)
+
     def delete(self, record: RunRecord) -> None:
-        """Take a run out of the view."""
-        with self.errors():
-            self.client.delete_run(record.run_id)
+        """Take a run out of the view; it has no tags then."""
+        self.client.delete_run(record.run_id)
         self.records.remove(record)
-        self._unindex_tags(record, record.tags.keys())
+        record.tags = {}
 
     def set_tags(self, record: RunRecord, tags: Mapping[str, str]) -> None:
         """Set the tags that differ from the run's."""
         changed = {k: v for k, v in _clean_tags(tags).items() if record.tags.get(k) != v}
-        if not changed:
-            return
-        with self.errors():
-            from mlflow.entities import RunTag
-
-            for chunk in _chunks(list(changed.items()), _MAX_PARAMS):
-                self._log_batch(record, tags=[RunTag(key, value) for key, value in chunk])
-        self._unindex_tags(record, changed.keys() & record.tags.keys())
+        batch = [self._entities.RunTag(key, value) for key, value in changed.items()]
+        self.client.log_batch(record.run_id, tags=batch)
         record.tags.update(changed)
-        self._index_tags(record, changed)
+        self._index_tags(record)
 
     def log_params(self, record: RunRecord, params: Mapping[str, str]) -> None:
         """Log the params that the run does not have; MLflow never changes one."""
-        missing = [(_clean_key(k), v) for k, v in params.items()]
+        missing = [(_clean_key(k), v[:_MAX_PARAM_CHARS]) for k, v in params.items()]
         missing = [(k, v) for k, v in missing if k not in record.params]
-        with self.errors():
-            from mlflow.entities import Param
-
-            for chunk in _chunks(missing, _MAX_PARAMS):
-                batch = [Param(key, value[:_MAX_PARAM_CHARS]) for key, value in chunk]
-                self._log_batch(record, params=batch)
+        batch = [self._entities.Param(key, value) for key, value in missing]
+        self.client.log_batch(record.run_id, params=batch)
         record.params.update(missing)
 
     def log_points(self, record: RunRecord, points: Sequence[Point]) -> None:
         """Log the points whose key, step and value the run does not have."""
         points = [point._replace(key=_clean_key(point.key)) for point in points]
         known = set() if record.new else self._history(record, {point.key for point in points})
-        fresh = []
+        fresh: dict[tuple[str, float, int], Point] = {}
         for point in points:
             if point[:3] not in known:
-                known.add(point[:3])
-                fresh.append(point)
-        with self.errors():
-            from mlflow.entities import Metric
-
-            for chunk in _chunks(fresh, _MAX_METRICS):
-                batch = [Metric(p.key, p.value, p.milliseconds, p.step) for p in chunk]
-                self._log_batch(record, metrics=batch)
-        self.points += len(fresh)
+                fresh.setdefault(point[:3], point)
+        self._log_metrics(record, list(fresh.values()))
 
     def set_values(self, record: RunRecord, values: Mapping[str, float]) -> None:
         """Make ``values`` the latest ones of the run, if they are not; they have no curve."""
         now = int(time.time() * 1000)
         changed = {_clean_key(k): v for k, v in values.items()}
         changed = {k: v for k, v in changed.items() if record.metrics.get(k) != v}
-        if not changed:
-            return
-        with self.errors():
-            from mlflow.entities import Metric
-
-            batch = [Metric(key, value, now, 0) for key, value in changed.items()]
-            self._log_batch(record, metrics=batch)
+        self._log_metrics(record, [Point(key, value, 0, now) for key, value in changed.items()])
         record.metrics.update(changed)
-        self.points += len(changed)
 
-    def log_file(self, record: RunRecord, file: Path, folder: str | None = None) -> None:
-        """Copy ``file`` into ``folder`` of the run's artifacts."""
-        with self.errors():
-            self.client.log_artifact(record.run_id, str(file), folder)
+    def _log_metrics(self, record: RunRecord, points: Sequence[Point]) -> None:
+        batch = [self._entities.Metric(p.key, p.value, p.milliseconds, p.step) for p in points]
+        self.client.log_batch(record.run_id, metrics=batch)
+        self.points += len(batch)
 
-    def log_folder(self, record: RunRecord, folder: Path, name: str) -> None:
-        """Copy the files of ``folder`` into ``name`` of the run's artifacts."""
-        with self.errors():
-            self.client.log_artifacts(record.run_id, str(folder), name)
+    def copy(self, record: RunRecord, path: Path, folder: str | None = None) -> None:
+        """Copy a file, or a folder under its name, into ``folder`` of the run's artifacts."""
+        self.client.log_artifact(record.run_id, str(path), folder)
 
-    def log_datasets(self, record: RunRecord, datasets: Sequence[DatasetUse]) -> None:
-        """Log the datasets that the run does not have."""
-        missing = [use for use in datasets if (use.name, use.digest) not in record.inputs]
-        if not missing:
-            return
-        with self.errors():
-            self.client.log_inputs(record.run_id, [_dataset_input(use) for use in missing])
-        record.inputs |= {(use.name, use.digest) for use in missing}
+    def log_datasets(self, record: RunRecord, inputs: Sequence[Any]) -> None:
+        """Log the dataset inputs that the run does not have."""
+        missing = [one for one in inputs if _dataset(one) not in record.inputs]
+        if missing:
+            self.client.log_inputs(record.run_id, missing)
+            record.inputs |= {_dataset(one) for one in missing}
 
     def set_status(self, record: RunRecord, status: str, *, ended: float | None = None) -> None:
         """Set the run's status; ``ended`` in Unix seconds, or now."""
         if record.status == status:
             return
-        with self.errors():
-            if status in ("RUNNING", "SCHEDULED"):
-                self.client.update_run(record.run_id, status=status)
-            else:
-                milliseconds = int((time.time() if ended is None else ended) * 1000)
-                self.client.set_terminated(record.run_id, status, milliseconds)
+        if status in ("RUNNING", "SCHEDULED"):
+            self.client.update_run(record.run_id, status=status)
+        else:
+            milliseconds = int((time.time() if ended is None else ended) * 1000)
+            self.client.set_terminated(record.run_id, status, milliseconds)
         record.status = status
 
     def _history(self, record: RunRecord, keys: set[str]) -> set[tuple[str, float, int]]:
-        with self.errors():
-            return {
-                (metric.key, metric.value, metric.step)
-                for key in keys
-                for metric in self.client.get_metric_history(record.run_id, key)
-            }
+        return {
+            (metric.key, metric.value, metric.step)
+            for key in keys
+            for metric in self.client.get_metric_history(record.run_id, key)
+        }
 
-    def _log_batch(self, record: RunRecord, **entities: Sequence[object]) -> None:
-        self.client.log_batch(record.run_id, **entities, synchronous=True)
 
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Turn a failure of the store in the block into one line of ours."""
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
+def all_pages(search: Callable[..., Any], wanted: Any) -> list[Any]:
+    """Return all that a search of MLflow's client finds."""
+    from mlflow.utils import get_results_from_paginated_fn
 
-        try:
-            yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            # The cause is left out: its text may carry credentials.
-            raise store_error(self.uri, error) from None
+    def page(size: int, token: str | None) -> Any:
+        return search(wanted, max_results=size, page_token=token)
+
+    return list(get_results_from_paginated_fn(page, _PAGE))  # type: ignore[no-untyped-call]
 
 
 def _record(run: Any) -> RunRecord:
     info, data = run.info, run.data
     tags, metrics, params = dict(data.tags), dict(data.metrics), dict(data.params)
     started = info.start_time / 1000
-    datasets = [one.dataset for one in run.inputs.dataset_inputs] if run.inputs else []
-    inputs = {(dataset.name, dataset.digest) for dataset in datasets}
+    inputs = {_dataset(one) for one in run.inputs.dataset_inputs} if run.inputs else set()
     return RunRecord(info.run_id, info.status, tags, metrics, params, started, inputs)
 
 
-def _dataset_input(use: DatasetUse) -> Any:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
-
-    dataset = Dataset(
-        name=use.name,
-        digest=use.digest,
-        source_type="local",
-        source=json.dumps({"uri": use.source}),
-        profile=json.dumps(dict(use.facts)),
-    )
-    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, use.context)])
+def _dataset(one: Any) -> tuple[str, str]:
+    return one.dataset.name, one.dataset.digest
 
 
 def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
@@ -321,8 +298,3 @@ def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 def _clean_key(key: str) -> str:
     return re.sub(r"[^\w\-. /]", "_", key)[:250]
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -7,15 +7,22 @@ one `report` for each content; a `search` is the parent of its trials, a `trial`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from kdci.graph.node import Node
 from kdci.store.layout import Layout
 from pipelines.tracking.reading.files import Finished
 from pipelines.tracking.reading.readings import Timing, flatten
-from pipelines.tracking.writing.record import ARTIFACT, CONTENT, Point
 
+PARENT = "mlflow.parentRunId"
+ARTIFACT = "kdci.artifact"
+CELL = "kdci.cell"
+CONTENT = "kdci.content"
+SEARCH = "kdci.search"
+TRIAL = "kdci.trial"
+INDEXED = {ARTIFACT, CELL, CONTENT, PARENT, SEARCH, TRIAL}
+"""Tags that runs are found by."""
 RUN = "kdci.run"
 PRESET = "kdci.preset"
 PAIR = "kdci.pair"
@@ -28,6 +35,23 @@ WORK_KEY = "kdci.work"
 LINES = "kdci.metric_lines"
 VERSION = "kdci.dictionary_version"
 FAILURE = "kdci.failure"
+_SYSTEM = {
+    # Those of the stage's process, and named so: MLflow's own names stand for the whole machine.
+    "cpu_percent": ("system/process_cpu_percentage", 1.0),  # of one core
+    "memory_bytes": ("system/process_memory_megabytes", 1e-6),
+    "gpu_memory_bytes": ("system/process_gpu_memory_megabytes", 1e-6),
+    "gpu_percent": ("system/gpu_utilization_percentage", 1.0),
+}
+"""Samples of what a stage used, as MLflow's page of system metrics shows them."""
+
+
+class Point(NamedTuple):
+    """One value of a metric."""
+
+    key: str
+    value: float
+    step: int
+    milliseconds: int
 
 
 def identity_tags(finished: Finished) -> dict[str, str]:
@@ -80,3 +104,12 @@ def curve_points(rows: list[dict[str, float]], timing: Timing) -> Iterator[Point
 def points(values: Mapping[str, float], step: int, at: float) -> list[Point]:
     """Return ``values`` as points of one step at ``at`` (Unix seconds)."""
     return [Point(name, value, step, int(at * 1000)) for name, value in values.items()]
+
+
+def system_points(samples: Iterable[Mapping[str, float]]) -> Iterator[Point]:
+    """Yield the points of samples; their step is the second of the stage's own work."""
+    for sample in samples:
+        for name, (key, factor) in _SYSTEM.items():
+            if name in sample:
+                value = sample[name] * factor
+                yield Point(key, value, int(sample["seconds"]), int(sample["time"] * 1000))

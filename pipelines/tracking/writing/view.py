@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kdci.config.params import Params
+from kdci.graph.build import graph_of
+from kdci.store.layout import Layout
 from pipelines.tracking.models import Models
 from pipelines.tracking.reading.files import Report
-from pipelines.tracking.reading.snapshot import Snapshot
+from pipelines.tracking.reading.snapshot import take_snapshot
+from pipelines.tracking.uri import store_errors
 from pipelines.tracking.writing.cell_runs import CellRuns
-from pipelines.tracking.writing.record import CONTENT
 from pipelines.tracking.writing.stage_runs import StageRuns
 from pipelines.tracking.writing.store import Store
-from pipelines.tracking.writing.tags import PRESET, RUN
-from pipelines.tracking.writing.trial_runs import show_trials
+from pipelines.tracking.writing.tags import CONTENT, PRESET, RUN
+from pipelines.tracking.writing.trial_runs import show_searches
 
 
 @dataclass(frozen=True)
@@ -38,54 +41,52 @@ class SyncSummary:
     versions: int = 0
 
 
-def write_view(files: Snapshot, store: Store, *, register: bool = True) -> SyncSummary:
-    """Write what ``store``, freshly read, lacks of ``files``.
+def sync_once(
+    layout: Layout, params: Params, store: Store, *, register: bool = True
+) -> SyncSummary:
+    """Write what a store lacks of the files of the current params; see ``pipelines.tracking.sync``.
 
-    Args:
-        files: The files.
-        store: The store.
-        register: Whether to fill the model registry too, while no stage is at work.
-
-    Raises:
-        StorageError: The store does not answer or can not be written.
+    ``register`` tells whether to fill the model registry too, while no stage is at work.
     """
-    cell_runs = CellRuns(files, store)
-    stage_runs = StageRuns(files, store, cell_runs)
-    for work in files.work:
-        stage_runs.show_work(work)
-    for finished in files.finished.values():
-        shown = stage_runs.show_finished(finished)
-        if shown is not None:
-            stage_runs.amend(finished, shown)
-            cell_runs.show_scores(finished, shown)
-    for node in files.nodes:
-        if node.student is not None:
-            cell_runs.show(node.student)
-    if files.report is not None:
-        _show_report(files.report, files.layout.preset, store)
-    show_trials(files.trials, files.layout, store)
-    stage_runs.end_abandoned()
-    models = Models(files, store)
-    if register and not files.running:  # exports would take time from stages
-        models.register()
-    return SyncSummary(
-        experiment=store.experiment,
-        created=store.created,
-        points=store.points,
-        running=files.running,
-        pending=files.pending,
-        warnings=(*files.warnings, *models.warnings),
-        versions=models.added,
-    )
+    store.refresh()
+    files = take_snapshot(graph_of(params, layout.root), trusted=store.logged())
+    with store_errors(store.uri):
+        cell_runs = CellRuns(files, store)
+        stage_runs = StageRuns(files, store, cell_runs)
+        for work in files.work:
+            stage_runs.show_work(work)
+        for finished in files.finished.values():
+            shown = stage_runs.show_finished(finished)
+            if shown is not None:
+                stage_runs.amend(finished, shown)
+                cell_runs.show_scores(finished, shown)
+        for node in files.nodes:
+            if node.student is not None:
+                cell_runs.show(node.student)
+        if files.report is not None:
+            _show_report(files.report, layout.preset, store)
+        show_searches(layout, store)
+        stage_runs.end_abandoned()
+        models = Models(files, store)
+        if register and not files.running:  # exports would take time from stages
+            models.register()
+        return SyncSummary(
+            experiment=store.experiment,
+            created=store.created,
+            points=store.points,
+            running=files.running,
+            pending=files.pending,
+            warnings=(*files.warnings, *models.warnings),
+            versions=models.added,
+        )
 
 
 def _show_report(report: Report, preset: str, store: Store) -> None:
     known = {CONTENT: report.content, RUN: "report"}
-    found = store.find(known)
-    if found and found[0].status == "FINISHED":
+    tags = {"dvc.stage": "report", "kdci.stage": "report", PRESET: preset}
+    record = store.ensure("report", known, tags, started=report.written)
+    if record.status == "FINISHED":
         return
-    tags = {**known, "dvc.stage": "report", "kdci.stage": "report", PRESET: preset}
-    record = found[0] if found else store.create("report", tags, started=report.written)
     for name, file in report.files.items():
-        store.log_file(record, file, name.rpartition("/")[0] or None)
+        store.copy(record, file, name.rpartition("/")[0] or None)
     store.set_status(record, "FINISHED", ended=report.written)

@@ -11,9 +11,9 @@ import torch
 
 from kdci.config.catalog import DATASETS
 from kdci.deconfounding.compensation import Compensation
-from kdci.exporting.footprint import Size
+from kdci.exporting.footprint import Footprint, Size
 from kdci.exporting.lineage import lineage_of
-from kdci.exporting.release import Footprint, Release
+from kdci.exporting.release import Release
 from kdci.models import PixelModel
 from kdci.models.pretrained import build_network
 from kdci.models.students import COMPENSATION_FILE, Student

@@ -14,10 +14,9 @@ from torch import Tensor
 from kdci.errors import IntegrityError, NumericError, StorageError, UserError
 from kdci.exporting.export import export_student
 from kdci.exporting.formats import PT2, Format, Model
-from kdci.exporting.front_matter import read_front_matter
 from kdci.exporting.graph import ExportError
+from kdci.exporting.model_card import model_card
 from kdci.exporting.release import Release, Terms
-from kdci.exporting.snippets import loading_lines
 from kdci.models.pretrained import build_network
 from kdci.models.students import load_student
 from kdci.store.artifacts import open_artifact, save_tensors
@@ -25,6 +24,11 @@ from tests.kdci.exporting._experiment import SPEC, Experiment, compensation, net
 from tests.project_code import ROOT
 
 Export = Callable[..., Release]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdci.exporting.footprint.MOST_ROUNDS", 1)
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def export(experiment: Experiment, folder: Path) -> Export:
     def run(**changes: Any) -> Release:
-        settings: dict[str, Any] = {"deploy": "backbone", "formats": [PT2], "seconds": 0.0}
+        settings: dict[str, Any] = {"deploy": "backbone", "formats": [PT2]}
         return export_student(experiment.student, folder, **(settings | changes))
 
     return run
@@ -83,7 +87,7 @@ def test_folder_holds_graph_weights_and_card(
     own = sum(p.numel() for p in student.backbone.parameters())
     phi = sum(p.numel() for p in compensation().parameters())
     assert sizes["student"]["parameters"] == own + (phi if deploy == "compensated" else 0)
-    assert read_front_matter((folder / "README.md").read_text())["license"] == "mit"
+    assert "\nlicense: mit\n" in (folder / "README.md").read_text()
 
 
 def test_hashes_of_the_files_are_their_own(export: Export, folder: Path) -> None:
@@ -154,9 +158,7 @@ def test_what_is_no_export_is_never_replaced(
         folder.mkdir(parents=True)
         (folder / ("card.json" if what == "damaged" else "mine.txt")).write_text("{}")
     with pytest.raises(UserError, match="is there and is no whole export .*--to"):
-        export_student(
-            experiment.student, place, deploy="backbone", formats=[PT2], force=force, seconds=0.0
-        )
+        export_student(experiment.student, place, deploy="backbone", formats=[PT2], force=force)
     assert place.exists() and open_artifact(experiment.student, kind="student")
 
 
@@ -260,8 +262,8 @@ def test_code_of_the_card_loads_networks_of_torchvision(
     made = build_network(name, spec, seed=0)
     facts = {key: getattr(spec, key) for key in ("image_size", "channels", "mean", "std")}
     experiment.write_student(None, student=name, **facts)
-    lines = loading_lines(experiment.release(formats={}))
-    code = "\n".join(lines).partition("```python\n")[2].partition("```")[0]
+    card = model_card(experiment.release(formats={}))
+    code = card.partition("```python\n")[2].partition("```")[0]
     folder = experiment.student.parent
     save_tensors(folder / "weights.safetensors", made.state_dict())
     monkeypatch.chdir(folder)

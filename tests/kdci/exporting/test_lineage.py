@@ -15,42 +15,39 @@ def lineage(experiment: Experiment) -> Lineage:
 def test_finds_all_that_the_student_was_made_from(experiment: Experiment) -> None:
     found = lineage(experiment)
     assert found.cell == CELL
-    assert found.teacher is not None and found.pool is not None and found.dictionary is not None
-    contents = {
-        "teacher": found.teacher.content,
-        "pool": found.pool["content"],
-        "dictionary": found.dictionary["content"],
-    }
-    assert contents == experiment.parents
-    assert found.scores is not None and found.scores.num_images == 899
-    assert found.scores.row["accuracy_backbone"] == 100 * 800 / 899
+    assert found.teacher is not None and found.teacher.content == experiment.parents["teacher"]
+    contents = {role: card["content"] for role, card in found.cards.items()}
+    assert contents.keys() == {"student", "evaluation", *experiment.parents}
+    assert experiment.parents.items() < contents.items()
+    assert found.num_images == 899
+    assert found.row is not None and found.row["accuracy_backbone"] == 100 * 800 / 899
 
 
 def test_what_was_made_anew_since_is_another_one(experiment: Experiment) -> None:
     parents = dict(experiment.parents)
     experiment.write_pool(confidence=0.5)
     found = lineage(experiment)
-    assert found.pool is None and found.parent("pool") == parents["pool"]
+    assert "pool" not in found.cards and found.parent("pool") == parents["pool"]
     assert found.teacher is not None
 
 
 def test_scores_of_an_earlier_student_are_not_its_own(experiment: Experiment) -> None:
     experiment.write_student(compensation(hidden_dim=32))
-    assert lineage(experiment).scores is None
+    assert lineage(experiment).row is None
 
 
 def test_scores_hold_the_students_of_the_arm(experiment: Experiment) -> None:
     others = [row(seed=2, accuracy_backbone=50.0), row(variant="vanilla")]
     experiment.write_evaluation(row(), *others)
-    scores = lineage(experiment).scores
-    assert scores is not None and [each["seed"] for each in scores.replicates] == [1, 2]
-    assert scores.row == row()
+    found = lineage(experiment)
+    assert [each["seed"] for each in found.rows or ()] == [1, 2]
+    assert found.row == row()
 
 
 def test_without_test_data_there_is_no_number_of_images(experiment: Experiment) -> None:
     experiment.write_evaluation(num_images=None)
-    scores = lineage(experiment).scores
-    assert scores is not None and scores.num_images is None
+    found = lineage(experiment)
+    assert found.row is not None and found.num_images is None
 
 
 def test_dictionary_of_another_model_is_found_by_its_content(experiment: Experiment) -> None:
@@ -58,15 +55,14 @@ def test_dictionary_of_another_model_is_found_by_its_content(experiment: Experim
     place = experiment.layout.other.dictionary("wrn-10-1", CELL.method, 0)
     experiment.write_dictionary(place)
     found = lineage(experiment)
-    assert found.dictionary is not None
-    assert found.dictionary["content"] == experiment.parents["dictionary"]
+    assert found.cards["dictionary"]["content"] == experiment.parents["dictionary"]
 
 
 def test_student_that_was_taken_elsewhere_is_alone(experiment: Experiment) -> None:
     elsewhere = experiment.root.parent / "taken"
     shutil.copytree(experiment.student, elsewhere)
     found = lineage_of(open_artifact(elsewhere, kind="student"))
-    assert (found.teacher, found.pool, found.dictionary, found.scores) == (None,) * 4
+    assert (found.teacher, found.rows, [*found.cards]) == (None, None, ["student"])
     assert found.cell == CELL and found.parent("teacher") == experiment.parents["teacher"]
 
 

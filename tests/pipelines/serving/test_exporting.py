@@ -46,7 +46,7 @@ def kdci(built: Project, monkeypatch: pytest.MonkeyPatch) -> Kdci:
 
 
 def chosen(project: Project, what: str | None, **axes: str | int) -> Cell:
-    return choose(project.params, project.layout, what, axes).cell
+    return choose(project.params, project.layout, what, axes)[1]
 
 
 class TestChoice:
@@ -72,9 +72,9 @@ class TestChoice:
         cell = built.cell("kdci", "fast")
         folder = built.layout.student(cell)
         found = choose(None, None, str(folder), NO_AXES)
-        assert (found.cell, found.folder) == (cell, folder)
+        assert found == (folder, cell)
         monkeypatch.chdir(folder.parent)
-        assert choose(None, None, folder.name, NO_AXES).cell == cell
+        assert choose(None, None, folder.name, NO_AXES)[1] == cell
         with pytest.raises(UserError, match="--seed: does not go with a folder"):
             choose(None, None, str(folder), {"seed": 0})
 
@@ -332,12 +332,16 @@ def test_served_predictions_are_the_students(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_registered_student_is_served_too(
-    built: Project, tmp_path: Path, environment: dict[str, str]
+    built: Project,
+    tmp_path: Path,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from pipelines import tracking
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracking.sync(built.layout, load_params(built.root / "params.yaml"), tracking_uri=uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracking.sync(built.layout, load_params(built.root / "params.yaml"))
     name, port = f"models:/kdci-digits-smoke-{WRN}-{WRN}-fast@kdci", free_port()
     command = ["mlflow", "models", "serve", "-m", name, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port)]

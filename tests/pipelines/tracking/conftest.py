@@ -33,8 +33,12 @@ class View:
     def layout(self) -> Layout:
         return Layout(self.root, self.params.preset)
 
-    def sync(self, **options: Any) -> tracking.SyncSummary:
-        return tracking.sync(self.layout, self.params, tracking_uri=self.uri, **options)
+    def sync(self, *, register: bool = True) -> tracking.SyncSummary:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", self.uri)
+            if not register:
+                patch.setattr(tracking.Models, "register", lambda self: None)
+            return tracking.sync(self.layout, self.params)
 
     @property
     def client(self) -> Any:
@@ -103,15 +107,22 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def view(built: Any, empty_store: Path, tmp_path: Path) -> Iterator[View]:
     before = dict(os.environ)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
-    yield View(built.root, f"sqlite:///{tmp_path}/mlflow.db")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
+    yield View(built.root, os.environ["MLFLOW_TRACKING_URI"])
     os.environ.clear()
     os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
-def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One SQLite store for all tests, for making one takes seconds; presets keep them apart."""
     return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def store_uri(shared_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shared_store)
+    return shared_store
 
 
 @pytest.fixture

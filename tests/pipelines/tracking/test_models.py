@@ -100,11 +100,11 @@ def test_new_student_is_a_new_version_and_the_champion_is_whom_people_say(view, 
     vanilla, kdci = (
         next(c for c in cells(view.params.grid) if c.variant == arm) for arm in ("vanilla", "kdci")
     )
-    chosen = tracking.set_champion(view.layout, view.params, vanilla.name, tracking_uri=view.uri)
+    chosen = tracking.set_champion(view.layout, view.params, vanilla.name)
     assert chosen == (name, "1")
     assert aliases(view, name) == {"vanilla": "1", "kdci": "2", "champion": "1"}
     with pytest.raises(UserError, match="is no cell"):
-        tracking.set_champion(view.layout, view.params, "nobody", tracking_uri=view.uri)
+        tracking.set_champion(view.layout, view.params, "nobody")
 
     built.edit(compensation__hidden_dim=8).build(call("kdci"), call("evaluate"))
     assert view.sync().versions == 1
@@ -126,7 +126,7 @@ def test_new_student_is_a_new_version_and_the_champion_is_whom_people_say(view, 
     shutil.rmtree(view.layout.student(kdci))
     assert view.sync().versions == 0
     with pytest.raises(UserError, match="has no student"):
-        tracking.set_champion(view.layout, view.params, kdci.name, tracking_uri=view.uri)
+        tracking.set_champion(view.layout, view.params, kdci.name)
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def recording(monkeypatch: pytest.MonkeyPatch, program: str) -> Recorder:
     """Return a recorder whose process is a program of the test's."""
 
     def start(command: Any, **settings: Any) -> Any:
-        assert command[1:] == ["-m", "pipelines.tracking.recorder_process"]
+        assert command[1:] == ["-m", "pipelines.tracking.recorder"]
         return POPEN([sys.executable, "-c", program], **settings)
 
     monkeypatch.setattr(recorder_module.subprocess, "Popen", start)
@@ -124,7 +124,7 @@ def test_a_run_is_recorded_while_it_goes_on_and_a_killed_run_leaves_no_recorder(
     process = up_to_date.start("run", "--no-prefect", MLFLOW_TRACKING_URI=store)
     until(up_to_date.stages_alive, 60, "a stage is at work")
     tree = psutil.Process(process.pid).children(recursive=True)
-    assert any("pipelines.tracking.recorder_process" in one.cmdline() for one in tree)
+    assert any("pipelines.tracking.recorder" in one.cmdline() for one in tree)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert psutil.wait_procs(tree, timeout=60)[1] == []

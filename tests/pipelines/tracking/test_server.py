@@ -152,18 +152,19 @@ def test_server_that_is_killed_and_hangs_gets_everything_once(view, server, monk
     assert loaded(torch.rand(3, 1, 16, 16)).shape == (3, 10)
 
 
-def test_links_are_addresses_where_a_server_shows_them(view, server):
+def test_links_are_addresses_where_a_server_shows_them(view, server, monkeypatch):
     from pipelines import tracking
 
     stage = "distill@wrn-10-1-wrn-10-1-fast-kdci-0-0"
     view.sync(register=False)
-    where, links = tracking.links(view.layout, view.params, tracking_uri=view.uri)
+    where, links = tracking.links(view.layout, view.params)
     assert where == f'mlflow ui --backend-store-uri "{view.uri}" --host 127.0.0.1'
     assert links[stage] == view.run(stage).info.run_id
     assert "wrn-10-1/wrn-10-1/fast/kdci/pool0-seed0" in links and "report" in links
 
     remote = replace(view, uri=server.uri)
     remote.sync(register=False)
-    where, links = tracking.links(view.layout, view.params, tracking_uri=server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    where, links = tracking.links(view.layout, view.params)
     assert where.startswith(f"{server.uri}/#/experiments/")
     assert links[stage] == f"{where}/runs/{remote.run(stage).info.run_id}"

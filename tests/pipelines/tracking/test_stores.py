@@ -20,17 +20,17 @@ pytestmark = pytest.mark.usefixtures("no_models")
 def test_default_store_lies_in_the_project_and_is_made_again_when_lost(
     tmp_path, params, store_uri, monkeypatch
 ):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     root = tmp_path / "kdci тест 空 'q\" 50% a?b"
     files = Files(root, params)
     files.everything()
-    elsewhere_logged = tracking.sync(files.layout, params, tracking_uri=store_uri)
+    elsewhere_logged = tracking.sync(files.layout, params)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     (root / "mlflow.db").touch()  # all that is left of a lost store
     assert tracking.sync(files.layout, params) == elsewhere_logged
-    seen = Seen(tracking.resolve_uri(root, None), params.preset)
+    seen = Seen(tracking.resolve_uri(root), params.preset)
     before = Seen(store_uri, params.preset)
     for run, other in zip(by_name(seen), by_name(before), strict=True):
         assert seen.points(run) == before.points(other)
@@ -46,8 +46,7 @@ def by_name(seen: Seen):
 
 def test_environment_variable_names_the_store(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    assert tracking.resolve_uri(tmp_path, None) == "http://tracking:5000"
-    assert tracking.resolve_uri(tmp_path, "sqlite:///x.db") == "sqlite:///x.db"
+    assert tracking.resolve_uri(tmp_path) == "http://tracking:5000"
 
 
 def closed_port() -> int:
@@ -95,17 +94,19 @@ def test_server_that_accepts_and_hangs_is_given_up(files, params, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         began = time.monotonic()
         with pytest.raises(StorageError, match="does not answer"):
-            uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            tracking.sync(files.layout, params, tracking_uri=uri)
+            port = listener.getsockname()[1]
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+            tracking.sync(files.layout, params)
         assert time.monotonic() - began < 10
 
 
-def test_file_that_is_no_database_is_refused_at_once(files, params, tmp_path):
+def test_file_that_is_no_database_is_refused_at_once(files, params, tmp_path, monkeypatch):
     broken = tmp_path / "broken.db"
     broken.write_bytes(b"no database" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{broken}")
     began = time.monotonic()
     with pytest.raises(StorageError, match="not a database"):
-        tracking.sync(files.layout, params, tracking_uri=f"sqlite:///{broken}")
+        tracking.sync(files.layout, params)
     assert time.monotonic() - began < 5
     assert broken.read_bytes() == b"no database" * 100
 
@@ -115,18 +116,18 @@ def test_two_syncs_do_not_write_at_once(files, params, store_uri, monkeypatch):
     lock = tracking.sqlite_file(store_uri).parent / ".kdci" / "tracking.lock"
     lock.parent.mkdir(exist_ok=True)
     with FileLock(lock), pytest.raises(BusyError) as caught:
-        tracking.sync(files.layout, params, tracking_uri=store_uri)
+        tracking.sync(files.layout, params)
     assert caught.value.exit_code == 6
-    assert tracking.sync(files.layout, params, tracking_uri=store_uri).created == 0
+    assert tracking.sync(files.layout, params).created == 0
 
 
 def test_deleted_experiment_says_how_to_get_it_back(files, params, store_uri):
-    tracking.sync(files.layout, params, tracking_uri=store_uri)
+    tracking.sync(files.layout, params)
     client = Seen(store_uri, params.preset).client
     experiment = client.get_experiment_by_name(f"kdci-{params.preset}")
     client.delete_experiment(experiment.experiment_id)
     with pytest.raises(StorageError, match=f"experiment-id {experiment.experiment_id}"):
-        tracking.sync(files.layout, params, tracking_uri=store_uri)
+        tracking.sync(files.layout, params)
 
 
 def test_import_costs_no_mlflow():

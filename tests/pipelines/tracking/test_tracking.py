@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("no_models")
 @pytest.mark.slow
 def test_complete_experiment_becomes_cells_with_children_and_shared_runs(files, params, store_uri):
     files.everything()
-    summary = tracking.sync(files.layout, params, tracking_uri=store_uri)
+    summary = tracking.sync(files.layout, params)
     assert (summary.pending, summary.running, summary.warnings) == (0, 0, ())
     seen = Seen(store_uri, params.preset)
     # 2 cells x (parent, distill, score), teacher, pool, dictionary, evaluation, report
@@ -52,7 +52,7 @@ def test_complete_experiment_becomes_cells_with_children_and_shared_runs(files, 
 
 def test_numbers_params_and_tags_are_those_of_the_files(files, params, store_uri):
     files.everything()
-    tracking.sync(files.layout, params, tracking_uri=store_uri)
+    tracking.sync(files.layout, params)
     seen = Seen(store_uri, params.preset)
     cell = Cell(TEACHER, STUDENT, METHOD, "kdci", 0, 0)
     final = {
@@ -109,7 +109,7 @@ def test_numbers_params_and_tags_are_those_of_the_files(files, params, store_uri
 
 def test_cards_dictionary_and_report_are_logged_and_weights_are_not(files, params, store_uri):
     files.everything()
-    tracking.sync(files.layout, params, tracking_uri=store_uri)
+    tracking.sync(files.layout, params)
     seen = Seen(store_uri, params.preset)
     assert seen.files(seen.one(f"teacher@{TEACHER}")) == {"card.json"}
     dictionary = seen.one(f"dictionary@{TEACHER}-{METHOD}-0")
@@ -126,9 +126,9 @@ def test_cards_dictionary_and_report_are_logged_and_weights_are_not(files, param
 def test_second_sync_adds_nothing(files, params, store_uri):
     files.everything()
     files.work(Cell(TEACHER, STUDENT, METHOD, "kdci", 0, 0), student_metrics(1))
-    tracking.sync(files.layout, params, tracking_uri=store_uri)
+    tracking.sync(files.layout, params)
     before = Seen(store_uri, params.preset).state()
-    again = tracking.sync(files.layout, params, tracking_uri=store_uri)
+    again = tracking.sync(files.layout, params)
     assert (again.created, again.points) == (0, 0)
     assert Seen(store_uri, params.preset).state() == before
 
@@ -144,10 +144,10 @@ def test_sync_that_was_cut_short_is_completed(files, params, store_uri, monkeypa
             raise StorageError("store", "went away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking.Store, "log_file", fail_later)
+        patch.setattr(tracking.Store, "copy", fail_later)
         with pytest.raises(StorageError, match="went away"):
-            tracking.sync(files.layout, params, tracking_uri=store_uri)
-    tracking.sync(files.layout, params, tracking_uri=store_uri)
+            tracking.sync(files.layout, params)
+    tracking.sync(files.layout, params)
     seen = Seen(store_uri, params.preset)
     assert len(seen.runs) == 11
     for run in seen.runs:
@@ -159,19 +159,19 @@ def test_rerun_with_new_params_adds_a_child_and_the_parent_shows_the_newest(
     files, params, store_uri
 ):
     teacher, pool, dictionary, students = files.everything()
-    tracking.sync(files.layout, params, tracking_uri=store_uri)
+    tracking.sync(files.layout, params)
     cell = Cell(TEACHER, STUDENT, METHOD, "kdci", 0, 0)
     first = Seen(store_uri, params.preset)
     changed = make_params(params.preset, distill={"num_snapshots": 3})
     rerun = Files(files.layout.root, changed)
     students[cell] = rerun.student(cell, teacher, pool, dictionary, weights=77)
-    between = tracking.sync(files.layout, changed, tracking_uri=store_uri)
+    between = tracking.sync(files.layout, changed)
     # the other student has old params, and the evaluation scored an old student
     assert (between.created, between.pending) == (1, 2)
     seen = Seen(store_uri, params.preset)
     assert seen.cell(cell).info.status == "SCHEDULED"
     rerun.evaluation(students, accuracy=60.0)
-    tracking.sync(files.layout, changed, tracking_uri=store_uri)
+    tracking.sync(files.layout, changed)
     seen = Seen(store_uri, params.preset)
     parent = seen.cell(cell)
     assert parent.info.run_id == first.cell(cell).info.run_id
@@ -185,15 +185,15 @@ def test_rerun_with_new_params_adds_a_child_and_the_parent_shows_the_newest(
 
 def test_metric_that_is_gone_leaves_the_parent(files, params, store_uri):
     *_, students = files.everything()
-    tracking.sync(files.layout, params, tracking_uri=store_uri)
+    tracking.sync(files.layout, params)
     files.evaluation(students, accuracy=None)
-    tracking.sync(files.layout, params, tracking_uri=store_uri)
+    tracking.sync(files.layout, params)
     seen = Seen(store_uri, params.preset)
     parent = seen.cell(Cell(TEACHER, STUDENT, METHOD, "kdci", 0, 0))
     assert not [name for name in parent.data.metrics if name.startswith("accuracy")]
     assert parent.data.metrics["agreement_backbone"] == 70.0
     assert len(seen.children(parent)) == 3  # the student, the old and the new score
-    assert tracking.sync(files.layout, params, tracking_uri=store_uri).created == 0
+    assert tracking.sync(files.layout, params).created == 0
 
 
 def test_dictionary_versions_count_distinct_contents(files, params, store_uri):
@@ -201,14 +201,14 @@ def test_dictionary_versions_count_distinct_contents(files, params, store_uri):
     pool = files.pool(teacher)
     for prototypes in (3.0, 4.0, 3.0):
         files.dictionary(teacher, pool, prototypes)
-        tracking.sync(files.layout, params, tracking_uri=store_uri)
+        tracking.sync(files.layout, params)
     runs = Seen(store_uri, params.preset).named(f"dictionary@{TEACHER}-{METHOD}-0")
     versions = {r.data.tags["kdci.content"]: r.data.tags["kdci.dictionary_version"] for r in runs}
     assert len(runs) == 2
     assert set(versions.values()) == {"1", "2"}
     changed = make_params(params.preset, dictionary={"num_prototypes": 4})
     Files(files.layout.root, changed).dictionary(teacher, pool, 3.0)
-    tracking.sync(files.layout, changed, tracking_uri=store_uri)
+    tracking.sync(files.layout, changed)
     runs = Seen(store_uri, params.preset).named(f"dictionary@{TEACHER}-{METHOD}-0")
     by_params = {
         (r.data.params["dictionary.num_prototypes"], versions[r.data.tags["kdci.content"]])
@@ -221,10 +221,10 @@ def test_dictionary_versions_count_distinct_contents(files, params, store_uri):
 def test_new_report_is_a_new_run_and_another_presets_report_is_not_ours(files, params, store_uri):
     for note in ("first", "second", "first"):
         files.report(note)
-        tracking.sync(files.layout, params, tracking_uri=store_uri)
+        tracking.sync(files.layout, params)
     assert len(Seen(store_uri, params.preset).named("report")) == 2
     (files.layout.report / "results.json").write_text(json.dumps([{"preset": "other"}]))
-    assert tracking.sync(files.layout, params, tracking_uri=store_uri).created == 0
+    assert tracking.sync(files.layout, params).created == 0
 
 
 def test_damaged_files_are_warnings(files, params, store_uri):
@@ -235,7 +235,7 @@ def test_damaged_files_are_warnings(files, params, store_uri):
     (files.layout.dictionary(TEACHER, METHOD, 0) / "card.json").write_text("{")
     folder = files.work(Cell(TEACHER, STUDENT, METHOD, "kdci", 0, 0), [])
     (folder / "identity.json").write_text("[]")
-    summary = tracking.sync(files.layout, params, tracking_uri=store_uri)
+    summary = tracking.sync(files.layout, params)
     assert len(summary.warnings) == 3
     assert all("\n" not in warning for warning in summary.warnings)
     assert any("predictions.safetensors: does not match" in text for text in summary.warnings)
@@ -249,7 +249,7 @@ def test_live_work_is_one_run_from_start_to_artifact(files, params, store_uri):
     name = f"distill@{TEACHER}-{STUDENT}-{METHOD}-vanilla-0-0"
 
     def sync():
-        summary = tracking.sync(files.layout, params, tracking_uri=store_uri)
+        summary = tracking.sync(files.layout, params)
         seen = Seen(store_uri, params.preset)
         run = seen.one(name)
         losses = [point for point in seen.points(run) if point[0] == "loss"]
@@ -288,7 +288,7 @@ def test_stopped_by_a_signal_is_killed_not_failed(files, params, store_uri):
     cell = Cell(TEACHER, STUDENT, METHOD, "vanilla", 0, 0)
     folder = files.work(cell, student_metrics(1))
     (folder / "failure.json").write_text(json.dumps({"exit_code": 143, "message": "stopped"}))
-    tracking.sync(files.layout, params, tracking_uri=store_uri)
+    tracking.sync(files.layout, params)
     (run,) = Seen(store_uri, params.preset).named(
         f"distill@{TEACHER}-{STUDENT}-{METHOD}-vanilla-0-0"
     )
@@ -301,13 +301,13 @@ def test_work_that_was_cleaned_away_is_killed_and_other_presets_work_is_ignored(
     cell = Cell(TEACHER, STUDENT, METHOD, "kdci", 0, 0)
     folder = files.work(cell, student_metrics(1))
     with files.lock(folder):
-        tracking.sync(files.layout, params, tracking_uri=store_uri)
+        tracking.sync(files.layout, params)
     shutil.rmtree(folder)
-    tracking.sync(files.layout, params, tracking_uri=store_uri)
+    tracking.sync(files.layout, params)
     seen = Seen(store_uri, params.preset)
     assert seen.one(f"distill@{TEACHER}-{STUDENT}-{METHOD}-kdci-0-0").info.status == "KILLED"
     Files(files.layout.root, make_params("other")).work(cell, student_metrics(1))
-    assert tracking.sync(files.layout, params, tracking_uri=store_uri).created == 0
+    assert tracking.sync(files.layout, params).created == 0
 
 
 def test_long_curves_and_values_keep_within_the_limits_of_mlflow(files, params, store_uri):
@@ -323,7 +323,7 @@ def test_long_curves_and_values_keep_within_the_limits_of_mlflow(files, params, 
     ) as draft:
         lines = "".join(json.dumps(row) + "\n" for row in metrics)
         (draft.folder / "metrics.jsonl").write_text(lines)
-    tracking.sync(files.layout, params, tracking_uri=store_uri)
+    tracking.sync(files.layout, params)
     seen = Seen(store_uri, params.preset)
     run = seen.one(f"teacher@{TEACHER}")
     expected = [(k, row["step"], row[k]) for row in metrics for k in ("loss", "lr")]
@@ -343,9 +343,7 @@ def test_follow_ends_when_all_is_there_and_nothing_runs(files, params, store_uri
         if len(passes) == 2:
             files.student(cell, teacher, pool, dictionary)
 
-    total = tracking.follow(
-        files.layout, params, tracking_uri=store_uri, poll_interval=0.01, on_pass=on_pass
-    )
+    total = tracking.follow(files.layout, params, poll_interval=0.01, on_pass=on_pass)
     assert [summary.pending for summary in passes] == [2, 2, 0]  # the student and its score
     assert total.created == sum(summary.created for summary in passes) == 11
 
@@ -373,9 +371,7 @@ def test_follow_outlives_a_store_that_fails_after_the_first_pass(
         if len(passes) == 2:
             missing.with_name("aside").rename(missing)
 
-    total = tracking.follow(
-        files.layout, params, tracking_uri=store_uri, poll_interval=0.01, on_pass=on_pass
-    )
+    total = tracking.follow(files.layout, params, poll_interval=0.01, on_pass=on_pass)
     assert passes[1].warnings == ("store: went away",)
     assert (len(passes), total.pending, total.warnings) == (3, 0, ())
 
@@ -386,5 +382,5 @@ def test_follow_returns_what_it_has_when_interrupted(files, params, store_uri):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    total = tracking.follow(files.layout, params, tracking_uri=store_uri, on_pass=interrupt)
+    total = tracking.follow(files.layout, params, on_pass=interrupt)
     assert (total.created, total.pending) == (1, 5)

@@ -29,7 +29,10 @@ def write(search, trial_id, **changes):
     record = {
         "search": NAME,
         "name": f"{NAME}/{trial_id}",
+        "trial_id": trial_id,
         "number": 0,
+        "suggested": {},
+        "criterion": "agreement",
         "values": {"compensation.scale": 0.42},
         "metric": "agreement_backbone",
         "score": None,
