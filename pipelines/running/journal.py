@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kdci.errors import KdciError, StorageError
 from kdci.graph.node import Node
@@ -84,13 +85,21 @@ def note(
 
 
 def append(layout: Layout, execution: Execution) -> None:
-    """Add a line, flushed to disk; several processes may do so at once.
+    """Add an execution.
 
     Raises:
         StorageError: The disk is full or not writable.
     """
-    file = layout.work / JOURNAL
-    line = json.dumps(asdict(execution), allow_nan=False) + "\n"
+    append_line(layout.work / JOURNAL, asdict(execution))
+
+
+def append_line(file: Path, row: Mapping[str, Any]) -> None:
+    """Add a line of JSON, flushed to disk; several processes may do so at once.
+
+    Raises:
+        StorageError: The disk is full or not writable.
+    """
+    line = json.dumps(row, allow_nan=False) + "\n"
     with storage_errors(file, needed=len(line)):
         file.parent.mkdir(parents=True, exist_ok=True)
         # One write of an O_APPEND file is not torn by another writer's.
@@ -111,18 +120,22 @@ def _ends_a_line(handle: int) -> bool:
 
 
 def read(layout: Layout) -> list[Execution]:
-    """Return what was done, the oldest first; lines that a crash cut short are left out."""
-    try:
-        lines = (layout.work / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
+    """Return what was done, the oldest first."""
     found = []
-    for line in lines:
-        try:
-            found.append(Execution(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
+    for row in read_lines(layout.work / JOURNAL):
+        with suppress(TypeError):  # of another version
+            found.append(Execution(**row))
     return found
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file of JSON lines; lines that a crash cut short are left out."""
+    rows = []
+    with suppress(OSError):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def card_of(path: Path, kind: str) -> str:

@@ -21,6 +21,7 @@ from pipelines.graph.dag import Dag, Verdict, read_dag
 from pipelines.params.edit import prepare
 from pipelines.running import journal
 from pipelines.running.exit_codes import gravest
+from pipelines.running.run_display import counted
 from pipelines.running.scheduler import Scheduler
 from pipelines.running.stage_process import Outcome, StageProcess, State
 from pipelines.running.workspace import only_runner
@@ -71,9 +72,7 @@ class Run:
 
     def summary(self) -> str:
         """Return how many stages came to what, in one line."""
-        counts = {state: sum(o.state is state for o in self.outcomes) for state in State}
-        told = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-        return f"{len(self.dag.stages)} stages: {told}"
+        return f"{len(self.dag.stages)} stages: {', '.join(counted(self.outcomes))}"
 
 
 @contextmanager

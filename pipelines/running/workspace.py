@@ -45,7 +45,9 @@ def only_runner(layout: Layout, what: str) -> Iterator[None]:
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         replace_file(holder, f"{what}, process {os.getpid()} since {since}\n".encode())
-        _wait_for_orphans(layout)
+        for name, who in await_stages(layout, ORPHAN_SECONDS).items():
+            what = f"is running in process {who}, started by something else"
+            raise BusyError(name, what, "wait for it, or stop that process")
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -88,12 +90,9 @@ def is_held(lock: Path) -> bool:
     return False
 
 
-def _wait_for_orphans(layout: Layout) -> None:
-    """Let stages of a killed runner end, which they do by themselves."""
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    while at_work := stages_at_work(layout):
-        if time.monotonic() > deadline:
-            name, who = next(iter(at_work.items()))
-            what = f"is running in process {who}, started by something else"
-            raise BusyError(name, what, "wait for it, or stop that process")
-        time.sleep(0.2)
+def await_stages(layout: Layout, seconds: float) -> dict[str, str]:
+    """Wait, for so long, until no stage is at work; return those that still are."""
+    deadline = time.monotonic() + seconds
+    while (at_work := stages_at_work(layout)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return at_work

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from kdci.store.artifacts import replace_file
 from kdci.store.layout import Layout
 from pipelines.graph.current import current_graph
 from pipelines.graph.dag import read_dag
-from pipelines.running.workspace import is_held, only_runner
+from pipelines.running.stopping import StopRequest
+from pipelines.running.workspace import await_stages, only_runner
 from pipelines.searching.criteria import Criterion, parse_criterion
 from pipelines.searching.options import SearchOptions, require_options
 from pipelines.searching.plan import (
@@ -42,9 +44,8 @@ from pipelines.searching.results import (
     write_search,
 )
 from pipelines.searching.space import Space, read_space, require_valid
-from pipelines.sweeping.resources import Node, Resources, choose_resources
-from pipelines.sweeping.stage_environment import deciding
-from pipelines.sweeping.stopping import StopRequest
+from pipelines.sweeping.guarded import Guard, deciding
+from pipelines.sweeping.resources import capacity, choose_resources, nodes
 
 STOPPING_SECONDS = 45.0
 """How long the trials of a stopped search have to save their state."""
@@ -230,7 +231,6 @@ def _tune(
 
     from pipelines.searching.searcher import DistinctSearcher, make_scheduler
     from pipelines.searching.trainable import RecordWriter, SearchTrial
-    from pipelines.sweeping.waves import nodes
 
     class StoppedBySignal(tune.Stopper):  # type: ignore[misc,unused-ignore]
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -246,21 +246,21 @@ def _tune(
     resources = choose_resources(
         load_params(layout.root / "params.yaml"), known_nodes, cpus=options.cpus, gpus=options.gpus
     )
+    room = capacity(known_nodes, resources)
     with _tune_settings():
         tuner = tune.Tuner(
             tune.with_resources(SearchTrial, resources.request()),
             param_space={
-                "root": str(layout.root.absolute()),
                 "preset": layout.preset,
                 "search": found.name,
-                "environment": deciding(os.environ),
-                "gpu_share": resources.gpu_share,
+                "guard": Guard(layout.root.absolute(), deciding(os.environ), resources.gpu_share),
             },
             tune_config=tune.TuneConfig(
                 num_samples=num_left,
                 search_alg=DistinctSearcher(found, space, records),
                 scheduler=make_scheduler(found, records),
-                max_concurrent_trials=_limit(known_nodes, resources, options.limit),
+                # More would be asked for before they can run.
+                max_concurrent_trials=min(room, options.limit or room),
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
@@ -312,26 +312,8 @@ def _tune_settings() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _limit(nodes: Sequence[Node], resources: Resources, wanted: int | None) -> int:
-    """Return how many trials run at a time: more would be asked for before they can run."""
-    carried = 0
-    for node in nodes:
-        fits = [
-            int(node.get(kind.upper(), 0) / amount)
-            for kind, amount in resources.request().items()
-            if amount
-        ]
-        carried += min(fits, default=0)
-    return min(carried, wanted or carried)
-
-
 def _await_stages(layout: Layout, found: Search) -> None:
     """Wait until the stages of stopped trials on this machine have saved their state."""
-    import time
-
     deadline = time.monotonic() + STOPPING_SECONDS
-    trials = search_folder(layout, found.name) / "trials"
-    while time.monotonic() < deadline and any(
-        is_held(lock) for lock in trials.glob("*/.kdci/locks/*.lock")
-    ):
-        time.sleep(0.2)
+    for trial in (search_folder(layout, found.name) / "trials").glob("*"):
+        await_stages(Layout(trial, ""), deadline - time.monotonic())

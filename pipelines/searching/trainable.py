@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -35,15 +34,9 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc,unused-ignore]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Open the trial; its stages start with the first step."""
-        layout = Layout(Path(config["root"]), config["preset"])
+        layout = Layout(config["guard"].root, config["preset"])
         search = read_search(layout, config["search"])
-        self._run = Trial(
-            layout,
-            search,
-            config["values"],
-            environment=config["environment"],
-            gpu_share=config["gpu_share"],
-        )
+        self._run = Trial(layout, search, config["values"], config["guard"])
         self._points = self._run.points()
 
     def step(self) -> dict[str, Any]:
@@ -54,13 +47,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc,unused-ignore]
             return {"done": True, "failure": str(error)}
         except SearchStoppedError:
             return {"done": True, "interrupted": True}
-        return {
-            "score": point.score,
-            "steps": point.step,
-            "num_steps": point.num_steps,
-            "complete": point.complete,
-            "done": point.complete,
-        }
+        return {**point, "done": point["complete"]}
 
     def cleanup(self) -> None:
         """Have the stage at work save its state and end."""

@@ -8,13 +8,14 @@ them. The files are the truth, not Ray's state: whatever is killed, the same com
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
@@ -25,17 +26,19 @@ from kdci.store.layout import Layout
 from pipelines.flow.telemetry import switch_off
 from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, Verdict, read_dag
+from pipelines.running.limits import default_limit
+from pipelines.running.run_display import show_record, warn
+from pipelines.running.scheduler import Scheduler
 from pipelines.running.stage_process import Outcome, StageProcess, State
-from pipelines.running.workspace import only_runner, stages_at_work
+from pipelines.running.stopping import StopRequest
+from pipelines.running.workspace import await_stages, only_runner
 from pipelines.sweeping import attempts
-from pipelines.sweeping.dvc_record import DvcCommitter, commit
-from pipelines.sweeping.outcomes import Outcomes, Say
-from pipelines.sweeping.places import attempts_of, log_of, prepare_folder
+from pipelines.sweeping.attempts import log_of, prepare_folder
+from pipelines.sweeping.dvc_record import commit, recording, restorable
+from pipelines.sweeping.guarded import Guard, deciding
+from pipelines.sweeping.outcomes import Outcomes
 from pipelines.sweeping.ray_session import ray_session
-from pipelines.sweeping.resources import Resources, choose_resources, complaints
-from pipelines.sweeping.run_cache import restorable
-from pipelines.sweeping.stage_environment import deciding
-from pipelines.sweeping.stopping import StopRequest
+from pipelines.sweeping.resources import Resources, choose_resources, complaints, nodes
 from pipelines.sweeping.trial import StageTrial
 from pipelines.tracking.recorder import Recorder
 
@@ -70,20 +73,21 @@ class SweepOptions:
     track: bool = True
 
 
-def sweep_grid(root: Path, options: SweepOptions, *, say: Say, warn: Say) -> int:
+def sweep_grid(root: Path, options: SweepOptions) -> int:
     """Run what is not up to date, and return the exit code: 0, or that of the gravest failure.
 
     Args:
         root: The project folder: on a cluster, one that all nodes share under this path.
         options: What is asked for.
-        say: Hears what happens, a line at a time.
-        warn: Hears what failed or will not work well.
 
     Raises:
         UserError: Params, data, a target or the cluster do not fit: nothing was run.
         BusyError: Somebody else runs stages here.
     """
-    _require_counts(options)
+    if options.max_concurrent is not None and options.max_concurrent < 1:
+        raise UserError("--max-concurrent", f"is {options.max_concurrent}", "give 1 or more")
+    if options.max_failures < 0:
+        raise UserError("--max-failures", f"is {options.max_failures}", "give 0 or more")
     switch_off()
     root = root.absolute()
     stop = StopRequest()
@@ -94,31 +98,24 @@ def sweep_grid(root: Path, options: SweepOptions, *, say: Say, warn: Say) -> int
         verdicts = dag.verdicts.values()
         total = sum(verdict is not Verdict.unchanged for verdict in verdicts)
         if not total:
-            say("everything is up to date")
+            typer.echo("everything is up to date")
             return stop.exit_code
         from pipelines.checking.checks import require_no_problems
 
         # Which GPUs there are is Ray's to say.
         require_no_problems(params, layout, leave_out=["runtime.device"])
         folder = prepare_folder(layout)
-        outcomes = Outcomes(layout, folder, total, stop, say, warn)
+        outcomes = Outcomes(layout, folder, total, stop)
         with ExitStack() as stack:
             recorder = stack.enter_context(Recorder(root)) if options.track else None
             try:
-                _Sweep(root, layout, folder, options, stop, outcomes, say, warn).run(params)
+                _Sweep(layout, folder, options, stop, outcomes).run(params)
             finally:
-                _await_orphans(layout)
+                await_stages(layout, ORPHAN_SECONDS)
             outcomes.tell_end()
             if recorder is not None:
-                _tell_record(recorder, say, warn)
+                show_record(recorder.finish(), "sweep")
         return outcomes.exit_code
-
-
-def _require_counts(options: SweepOptions) -> None:
-    if options.max_concurrent is not None and options.max_concurrent < 1:
-        raise UserError("--max-concurrent", f"is {options.max_concurrent}", "give 1 or more")
-    if options.max_failures < 0:
-        raise UserError("--max-failures", f"is {options.max_failures}", "give 0 or more")
 
 
 def _read(root: Path, options: SweepOptions) -> tuple[Dag, Graph]:
@@ -127,44 +124,23 @@ def _read(root: Path, options: SweepOptions) -> tuple[Dag, Graph]:
     return read_dag(root).select(options.targets), graph
 
 
-def _await_orphans(layout: Layout) -> None:
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    while stages_at_work(layout) and time.monotonic() < deadline:
-        time.sleep(0.1)
-
-
-def _tell_record(recorder: Recorder, say: Say, warn: Say) -> None:
-    outcome = recorder.finish()
-    if outcome is None:
-        warn("MLflow has no record of the end of this sweep; `kdci sync` makes it")
-        return
-    for warning in outcome.warnings:
-        warn(warning)
-    say(outcome.text)
-
-
 class _Sweep:
     """A sweep in progress; it holds the workspace."""
 
     def __init__(
         self,
-        root: Path,
         layout: Layout,
         folder: Path,
         options: SweepOptions,
         stop: StopRequest,
         outcomes: Outcomes,
-        say: Say,
-        warn: Say,
     ) -> None:
-        self._root = root
+        self._root = layout.root
         self._layout = layout
         self._folder = folder
         self._options = options
         self._stop = stop
         self._outcomes = outcomes
-        self._say = say
-        self._warn = warn
         self._name = time.strftime("sweep-%Y%m%d-%H%M%S-") + str(os.getpid())
         self._num_waves = 0
         self._told: dict[str, float] = {}
@@ -205,10 +181,13 @@ class _Sweep:
         names = restorable(self._root, ready)
         for name in names:
             if not self._stop:
-                process = StageProcess(self._root, name, lambda line: None)
-                with self._stop.heard_by(_in_thread(process.stop)):
-                    self._outcomes.note(process.run())
+                self._run_here(name)
         return bool(names)
+
+    def _run_here(self, name: str) -> None:
+        process = StageProcess(self._root, name, lambda line: None)
+        with self._stop.heard_by(lambda number: process.stop()):
+            self._outcomes.note(process.run())
 
     # -- trials -------------------------------------------------------------------------------
 
@@ -220,29 +199,30 @@ class _Sweep:
         session.enter_context(
             ray_session(address=options.address, allow_no_token=options.allow_no_token)
         )
-        from pipelines.sweeping import waves
-
-        nodes = waves.nodes()
+        known = nodes()
         self._resources = choose_resources(
-            params, nodes, cpus=options.cpus_per_trial, gpus=options.gpus_per_trial
+            params, known, cpus=options.cpus_per_trial, gpus=options.gpus_per_trial
         )
-        for line in complaints(params, nodes, self._resources):
-            self._warn(line)
+        for line in complaints(params, known, self._resources):
+            warn(line)
         cpus, gpus = self._resources.cpus, self._resources.gpus
-        self._say(f"Ray: {len(nodes)} nodes; {cpus:g} CPUs and {gpus:g} GPUs a trial")
+        typer.echo(f"Ray: {len(known)} nodes; {cpus:g} CPUs and {gpus:g} GPUs a trial")
         return self._resources
 
     def _wave(self, graph: Graph, names: Sequence[str], resources: Resources) -> None:
-        from pipelines.sweeping import waves
+        from pipelines.sweeping.waves import run_wave
 
         self._num_waves += 1
-        plans = {name: self._plan(graph, name, resources) for name in names}
+        guard = Guard(self._root, deciding(os.environ), resources.gpu_share)
+        plans = {}
         for name in names:
-            attempts.forget(attempts_of(self._folder, name))
+            call = (f"stages.{graph.nodes[name].stage}", graph.nodes[name].cell)
+            plans[name] = StageTrial(name, call, self._folder, guard)
+            attempts.forget(self._folder, name)
             log_of(self._folder, name).unlink(missing_ok=True)
-        self._say(f"wave {self._num_waves}: {len(names)} stages")
-        with DvcCommitter(self._root, self._outcomes.recorded) as committer:
-            waves.run_wave(
+        typer.echo(f"wave {self._num_waves}: {len(names)} stages")
+        with recording(self._root, self._outcomes.recorded) as record:
+            run_wave(
                 f"{self._name}-{self._num_waves}",
                 plans,
                 layout=self._layout,
@@ -251,34 +231,22 @@ class _Sweep:
                 max_concurrent=self._options.max_concurrent,
                 max_failures=self._options.max_failures,
                 stop=self._stop,
-                listeners=waves.Listeners(
-                    self._show_metrics, lambda name, error: self._ended(name, error, committer)
-                ),
+                on_metrics=self._show_metrics,
+                on_end=lambda name, report: self._ended(name, report, record),
             )
         self._settle_missed(names)
 
-    def _plan(self, graph: Graph, name: str, resources: Resources) -> StageTrial:
-        node = graph.nodes[name]
-        return StageTrial(
-            stage=name,
-            call=(f"stages.{node.stage}", node.cell),
-            root=self._root,
-            folder=self._folder,
-            environment=deciding(os.environ),
-            gpu_share=resources.gpu_share,
-        )
-
-    def _ended(self, name: str, error: str, committer: DvcCommitter) -> None:
+    def _ended(self, name: str, report: str, record: Callable[[str], None]) -> None:
         """Have a result recorded, or note the failure, when Ray says that a trial has ended."""
-        history = attempts.read_history(attempts_of(self._folder, name))
+        history = attempts.read_history(self._folder, name)
         if history is not None and history.exit_code == 0:
-            committer.add(name)
+            record(name)
         else:
-            self._outcomes.without_result(name, error)
+            self._outcomes.without_result(name, report)
 
     def _settle_missed(self, names: Sequence[str]) -> None:
         """Look at the files for what Ray did not tell: it was stopped, or it lost a trial."""
-        _await_orphans(self._layout)
+        await_stages(self._layout, ORPHAN_SECONDS)
         self._record_finished([name for name in names if name not in self._outcomes.by_stage])
         for name in names:
             if name not in self._outcomes.by_stage:
@@ -291,15 +259,12 @@ class _Sweep:
         self._told[name] = now
         own = {key: value for key, value in metrics.items() if key == "step" or "loss" in key}
         told = ", ".join(f"{key} {value:.4g}" for key, value in own.items())
-        self._say(f"{time.strftime('%H:%M:%S')}  {name}: {told}")
+        typer.echo(f"{time.strftime('%H:%M:%S')}  {name}: {told}")
 
     # -- what comes after ---------------------------------------------------------------------
 
     def _run_rest(self, params: Params) -> None:
         """Run evaluations and the report on this machine, as far as all they need is there."""
-        from pipelines.running.limits import default_limit
-        from pipelines.running.scheduler import Scheduler
-
         dag, graph = _read(self._root, self._options)
         rest, lost = split_rest(dag, trials_of(graph))
         for name in lost:
@@ -312,7 +277,7 @@ class _Sweep:
             limit=default_limit(params),
             on_outcome=self._outcomes.note,
         )
-        with self._stop.heard_by(_in_thread(scheduler.stop)):
+        with self._stop.heard_by(scheduler.stop):
             scheduler.run_all()
 
 
@@ -351,8 +316,3 @@ def split_rest(dag: Dag, trials: Collection[str]) -> tuple[Dag, list[str]]:
     rest = {name: dag.stages[name] for name in waiting if name not in lost}
     changes = {name: dag.changes[name] for name in rest if name in dag.changes}
     return Dag(rest, changes), [name for name in dag.stages if name in lost]
-
-
-def _in_thread(act: Callable[[], None]) -> Callable[[int], None]:
-    """Return a listener that calls ``act`` in a thread: it takes locks that a handler may not."""
-    return lambda number: threading.Thread(target=act).start()

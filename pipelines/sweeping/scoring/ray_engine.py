@@ -9,7 +9,6 @@ batch is scored whole, by as many threads as this process would use: what comes 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
@@ -26,6 +25,7 @@ from kdci.errors import KdciError, UserError
 from kdci.models import PixelModel
 from kdci.training.runtime import available_cores, start
 from pipelines.sweeping.ray_session import ray_session
+from pipelines.sweeping.resources import Resources, capacity, nodes
 
 OBJECT_STORE_BYTES = 500_000_000
 """Of an instance of our own: for the images that are underway; more go to its disk."""
@@ -112,7 +112,7 @@ def _start_actors(key: str, teacher: PixelModel, score: Score, threads: int) -> 
     ray = _ray()
     device = teacher.mean.device.type
     on_gpu = device == "cuda"
-    room = _room(threads, on_gpu=on_gpu)
+    room = capacity(nodes(), Resources(1, 1) if on_gpu else Resources(threads, 0))
     if not room:
         what = f"no node of the cluster has {'a GPU' if on_gpu else f'{threads} cores'} for it"
         raise UserError(key, what, "set runtime.threads to what a node has, or use local")
@@ -137,14 +137,6 @@ def _ray() -> Any:
     import ray
 
     return ray
-
-
-def _room(threads: int, *, on_gpu: bool) -> int:
-    """Return how many actors the cluster's nodes have room for."""
-    alive = [node["Resources"] for node in _ray().nodes() if node["Alive"]]
-    if on_gpu:
-        return sum(int(min(found.get("GPU", 0), found.get("CPU", 0))) for found in alive)
-    return sum(math.floor(found.get("CPU", 0) / threads) for found in alive)
 
 
 class _RayWorkers:

@@ -89,7 +89,7 @@ def test_what_depends_on_a_failed_stage_is_not_run():
 @pytest.mark.parametrize("wrong", [{"max_concurrent": 0}, {"max_failures": -1}])
 def test_counts_that_make_no_sense_are_refused(wrong, tmp_path):
     with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
-        sweep_grid(tmp_path, SweepOptions(**wrong), say=print, warn=print)
+        sweep_grid(tmp_path, SweepOptions(**wrong))
 
 
 def test_a_workspace_in_use_is_refused(fresh, capsys):

@@ -13,9 +13,9 @@ import pytest
 from kdci.graph.cells import renew_cells
 from kdci.graph.standing import differences
 from pipelines.sweeping import attempts
-from pipelines.sweeping.guarded import command
-from pipelines.sweeping.places import attempts_of, log_of, prepare_folder, stop_file
-from pipelines.sweeping.trial import AttemptFailedError, StageTrial, execute, last_words
+from pipelines.sweeping.attempts import log_of, prepare_folder, stop_file
+from pipelines.sweeping.guarded import Guard, command, last_words
+from pipelines.sweeping.trial import AttemptFailedError, StageTrial, execute
 from tests.project_code import ROOT
 
 TEACHER = "teacher@wrn-10-1"
@@ -42,7 +42,7 @@ def plan(fresh):
 
     def of(*call: str) -> StageTrial:
         settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        return StageTrial(TEACHER, call, fresh.root, folder, settings)
+        return StageTrial(TEACHER, call, folder, Guard(fresh.root, settings))
 
     return of
 
@@ -52,7 +52,7 @@ def silent(metrics: dict[str, float]) -> None:
 
 
 def history(plan):
-    return attempts.read_history(attempts_of(plan.folder, plan.stage))
+    return attempts.read_history(plan.folder, plan.stage)
 
 
 def test_the_sweeps_folder_is_this_users_alone(plan):
@@ -63,7 +63,7 @@ def test_the_sweeps_folder_is_this_users_alone(plan):
 def test_a_stage_makes_its_result_once(plan):
     plan = plan(*CALL)
     assert execute(plan, {"ray.trial_id": "t"}, silent) == 0
-    assert differences(plan.root, [TEACHER]) == {TEACHER: None}
+    assert differences(plan.guard.root, [TEACHER]) == {TEACHER: None}
     assert (history(plan).exit_code, history(plan).links) == (0, {"ray.trial_id": "t"})
     log_of(plan.folder, plan.stage).unlink()
     assert execute(plan, {}, silent) == 0
@@ -117,7 +117,9 @@ def test_the_newest_metrics_are_reported(plan, monkeypatch):
 
 def test_last_words_are_the_stages_own(tmp_path):
     log = tmp_path / "log"
-    assert last_words(log) == "ended without a word"
+    assert last_words(log) == ""
+    log.write_text("\n \n")
+    assert last_words(log) == ""
     log.write_text("one\n\n  two \n")
     assert last_words(log) == "two"
     log.write_text("kdci: error: a: b\nlater\n")
