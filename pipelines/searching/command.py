@@ -10,10 +10,20 @@ from typing import Any
 import typer
 
 from kdci.graph.node import KINDS
+from kdci.store.layout import Layout
 from pipelines.flow.telemetry import switch_off
-from pipelines.searching.driver import Listener, SearchOutcome, search
+from pipelines.running.run_display import warn
+from pipelines.searching.driver import search
 from pipelines.searching.options import SearchOptions
-from pipelines.searching.results import Search, TrialRecord, best_of, table
+from pipelines.searching.results import (
+    Search,
+    TrialRecord,
+    best_of,
+    plain,
+    read_trials,
+    results_file,
+    table,
+)
 from pipelines.serving.promote import promote
 from pipelines.sweeping.ray_session import ray_session
 from pipelines.tracking.recorder import Recorder
@@ -46,7 +56,6 @@ def search_space(
     """
     switch_off()
     display = _Display(options.num_trials)
-    listener = Listener(display.begin, display.event)
     with ExitStack() as recording:
 
         def session() -> AbstractContextManager[Any]:
@@ -56,12 +65,26 @@ def search_space(
                 recording.enter_context(Recorder(root))
             return ray_session(address=address, num_cpus=num_cpus, allow_no_token=allow_no_token)
 
-        outcome = search(root, options, ray_session=session, listener=listener)
-    _show(outcome, root)
-    if outcome.stopped_by is not None:
+        found, stop = search(
+            root,
+            options,
+            ray_session=session,
+            on_begin=display.begin,
+            on_event=display.event,
+        )
+    layout = Layout(root, found.preset)
+    records = read_trials(layout, found.name)
+    typer.echo(table(found, records))
+    typer.echo(f"table: {results_file(layout, found).relative_to(root)}")
+    best = best_of(records)
+    if best is not None:
+        typer.echo(f"best: {best.name}; `kdci promote {best.search}` writes it to params.yaml")
+    else:
+        warn("no trial is complete")
+    if stop:
         typer.echo("kdci: stopped; the same command goes on", err=True)
-        return 128 + outcome.stopped_by
-    return 0 if best_of(outcome.records) is not None else 1
+        return stop.exit_code
+    return 0 if best is not None else 1
 
 
 class _Display:
@@ -75,7 +98,8 @@ class _Display:
         self._ended = sum(record.is_finished for record in records)
         known = f", {self._ended} of them known already" if self._ended else ""
         typer.echo(f"{found.name}: {self._num_trials} trials by {found.metric}{known}")
-        if _changes_pool(found):
+        pools = any(KINDS[call.stage] == "pool" for call in found.stages)
+        if pools and found.criterion == "agreement":
             warn(
                 "the space changes the pool, and with it the held-out substitutes that "
                 "agreement is measured on: an easy pool scores high"
@@ -94,21 +118,6 @@ class _Display:
             )
 
 
-def _changes_pool(found: Search) -> bool:
-    pools = any(KINDS[call.stage] == "pool" for call in found.stages)
-    return pools and found.criterion == "agreement"
-
-
-def _show(outcome: SearchOutcome, root: Path) -> None:
-    typer.echo(table(outcome.search, outcome.records))
-    best = best_of(outcome.records)
-    typer.echo(f"table: {outcome.file.relative_to(root)}")
-    if best is not None:
-        typer.echo(f"best: {best.name}; `kdci promote {best.search}` writes it to params.yaml")
-    else:
-        warn("no trial is complete")
-
-
 def promote_run(root: Path, run: str, *, dry_run: bool) -> None:
     """Promote a trial and print what that means."""
     promotion = promote(root, run, dry_run=dry_run)
@@ -119,15 +128,11 @@ def promote_run(root: Path, run: str, *, dry_run: bool) -> None:
     finished = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.finished))
     typer.echo(f"trial {record.name}, complete at {finished}")
     for key, (old, new) in promotion.changes.items():
-        typer.echo(f"{word} {key}: {_plain(old)} -> {_plain(new)}")
+        typer.echo(f"{word} {key}: {plain(old)} -> {plain(new)}")
     if not promotion.changes:
         typer.echo("params.yaml has these values already")
     typer.echo(f"`dvc repro` runs {_listed(promotion.stages)}")
     typer.echo(f"promised: {promotion.promise}")
-
-
-def _plain(value: object) -> str:
-    return "null" if value is None else str(value)
 
 
 def _listed(names: list[str]) -> str:
@@ -136,8 +141,3 @@ def _listed(names: list[str]) -> str:
     told = ", ".join(names[:MAX_NAMES])
     rest = len(names) - MAX_NAMES
     return told + (f" and {rest} more" if rest > 0 else "")
-
-
-def warn(text: str) -> None:
-    """Write a warning to stderr."""
-    typer.echo(f"kdci: warning: {text}", err=True)

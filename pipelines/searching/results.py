@@ -6,12 +6,14 @@ A trial's ``trial.json`` is the truth about it; Ray Tune's own storage is never 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 from kdci.errors import IntegrityError, UserError
+from kdci.reporting.text.text_table import aligned
 from kdci.store.artifacts import replace_file
 from kdci.store.hashing import hash_json
 from kdci.store.layout import Cell, Layout
@@ -97,10 +99,10 @@ class Search:
     seed: int
     grace: int
     reduction: int
-    num_points: int
-    given: dict[str, Any]
-    upstream: dict[str, str]
-    code: dict[str, str]
+    num_points: int = 0
+    given: dict[str, Any] = field(default_factory=dict)
+    upstream: dict[str, str] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
     links: tuple[str, ...] = ()
     stages: tuple[StageCall, ...] = ()
 
@@ -112,7 +114,10 @@ class Search:
     @property
     def cells(self) -> list[Cell]:
         """The replicates: one student each."""
-        return [Cell(**call.student) for call in self.stages if call.student is not None]
+        pair = (self.teacher, self.student, self.method, self.variant)
+        return [
+            Cell(*pair, pool_seed, seed) for pool_seed in self.pool_seeds for seed in self.seeds
+        ]
 
     def asdict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -208,6 +213,10 @@ class TrialRecord:
         return record
 
 
+Event = Callable[[TrialRecord, str], None]
+"""Hears of a trial: its record, and what happened: `started`, `scored` or `ended`."""
+
+
 def trial_id_of(values: Mapping[str, Any]) -> str:
     """Return the name of the trial with these values: the same for the same values."""
     return hash_json(dict(values))[:10]
@@ -276,8 +285,13 @@ def ranked(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     )
 
 
-def write_results(layout: Layout, search: Search, records: Sequence[TrialRecord]) -> Path:
-    """Write the table of a search and return its place."""
+def results_file(layout: Layout, search: Search) -> Path:
+    """Return the place of a search's table."""
+    return search_folder(layout, search.name) / RESULTS_FILE
+
+
+def write_results(layout: Layout, search: Search, records: Sequence[TrialRecord]) -> None:
+    """Write the table of a search."""
     best = best_of(records)
     rows = []
     for record in ranked(records):
@@ -292,9 +306,7 @@ def write_results(layout: Layout, search: Search, records: Sequence[TrialRecord]
         "best": None if best is None else best.name,
         "trials": rows,
     }
-    file = search_folder(layout, search.name) / RESULTS_FILE
-    _write(file, table)
-    return file
+    _write(results_file(layout, search), table)
 
 
 def table(search: Search, records: Sequence[TrialRecord]) -> str:
@@ -311,17 +323,18 @@ def table(search: Search, records: Sequence[TrialRecord]) -> str:
         ]
         for record in ranked(records)
     ]
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    lines = [
-        "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) for row in [heads, *rows]
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(aligned([heads, *rows], width=sys.maxsize))
+
+
+def plain(value: object) -> str:
+    """Return a value as params.yaml has it, null for nothing."""
+    return "null" if value is None else str(value)
 
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return "null" if value is None else str(value)
+    return plain(value)
 
 
 def _read(file: Path, subject: str, missing: str) -> dict[str, Any]:

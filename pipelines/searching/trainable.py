@@ -7,7 +7,6 @@ its stage goes on from its own checkpoint. Import it late: Ray takes seconds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from ray import tune
@@ -16,6 +15,7 @@ from kdci.graph.node import KINDS
 from kdci.graph.standing import card_at
 from kdci.store.layout import Layout
 from pipelines.searching.results import (
+    Event,
     Search,
     TrialRecord,
     read_search,
@@ -24,9 +24,6 @@ from pipelines.searching.results import (
     write_trial,
 )
 from pipelines.searching.trial import SearchStoppedError, Trial, TrialFailedError
-
-Event = Callable[[TrialRecord, str], None]
-"""Hears of a trial: its record, and what happened: `started`, `scored` or `ended`."""
 
 
 class SearchTrial(tune.Trainable):  # type: ignore[misc,unused-ignore]
@@ -102,11 +99,22 @@ class RecordWriter(tune.Callback):  # type: ignore[misc,unused-ignore]
 
     def _record(self, trial: Any) -> TrialRecord:
         if trial.trial_id not in self._records:
-            record = new_record(self._search, trial.config)
-            record.links = {
-                "ray.trial_id": trial.trial_id,
-                "ray.experiment": self._search.name,
-            }
+            search, config = self._search, trial.config
+            record = TrialRecord(
+                search=search.name,
+                trial_id=trial_id_of(config["values"]),
+                number=config["number"],
+                values=dict(config["values"]),
+                suggested=dict(config["suggested"]),
+                criterion=search.criterion,
+                metric=search.metric,
+                stages=[call.name for call in search.stages],
+                started=time.time(),
+                code=dict(search.code),
+                upstream=dict(search.upstream),
+                given=dict(search.given),
+                links={"ray.trial_id": trial.trial_id, "ray.experiment": search.name},
+            )
             self._records[trial.trial_id] = record
         return self._records[trial.trial_id]
 
@@ -119,24 +127,6 @@ class RecordWriter(tune.Callback):  # type: ignore[misc,unused-ignore]
         _read_cards(self._layout, self._search, record)
         write_trial(self._layout, record)
         self._on_event(record, event)
-
-
-def new_record(search: Search, config: dict[str, Any]) -> TrialRecord:
-    """Return the record of a trial that begins."""
-    return TrialRecord(
-        search=search.name,
-        trial_id=trial_id_of(config["values"]),
-        number=config["number"],
-        values=dict(config["values"]),
-        suggested=dict(config["suggested"]),
-        criterion=search.criterion,
-        metric=search.metric,
-        stages=[call.name for call in search.stages],
-        started=time.time(),
-        code=dict(search.code),
-        upstream=dict(search.upstream),
-        given=dict(search.given),
-    )
 
 
 def _read_cards(layout: Layout, search: Search, record: TrialRecord) -> None:

@@ -33,6 +33,7 @@ DISABLED = "disabled"
 SWITCHES = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a stage's paths are those of the project folder
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the stages' own files are the record
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial of a search has no score to report
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the runner stops its trials itself
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial that asked for no GPU sees none

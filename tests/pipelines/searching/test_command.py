@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from pipelines import cli
+from pipelines.running.stopping import StopRequest
 from pipelines.searching import command
 from pipelines.searching.options import SearchOptions
+
+from .test_results import search_of
 
 
 @pytest.fixture
@@ -41,16 +43,17 @@ def test_the_record_ends_once_the_search_has_let_go(monkeypatch, tmp_path):
         yield
         order.append("recorded")
 
-    def search(root, options, *, ray_session, listener):
+    def search(root, options, *, ray_session, on_begin, on_event):
         with ray_session():
             order.append("trials")
         order.append("let go")
-        return SimpleNamespace(stopped_by=2)
+        stop = StopRequest()
+        stop.signal_number = 2
+        return search_of(), stop
 
     monkeypatch.setattr(command, "Recorder", recorder)
     monkeypatch.setattr(command, "ray_session", lambda **options: nullcontext())
     monkeypatch.setattr(command, "search", search)
-    monkeypatch.setattr(command, "_show", lambda outcome, root: None)
     assert command.search_space(tmp_path, SearchOptions(), track=True) == 130
     assert order == ["recorded from here", "trials", "let go", "recorded"]
 

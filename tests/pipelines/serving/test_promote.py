@@ -40,8 +40,8 @@ def search(root, layout, monkeypatch):
     """A search as it was begun, with no trial yet."""
     import pipelines.searching.driver as driver
 
-    def of_built(graph, subject, keys, dag):
-        return plan_trials(graph, subject, keys, replace(dag, changes={}))
+    def of_built(graph, search, dag):
+        return plan_trials(graph, search, replace(dag, changes={}))
 
     monkeypatch.setattr(driver, "plan_trials", of_built)
     params = load_params(root / "params.yaml")
