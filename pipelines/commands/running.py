@@ -165,9 +165,10 @@ def sweep(
         )
         raise typer.Exit(code)
     _require_no_search_option(context)
-    from pipelines.sweeping.sweep import SweepOptions, sweep_grid
+    from pipelines.sweeping.sweep import Sweep
 
-    options = SweepOptions(
+    grid = Sweep(
+        project_root(context),
         targets or (),
         address,
         cpus_per_trial,
@@ -177,7 +178,7 @@ def sweep(
         allow_no_token,
         track=not no_track,
     )
-    raise typer.Exit(sweep_grid(project_root(context), options))
+    raise typer.Exit(grid.run())
 
 
 def _require_no_search_option(context: typer.Context) -> None:

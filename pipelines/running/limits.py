@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,8 +103,7 @@ def open_run(
         UserError: Params, data, teacher or a target do not fit: nothing was run.
         BusyError: Somebody else runs stages here.
     """
-    if limit is not None and limit < 1:
-        raise UserError("--limit", f"is {limit}", "give 1 or more")
+    require_at_least({"--limit": (limit, 1)})
     with only_runner(Layout(root, ""), "kdci run"):
         put_back = prepare(root, preset=preset, seeds=seeds)
         try:
@@ -143,6 +142,17 @@ def _checked_dag(params: Params, layout: Layout, targets: Sequence[str]) -> Dag:
     if any(verdict is not Verdict.unchanged for verdict in dag.verdicts.values()):
         require_no_problems(params, layout)
     return dag
+
+
+def require_at_least(options: Mapping[str, tuple[int | None, int]]) -> None:
+    """Require of options, those that are not None, that they reach the least each may be.
+
+    Raises:
+        UserError: One is below.
+    """
+    for option, (value, least) in options.items():
+        if value is not None and value < least:
+            raise UserError(option, f"is {value}", f"give {least} or more")
 
 
 def default_limit(params: Params) -> int:

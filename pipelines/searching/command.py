@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import typer
 
+from kdci.config.params_file import load_params
 from kdci.graph.node import KINDS
 from kdci.store.layout import Layout
 from pipelines.flow.telemetry import switch_off
 from pipelines.running.run_display import warn
-from pipelines.searching.driver import search
+from pipelines.running.stopping import StopRequest
+from pipelines.running.workspace import only_runner
+from pipelines.searching.driver import await_trials, prepare, told_to_trials, tune_trials
 from pipelines.searching.options import SearchOptions
 from pipelines.searching.results import (
     Search,
@@ -21,8 +23,8 @@ from pipelines.searching.results import (
     best_of,
     plain,
     read_trials,
-    results_file,
     table,
+    write_results,
 )
 from pipelines.serving.promote import promote
 from pipelines.sweeping.ray_session import ray_session
@@ -41,7 +43,7 @@ def search_space(
     allow_no_token: bool = False,
     track: bool = False,
 ) -> int:
-    """Search and print the table; return the exit code.
+    """Search, or go on with the search that has these options, and print the table.
 
     Args:
         root: The project folder.
@@ -51,31 +53,45 @@ def search_space(
         allow_no_token: Accept a Ray without a token.
         track: Keep MLflow's record up to date while trials run.
 
+    Returns:
+        The exit code.
+
     Raises:
-        KdciError: Nothing was run; see ``pipelines.searching.driver.search``.
+        UserError: Space, params, criterion or upstream artifacts do not fit: nothing was run.
+        BusyError: Somebody else runs stages here.
     """
     switch_off()
-    display = _Display(options.num_trials)
-    with ExitStack() as recording:
-
-        def session() -> AbstractContextManager[Any]:
-            # Begins with the first trial, and ends once the search has let go of the project: an
-            # unfinished trial would be taken for one at work.
-            if track:
-                recording.enter_context(Recorder(root))
-            return ray_session(address=address, num_cpus=num_cpus, allow_no_token=allow_no_token)
-
-        found, stop = search(
-            root,
-            options,
-            ray_session=session,
-            on_begin=display.begin,
-            on_event=display.event,
-        )
-    layout = Layout(root, found.preset)
-    records = read_trials(layout, found.name)
+    stop = StopRequest()
+    with ExitStack() as recording, only_runner(Layout(root, ""), "kdci sweep"):
+        params = load_params(root / "params.yaml")
+        layout = Layout(root, params.preset)
+        space, found = prepare(root, params, options)
+        records = read_trials(layout, found.name)
+        display = _Display(options.num_trials, found, records)
+        num_left = options.num_trials - sum(record.is_finished for record in records)
+        if num_left > 0:
+            with stop.installed(), told_to_trials(layout, found, stop):
+                # Ends once the search has let go of the project: an unfinished trial would be
+                # taken for one at work.
+                if track:
+                    recording.enter_context(Recorder(root))
+                with ray_session(address=address, num_cpus=num_cpus, allow_no_token=allow_no_token):
+                    tune_trials(
+                        params,
+                        layout,
+                        found,
+                        space,
+                        records,
+                        options,
+                        num_left,
+                        display.event,
+                        stop,
+                    )
+                    await_trials(layout, found)
+        records = read_trials(layout, found.name)
+        file = write_results(layout, found, records)
     typer.echo(table(found, records))
-    typer.echo(f"table: {results_file(layout, found).relative_to(root)}")
+    typer.echo(f"table: {file.relative_to(root)}")
     best = best_of(records)
     if best is not None:
         typer.echo(f"best: {best.name}; `kdci promote {best.search}` writes it to params.yaml")
@@ -90,11 +106,8 @@ def search_space(
 class _Display:
     """Tells how a search goes, a line for what begins and ends."""
 
-    def __init__(self, num_trials: int) -> None:
+    def __init__(self, num_trials: int, found: Search, records: list[TrialRecord]) -> None:
         self._num_trials = num_trials
-        self._ended = 0
-
-    def begin(self, found: Search, records: list[TrialRecord]) -> None:
         self._ended = sum(record.is_finished for record in records)
         known = f", {self._ended} of them known already" if self._ended else ""
         typer.echo(f"{found.name}: {self._num_trials} trials by {found.metric}{known}")

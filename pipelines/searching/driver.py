@@ -1,4 +1,4 @@
-"""A search from its options to its table: set up once, driven by Ray Tune, gone on with at will."""
+"""A search as it is set up once, and driven by Ray Tune as often as it is gone on with."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdci.config.params import Params
-from kdci.config.params_file import load_params
 from kdci.errors import UserError
 from kdci.graph.build import graph_of
 from kdci.store.artifacts import replace_file
@@ -21,8 +20,8 @@ from kdci.store.layout import Layout
 from pipelines.graph.current import current_graph
 from pipelines.graph.dag import read_dag
 from pipelines.running.stopping import StopRequest
-from pipelines.running.workspace import await_stages, only_runner
-from pipelines.searching.criteria import parse_criterion
+from pipelines.running.workspace import await_stages
+from pipelines.searching.criteria import require_criterion
 from pipelines.searching.options import SearchOptions, require_options
 from pipelines.searching.plan import begin_search, grid_of, plan_trials
 from pipelines.searching.results import (
@@ -31,10 +30,8 @@ from pipelines.searching.results import (
     Search,
     TrialRecord,
     read_search,
-    read_trials,
     search_folder,
     searches,
-    write_results,
     write_search,
 )
 from pipelines.searching.space import Space, read_space, require_valid
@@ -43,46 +40,6 @@ from pipelines.sweeping.resources import capacity, choose_resources, nodes
 
 STOPPING_SECONDS = 45.0
 """How long the trials of a stopped search have to save their state."""
-
-
-def search(
-    root: Path,
-    options: SearchOptions,
-    *,
-    ray_session: Callable[[], AbstractContextManager[Any]],
-    on_begin: Callable[[Search, list[TrialRecord]], None],
-    on_event: Event,
-) -> tuple[Search, StopRequest]:
-    """Search, or go on with the search that has these options.
-
-    Args:
-        root: The project folder.
-        options: What is asked for.
-        ray_session: Opens the connection to Ray, for as long as trials run.
-        on_begin: Hears the search, and the trials known when it begins.
-        on_event: Hears of trials; see ``pipelines.searching.results.Event``.
-
-    Returns:
-        What was searched, and whether a signal stopped it; the trials' records are on disk.
-
-    Raises:
-        UserError: Space, params, criterion or upstream artifacts do not fit: nothing was run.
-        BusyError: Somebody else runs stages here.
-    """
-    with only_runner(Layout(root, ""), "kdci sweep"):
-        params = load_params(root / "params.yaml")
-        layout = Layout(root, params.preset)
-        space, found = prepare(root, params, options)
-        records = read_trials(layout, found.name)
-        on_begin(found, records)
-        num_left = options.num_trials - sum(record.is_finished for record in records)
-        stop = StopRequest()
-        if num_left > 0:
-            with stop.installed(), _told_to_trials(layout, found, stop), ray_session():
-                _tune(params, layout, found, space, records, options, num_left, on_event, stop)
-                _await_stages(layout, found)
-        write_results(layout, found, read_trials(layout, found.name))
-        return found, stop
 
 
 def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, Search]:
@@ -94,9 +51,9 @@ def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, 
     from pipelines.params.edit import checked, with_values
 
     require_options(options)
-    criterion = parse_criterion(options.criterion, params)
+    require_criterion(options.criterion, params)
     space = read_space(options.space, options.keys)
-    begun = begin_search(params, options, criterion, space)
+    begun = begin_search(params, options, space)
     text = with_values((root / "params.yaml").read_text(encoding="utf-8"), grid_of(begun, params))
     trial_params = checked(text)
     require_valid(space, trial_params)
@@ -132,7 +89,7 @@ def _require_same(layout: Layout, found: Search) -> None:
     raise UserError(f"--name {found.name}", what, "give another name, or set that back")
 
 
-def _tune(
+def tune_trials(
     params: Params,
     layout: Layout,
     found: Search,
@@ -194,7 +151,7 @@ def _tune(
 
 
 @contextmanager
-def _told_to_trials(layout: Layout, found: Search, stop: StopRequest) -> Iterator[None]:
+def told_to_trials(layout: Layout, found: Search, stop: StopRequest) -> Iterator[None]:
     """Have a file tell trials, on whatever machine, that the search is being stopped."""
     file = search_folder(layout, found.name) / STOP_FILE
     file.unlink(missing_ok=True)
@@ -205,7 +162,7 @@ def _told_to_trials(layout: Layout, found: Search, stop: StopRequest) -> Iterato
         file.unlink(missing_ok=True)
 
 
-def _await_stages(layout: Layout, found: Search) -> None:
+def await_trials(layout: Layout, found: Search) -> None:
     """Wait until the stages of stopped trials on this machine have saved their state."""
     deadline = time.monotonic() + STOPPING_SECONDS
     for trial in (search_folder(layout, found.name) / "trials").glob("*"):

@@ -19,7 +19,7 @@ from kdci.graph.cells import sources_of
 from kdci.graph.node import Node
 from kdci.store.artifacts import read_card
 from pipelines.graph.dag import Dag, Verdict
-from pipelines.searching.criteria import Criterion
+from pipelines.searching.criteria import part_of
 from pipelines.searching.options import SearchOptions
 from pipelines.searching.results import Search, StageCall
 from pipelines.searching.space import dotted
@@ -42,15 +42,12 @@ the workspace alone.
 """
 
 
-def begin_search(
-    params: Params, options: SearchOptions, criterion: Criterion, space: Mapping[str, object]
-) -> Search:
+def begin_search(params: Params, options: SearchOptions, space: Mapping[str, object]) -> Search:
     """Return a search without its stages; whose it is and is not said is the grid's first.
 
     Args:
         params: The project's.
         options: What is asked for.
-        criterion: What is maximised.
         space: Distributions by dotted key.
 
     Raises:
@@ -68,7 +65,7 @@ def begin_search(
         variant=options.variant or "kdci",
         pool_seeds=tuple(options.pool_seeds or grid.pool_seeds[:1]),
         seeds=tuple(options.seeds or grid.seeds[:1]),
-        criterion=str(criterion),
+        criterion=options.criterion,
         metric="",
         space={key: str(each) for key, each in space.items()},
         scheduler=options.scheduler,
@@ -80,8 +77,9 @@ def begin_search(
     problems = list(_misfits(search, grid, students))
     if problems:
         raise CombinedUserError(problems)
+    metric = "_".join([*search.criterion.split(":"), part_of(params, search.variant)])
     num_points = len(search.cells) * params.distill.num_snapshots
-    return replace(search, metric=criterion.metric(params, search.variant), num_points=num_points)
+    return replace(search, metric=metric, num_points=num_points)
 
 
 def _misfits(search: Search, grid: Grid, students: Sequence[str]) -> Iterator[UserError]:

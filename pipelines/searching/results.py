@@ -285,13 +285,8 @@ def ranked(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     )
 
 
-def results_file(layout: Layout, search: Search) -> Path:
-    """Return the place of a search's table."""
-    return search_folder(layout, search.name) / RESULTS_FILE
-
-
-def write_results(layout: Layout, search: Search, records: Sequence[TrialRecord]) -> None:
-    """Write the table of a search."""
+def write_results(layout: Layout, search: Search, records: Sequence[TrialRecord]) -> Path:
+    """Write the table of a search and return its place."""
     best = best_of(records)
     rows = []
     for record in ranked(records):
@@ -306,7 +301,9 @@ def write_results(layout: Layout, search: Search, records: Sequence[TrialRecord]
         "best": None if best is None else best.name,
         "trials": rows,
     }
-    _write(results_file(layout, search), table)
+    file = search_folder(layout, search.name) / RESULTS_FILE
+    _write(file, table)
+    return file
 
 
 def table(search: Search, records: Sequence[TrialRecord]) -> str:

@@ -22,7 +22,7 @@ from kdci.graph.standing import card_at
 from kdci.store.artifacts import Artifact, open_artifact, replace_file, storage_errors
 from kdci.store.layout import Cell, Layout
 from kdci.training.snapshots import snapshot_name, snapshot_steps
-from pipelines.searching.criteria import Scorer, load_snapshot, parse_criterion
+from pipelines.searching.criteria import Scorer, load_snapshot
 from pipelines.searching.plan import contents
 from pipelines.searching.results import (
     STOP_FILE,
@@ -190,8 +190,8 @@ class Trial:
 
     @cached_property
     def _scorer(self) -> Scorer:
-        criterion = parse_criterion(self._search.criterion, self.graph.params)
-        return Scorer(self.graph, self._project, criterion, self._search.cells)
+        search = self._search
+        return Scorer(self.graph, self._project, search.criterion, search.cells[0])
 
     # -- stages -------------------------------------------------------------------------
 

@@ -19,14 +19,13 @@ import typer
 
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
-from kdci.errors import UserError
 from kdci.graph.build import Graph
 from kdci.graph.standing import differences
 from kdci.store.layout import Layout
 from pipelines.flow.telemetry import switch_off
 from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, Verdict, read_dag
-from pipelines.running.limits import default_limit
+from pipelines.running.limits import default_limit, require_at_least
 from pipelines.running.run_display import show_record, warn
 from pipelines.running.scheduler import Scheduler
 from pipelines.running.stage_process import Outcome, StageProcess, State
@@ -48,21 +47,16 @@ ORPHAN_SECONDS = 30.0
 """How long to wait for stages of ended workers, which save their state."""
 
 
-@dataclass(frozen=True)
-class SweepOptions:
-    """What a sweep is asked for.
+@dataclass
+class Sweep:
+    """A sweep of a project; what it is asked for is told by `kdci sweep --help`.
 
     Attributes:
-        targets: Stages, entries of dvc.yaml or patterns; none: everything.
-        address: Of a Ray cluster; None: see ``ray_session``.
-        cpus_per_trial: Cores a trial; None: see ``choose_resources``.
-        gpus_per_trial: GPUs or a share of one; None: likewise.
-        max_concurrent: Trials at a time; None: as many as fit.
+        root: The project folder: on a cluster, one that all nodes share under this path.
         max_failures: How often a trial is started again after its worker or node died.
-        allow_no_token: Accept a cluster without a token.
-        track: Keep MLflow's record up to date meanwhile.
     """
 
+    root: Path
     targets: Sequence[str] = ()
     address: str | None = None
     cpus_per_trial: float | None = None
@@ -72,97 +66,70 @@ class SweepOptions:
     allow_no_token: bool = False
     track: bool = True
 
-
-def sweep_grid(root: Path, options: SweepOptions) -> int:
-    """Run what is not up to date, and return the exit code: 0, or that of the gravest failure.
-
-    Args:
-        root: The project folder: on a cluster, one that all nodes share under this path.
-        options: What is asked for.
-
-    Raises:
-        UserError: Params, data, a target or the cluster do not fit: nothing was run.
-        BusyError: Somebody else runs stages here.
-    """
-    if options.max_concurrent is not None and options.max_concurrent < 1:
-        raise UserError("--max-concurrent", f"is {options.max_concurrent}", "give 1 or more")
-    if options.max_failures < 0:
-        raise UserError("--max-failures", f"is {options.max_failures}", "give 0 or more")
-    switch_off()
-    root = root.absolute()
-    stop = StopRequest()
-    with only_runner(Layout(root, ""), "kdci sweep"), stop.installed():
-        params = load_params(root / "params.yaml")
-        layout = Layout(root, params.preset)
-        dag, _ = _read(root, options)
-        verdicts = dag.verdicts.values()
-        total = sum(verdict is not Verdict.unchanged for verdict in verdicts)
-        if not total:
-            typer.echo("everything is up to date")
-            return stop.exit_code
-        from pipelines.checking.checks import require_no_problems
-
-        # Which GPUs there are is Ray's to say.
-        require_no_problems(params, layout, leave_out=["runtime.device"])
-        folder = prepare_folder(layout)
-        outcomes = Outcomes(layout, folder, total, stop)
-        with ExitStack() as stack:
-            recorder = stack.enter_context(Recorder(root)) if options.track else None
-            try:
-                _Sweep(layout, folder, options, stop, outcomes).run(params)
-            finally:
-                await_stages(layout, ORPHAN_SECONDS)
-            outcomes.tell_end()
-            if recorder is not None:
-                show_record(recorder.finish(), "sweep")
-        return outcomes.exit_code
-
-
-def _read(root: Path, options: SweepOptions) -> tuple[Dag, Graph]:
-    """Return DVC's part of what is asked for, and the graph, both of the params as they are now."""
-    graph = current_graph(root)
-    return read_dag(root).select(options.targets), graph
-
-
-class _Sweep:
-    """A sweep in progress; it holds the workspace."""
-
-    def __init__(
-        self,
-        layout: Layout,
-        folder: Path,
-        options: SweepOptions,
-        stop: StopRequest,
-        outcomes: Outcomes,
-    ) -> None:
-        self._root = layout.root
-        self._layout = layout
-        self._folder = folder
-        self._options = options
-        self._stop = stop
-        self._outcomes = outcomes
+    def __post_init__(self) -> None:
+        wanted = {"--max-concurrent": (self.max_concurrent, 1)}
+        require_at_least({**wanted, "--max-failures": (self.max_failures, 0)})
+        self.root = self.root.absolute()
+        self._stop = StopRequest()
         self._name = time.strftime("sweep-%Y%m%d-%H%M%S-") + str(os.getpid())
         self._num_waves = 0
         self._told: dict[str, float] = {}
         self._resources: Resources | None = None
 
-    def run(self, params: Params) -> None:
-        """Run the waves, then on this machine what comes after them."""
+    def run(self) -> int:
+        """Run what is not up to date, and return the exit code: 0, or of the gravest failure.
+
+        Raises:
+            UserError: Params, data, a target or the cluster do not fit: nothing was run.
+            BusyError: Somebody else runs stages here.
+        """
+        switch_off()
+        with only_runner(Layout(self.root, ""), "kdci sweep"), self._stop.installed():
+            params = load_params(self.root / "params.yaml")
+            self._layout = layout = Layout(self.root, params.preset)
+            verdicts = self._read()[0].verdicts.values()
+            total = sum(verdict is not Verdict.unchanged for verdict in verdicts)
+            if not total:
+                typer.echo("everything is up to date")
+                return self._stop.exit_code
+            from pipelines.checking.checks import require_no_problems
+
+            # Which GPUs there are is Ray's to say.
+            require_no_problems(params, layout, leave_out=["runtime.device"])
+            self._folder = prepare_folder(layout)
+            self._outcomes = Outcomes(layout, self._folder, total, self._stop)
+            with ExitStack() as stack:
+                recorder = stack.enter_context(Recorder(self.root)) if self.track else None
+                try:
+                    self._run_waves(params)
+                    if not self._stop:
+                        self._run_rest(params)
+                finally:
+                    await_stages(layout, ORPHAN_SECONDS)
+                self._outcomes.tell_end()
+                if recorder is not None:
+                    show_record(recorder.finish(), "sweep")
+            return self._outcomes.exit_code
+
+    def _read(self) -> tuple[Dag, Graph]:
+        """Return DVC's part of what is asked for, and the graph, both of the params as of now."""
+        graph = current_graph(self.root)
+        return read_dag(self.root).select(self.targets), graph
+
+    def _run_waves(self, params: Params) -> None:
         with ExitStack() as session:
             while not self._stop:
                 graph, names = self._next_wave()
                 if not names or self._stop:
                     break
                 self._wave(graph, names, self._connect(session, params))
-        if not self._stop:
-            self._run_rest(params)
 
     # -- what needs no trial ------------------------------------------------------------------
 
     def _next_wave(self) -> tuple[Graph, list[str]]:
         """Return the stages to train next, once all that needs no training has its result."""
         while True:
-            dag, graph = _read(self._root, self._options)
+            dag, graph = self._read()
             ready = ready_stages(dag, trials_of(graph))
             ready = [name for name in ready if name not in self._outcomes.by_stage]
             if self._stop or not (self._record_finished(ready) or self._restore(ready)):
@@ -170,22 +137,22 @@ class _Sweep:
 
     def _record_finished(self, names: Sequence[str]) -> bool:
         """Record what a killed sweep left finished; tell whether there was anything."""
-        found = differences(self._root, names)
+        found = differences(self.root, names)
         finished = [name for name, problem in found.items() if problem is None]
-        for name, problem in commit(self._root, finished).items():
+        for name, problem in commit(self.root, finished).items():
             self._outcomes.recorded(name, problem)
         return bool(finished)
 
     def _restore(self, ready: Sequence[str]) -> bool:
         """Take results from DVC's run cache; tell whether there were any."""
-        names = restorable(self._root, ready)
+        names = restorable(self.root, ready)
         for name in names:
             if not self._stop:
                 self._run_here(name)
         return bool(names)
 
     def _run_here(self, name: str) -> None:
-        process = StageProcess(self._root, name, lambda line: None)
+        process = StageProcess(self.root, name, lambda line: None)
         with self._stop.heard_by(lambda number: process.stop()):
             self._outcomes.note(process.run())
 
@@ -195,13 +162,10 @@ class _Sweep:
         """Connect to Ray, once, and decide what each trial gets."""
         if self._resources is not None:
             return self._resources
-        options = self._options
-        session.enter_context(
-            ray_session(address=options.address, allow_no_token=options.allow_no_token)
-        )
+        session.enter_context(ray_session(address=self.address, allow_no_token=self.allow_no_token))
         known = nodes()
         self._resources = choose_resources(
-            params, known, cpus=options.cpus_per_trial, gpus=options.gpus_per_trial
+            params, known, cpus=self.cpus_per_trial, gpus=self.gpus_per_trial
         )
         for line in complaints(params, known, self._resources):
             warn(line)
@@ -213,7 +177,7 @@ class _Sweep:
         from pipelines.sweeping.waves import run_wave
 
         self._num_waves += 1
-        guard = Guard(self._root, deciding(os.environ), resources.gpu_share)
+        guard = Guard(self.root, deciding(os.environ), resources.gpu_share)
         plans = {}
         for name in names:
             call = (f"stages.{graph.nodes[name].stage}", graph.nodes[name].cell)
@@ -221,15 +185,15 @@ class _Sweep:
             attempts.forget(self._folder, name)
             log_of(self._folder, name).unlink(missing_ok=True)
         typer.echo(f"wave {self._num_waves}: {len(names)} stages")
-        with recording(self._root, self._outcomes.recorded) as record:
+        with recording(self.root, self._outcomes.recorded) as record:
             run_wave(
                 f"{self._name}-{self._num_waves}",
                 plans,
                 layout=self._layout,
                 folder=self._folder,
                 resources=resources,
-                max_concurrent=self._options.max_concurrent,
-                max_failures=self._options.max_failures,
+                max_concurrent=self.max_concurrent,
+                max_failures=self.max_failures,
                 stop=self._stop,
                 on_metrics=self._show_metrics,
                 on_end=lambda name, report: self._ended(name, report, record),
@@ -265,7 +229,7 @@ class _Sweep:
 
     def _run_rest(self, params: Params) -> None:
         """Run evaluations and the report on this machine, as far as all they need is there."""
-        dag, graph = _read(self._root, self._options)
+        dag, graph = self._read()
         rest, lost = split_rest(dag, trials_of(graph))
         for name in lost:
             if name not in self._outcomes.by_stage:
@@ -273,7 +237,7 @@ class _Sweep:
                 self._outcomes.note(Outcome(name, State.not_run, what))
         scheduler = Scheduler(
             rest,
-            lambda name, hear: StageProcess(self._root, name, hear),
+            lambda name, hear: StageProcess(self.root, name, hear),
             limit=default_limit(params),
             on_outcome=self._outcomes.note,
         )

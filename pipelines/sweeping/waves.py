@@ -68,7 +68,7 @@ def run_wave(
             name=name,
             storage_path=str(folder),
             failure_config=tune.FailureConfig(max_failures=max_failures),
-            callbacks=[_Watcher(layout, stop, on_metrics, on_end)],
+            callbacks=[_watcher(layout, stop, on_metrics, on_end)],
             verbose=0,
         ),
     )
@@ -85,44 +85,44 @@ def run_wave(
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-class _Watcher(tune.Callback):
-    """Hears of trials from Tune's loop, and ends it when a signal has come."""
+def _watcher(
+    layout: Layout,
+    stop: StopRequest,
+    on_metrics: Callable[[str, Mapping[str, Any]], None],
+    on_end: Callable[[str, str], None],
+) -> tune.Callback:
+    class Watcher(tune.Callback):
+        """Hears of trials from Tune's loop, and ends it when a signal has come."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        stop: StopRequest,
-        on_metrics: Callable[[str, Mapping[str, Any]], None],
-        on_end: Callable[[str, str], None],
-    ) -> None:
-        self._layout = layout
-        self._stop = stop
-        self._on_metrics = on_metrics
-        self._on_end = on_end
+        def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+            """Leave nothing in the state that Tune saves: no run is ever taken up from it."""
+            return tune.Callback, ()
 
-    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
-        """Leave nothing in the state that Tune saves: no run is ever taken up from it."""
-        return tune.Callback, ()
+        def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            if not stop:
+                return
+            # Here and not at once: stages save their state while their workers still live.
+            await_stages(layout, GRACE_SECONDS)
+            os.kill(os.getpid(), signal.SIGUSR1)
 
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if not self._stop:
-            return
-        # Here and not at once: stages save their state while their workers still live.
-        await_stages(self._layout, GRACE_SECONDS)
-        os.kill(os.getpid(), signal.SIGUSR1)
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            if "exit_code" not in result:
+                on_metrics(trial.config["stage"], result)
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        if "exit_code" not in result:
-            self._on_metrics(trial.config["stage"], result)
+        def on_trial_complete(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
+            on_end(trial.config["stage"], "")
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._on_end(trial.config["stage"], "")
+        def on_trial_error(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
+            # The copy of this node: the one in the storage is written later.
+            text = ""
+            with suppress(OSError, TypeError):
+                text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+            on_end(trial.config["stage"], text)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # The copy of this node: the one in the storage is written later.
-        text = ""
-        with suppress(OSError, TypeError):
-            text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
-        self._on_end(trial.config["stage"], text)
+    return Watcher()

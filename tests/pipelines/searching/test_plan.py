@@ -12,7 +12,6 @@ from kdci.graph.build import graph_of
 from kdci.store.layout import Cell
 from pipelines.graph.dag import Change, Dag, DagStage
 from pipelines.params.edit import checked, with_values
-from pipelines.searching.criteria import Criterion
 from pipelines.searching.options import SearchOptions
 from pipelines.searching.plan import (
     FIXED,
@@ -64,7 +63,7 @@ def plan(project, keys, *, changed=(), **chosen):
 
 def begin(project, keys=(), **chosen):
     space = dict.fromkeys(keys, "uniform(0, 1)")
-    return begin_search(project.params, SearchOptions(**chosen), Criterion("agreement"), space)
+    return begin_search(project.params, SearchOptions(**chosen), space)
 
 
 def stages_of(found):

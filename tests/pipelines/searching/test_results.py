@@ -15,7 +15,6 @@ from pipelines.searching.results import (
     best_of,
     read_search,
     read_trials,
-    results_file,
     searches,
     table,
     trial_folder,
@@ -155,7 +154,6 @@ def test_table_and_results(layout):
     assert lines[1].split()[1:] == ["1.1", "70.25", "40/40", "complete"]
     assert lines[2].split()[1:] == ["1", "55.50", "20/40", "stopped"]
     assert lines[3].split()[1:] == ["1.2", "-", "0/40", "failed"]
-    write_results(layout, search, records)
-    found = json.loads(results_file(layout, search).read_text())
+    found = json.loads(write_results(layout, search, records).read_text())
     assert found["best"] == records[1].name
     assert [row["status"] for row in found["trials"]] == ["complete", "stopped", "failed"]
