@@ -184,12 +184,18 @@ def _pool_shift(
     """
     import torch
 
+    from kdci.data.bank.mapped_images import MappedImages
     from kdci.deconfounding.shift import entropy, frechet_distance, total_variation
+    from kdci.training.runtime import generator
 
     proportions = torch.tensor(pool.facts["proportions"], dtype=torch.float64)
     distance = None
     if real_MD is not None:
-        distance = frechet_distance(features(_sample(pool.file("images.npy"), pool_seed)), real_MD)
+        # At most so many, random ones; the rest stays on disk.
+        images = MappedImages(pool.file("images.npy"))
+        order = torch.randperm(len(images), generator=generator(pool_seed, "teacher-fid"))
+        sample = images[order[:NUM_FRECHET_IMAGES].sort().values]
+        distance = frechet_distance(features(sample), real_MD)
     return {
         "pool_seed": pool_seed,
         "total_variation": total_variation(proportions),
@@ -197,18 +203,6 @@ def _pool_shift(
         "confidence": pool.facts["confidence"],
         "teacher_fid": distance,
     }
-
-
-def _sample(file: Path, pool_seed: int) -> Tensor:
-    """Return random images of a pool, at most ``NUM_FRECHET_IMAGES``; the rest stays on disk."""
-    import torch
-
-    from kdci.data.bank.mapped_images import MappedImages
-    from kdci.training.runtime import generator
-
-    images = MappedImages(file)
-    order = torch.randperm(len(images), generator=generator(pool_seed, "teacher-fid"))
-    return images[order[:NUM_FRECHET_IMAGES].sort().values]
 
 
 def _features(
