@@ -100,7 +100,7 @@ class Dag:
         if not targets:
             return self
         named = self.named(targets)
-        return self._part({*named, *self.ancestors(named)})
+        return self.part({*named, *self.ancestors(named)})
 
     def named(self, targets: Sequence[str]) -> list[str]:
         """Return the stages that ``targets`` name, without what these are made from.
@@ -156,7 +156,8 @@ class Dag:
             )
         return found
 
-    def _part(self, names: set[str]) -> Dag:
+    def part(self, names: set[str]) -> Dag:
+        """Return these stages alone, with what differs of them."""
         stages = {name: stage for name, stage in self.stages.items() if name in names}
         return Dag(stages, {name: self.changes[name] for name in stages if name in self.changes})
 

@@ -38,7 +38,6 @@ from pipelines.sweeping.guarded import Guard, deciding
 from pipelines.sweeping.outcomes import Outcomes
 from pipelines.sweeping.ray_session import ray_session
 from pipelines.sweeping.resources import Resources, choose_resources, complaints, nodes
-from pipelines.sweeping.trial import StageTrial
 from pipelines.tracking.recorder import Recorder
 
 METRIC_SECONDS = 30.0
@@ -178,17 +177,16 @@ class Sweep:
 
         self._num_waves += 1
         guard = Guard(self.root, deciding(os.environ), resources.gpu_share)
-        plans = {}
+        nodes = [graph.nodes[name] for name in names]
         for name in names:
-            call = (f"stages.{graph.nodes[name].stage}", graph.nodes[name].cell)
-            plans[name] = StageTrial(name, call, self._folder, guard)
             attempts.forget(self._folder, name)
             log_of(self._folder, name).unlink(missing_ok=True)
         typer.echo(f"wave {self._num_waves}: {len(names)} stages")
         with recording(self.root, self._outcomes.recorded) as record:
             run_wave(
                 f"{self._name}-{self._num_waves}",
-                plans,
+                {node.name: (f"stages.{node.stage}", node.cell) for node in nodes},
+                guard,
                 layout=self._layout,
                 folder=self._folder,
                 resources=resources,
@@ -277,6 +275,5 @@ def split_rest(dag: Dag, trials: Collection[str]) -> tuple[Dag, list[str]]:
     waiting = [n for n, verdict in dag.verdicts.items() if verdict is not Verdict.unchanged]
     missing = {name for name in waiting if name in trials}
     lost = {*missing, *dag.descendants(missing)}
-    rest = {name: dag.stages[name] for name in waiting if name not in lost}
-    changes = {name: dag.changes[name] for name in rest if name in dag.changes}
-    return Dag(rest, changes), [name for name in dag.stages if name in lost]
+    rest = {name for name in waiting if name not in lost}
+    return dag.part(rest), [name for name in dag.stages if name in lost]

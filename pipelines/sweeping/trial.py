@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +31,15 @@ FINAL_CODES = {0, 1, 2, 3, 5}
 Report = Callable[[dict[str, float]], None]
 
 
-@dataclass(frozen=True)
-class StageTrial:
-    """What a worker needs to know of a stage.
-
-    Attributes:
-        stage: Its name in DVC.
-        call: The module it runs, and its cell.
-        folder: Where the sweep keeps its files.
-        guard: Starts it.
-    """
-
-    stage: str
-    call: tuple[str, ...]
-    folder: Path
-    guard: Guard
-
-
 class AttemptFailedError(Exception):
     """An attempt ended in a way that another one may not; Ray makes that one."""
 
 
-def run_trial(config: Mapping[str, Any], plans: Mapping[str, StageTrial]) -> None:
+Calls = Mapping[str, tuple[str, ...]]
+"""The module that each stage runs, and its cell; by the stage's name in DVC."""
+
+
+def run_trial(config: Mapping[str, Any], calls: Calls, folder: Path, guard: Guard) -> None:
     """Run the stage of a trial, as Ray calls it; returns when it has a result or never will."""
     import ray
     from ray import tune
@@ -65,30 +51,44 @@ def run_trial(config: Mapping[str, Any], plans: Mapping[str, StageTrial]) -> Non
         "ray.node_id": str(runtime.get_node_id()),
         "ray.host": socket.gethostname(),
     }
-    plan = plans[config["stage"]]
-    code = execute(plan, links, lambda metrics: tune.report(metrics))
+    stage = config["stage"]
+    code = execute(stage, calls[stage], folder, guard, links, lambda values: tune.report(values))
     tune.report({"exit_code": code})
 
 
-def execute(plan: StageTrial, links: Mapping[str, str], report: Report) -> int:
+def execute(
+    stage: str,
+    call: tuple[str, ...],
+    folder: Path,
+    guard: Guard,
+    links: Mapping[str, str],
+    report: Report,
+) -> int:
     """Make one attempt at a stage and return its exit code.
+
+    Args:
+        stage: Its name in DVC.
+        call: The module it runs, and its cell.
+        folder: Where the sweep keeps its files.
+        guard: Starts it.
+        links: Ids of the trial.
+        report: Hears the stage's newest metrics now and then.
 
     Raises:
         AttemptFailedError: It failed, and another attempt may not.
     """
-    folder, stage = plan.folder, plan.stage
     attempts.begin(folder, stage, links)
     # Finished by a worker that died before it could say so?
-    if differences(plan.guard.root, [stage])[stage] is None:
+    if differences(guard.root, [stage])[stage] is None:
         attempts.end(folder, stage, 0, "")
         return 0
     if stop_file(folder).exists():
         attempts.end(folder, stage, 143, "")
         return 143
-    process = plan.guard.start(plan.call, log_of(folder, stage), stage=stage)
+    process = guard.start(call, log_of(folder, stage), stage=stage)
     try:
         with _stopped_on_request(process, stop_file(folder)) as stopped:
-            _follow(process, plan, report)
+            _follow(process, guard.root / ".kdci" / "work" / stage, report)
     finally:  # this thread may be told to go before it has ended
         end(process)
     code = process.returncode
@@ -99,7 +99,7 @@ def execute(plan: StageTrial, links: Mapping[str, str], report: Report) -> int:
     raise AttemptFailedError(f"exit code {code}: {message}")
 
 
-def _follow(process: subprocess.Popen[bytes], plan: StageTrial, report: Report) -> None:
+def _follow(process: subprocess.Popen[bytes], work: Path, report: Report) -> None:
     """Report the newest metrics now and then until the process has ended."""
     began, reported = time.time(), 0.0
     told: dict[str, float] = {}
@@ -109,16 +109,15 @@ def _follow(process: subprocess.Popen[bytes], plan: StageTrial, report: Report) 
             return
         if time.monotonic() - reported < REPORT_SECONDS:
             continue
-        newest = newest_metrics(plan, since=began)
+        newest = _newest_metrics(work, since=began)
         if newest and newest != told:
             report(newest)
             reported, told = time.monotonic(), newest
 
 
-def newest_metrics(plan: StageTrial, *, since: float) -> dict[str, float]:
+def _newest_metrics(work: Path, *, since: float) -> dict[str, float]:
     """Return the last line of the metrics that the stage wrote since then; empty: none."""
-    folder = plan.guard.root / ".kdci" / "work" / plan.stage
-    files = [file for file in folder.glob("*/metrics.jsonl") if changed(file) >= since]
+    files = [file for file in work.glob("*/metrics.jsonl") if changed(file) >= since]
     for file in sorted(files, key=changed, reverse=True):
         with suppress(OSError):  # the stage has just finished
             rows = read_metrics(file)

@@ -21,14 +21,15 @@ from kdci.store.layout import Layout
 from pipelines.running.stopping import StopRequest
 from pipelines.running.workspace import await_stages
 from pipelines.sweeping.attempts import stop_file
-from pipelines.sweeping.guarded import GRACE_SECONDS
+from pipelines.sweeping.guarded import GRACE_SECONDS, Guard
 from pipelines.sweeping.resources import Resources
-from pipelines.sweeping.trial import StageTrial, run_trial
+from pipelines.sweeping.trial import Calls, run_trial
 
 
 def run_wave(
     name: str,
-    plans: Mapping[str, StageTrial],
+    calls: Calls,
+    guard: Guard,
     *,
     layout: Layout,
     folder: Path,
@@ -45,7 +46,8 @@ def run_wave(
 
     Args:
         name: Of the experiment in Ray.
-        plans: What each stage's trial needs, by stage.
+        calls: What each stage runs.
+        guard: Starts it.
         layout: The places of the project.
         folder: Where the sweep keeps its files.
         resources: Of each trial.
@@ -58,8 +60,10 @@ def run_wave(
     for each in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(each).setLevel(logging.CRITICAL)  # failures are told by the sweep
     tuner = tune.Tuner(
-        tune.with_resources(partial(run_trial, plans=dict(plans)), resources.request()),
-        param_space={"stage": tune.grid_search(list(plans))},
+        tune.with_resources(
+            partial(run_trial, calls=calls, folder=folder, guard=guard), resources.request()
+        ),
+        param_space={"stage": tune.grid_search(list(calls))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=max_concurrent,
             trial_dirname_creator=lambda trial: str(trial.trial_id),

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -49,10 +50,7 @@ def ray_engine(key: str) -> ScoringEngine:
         what = "ray is not installed"
         raise UserError(key, what, "pip install 'kdci[sweep]', or set it to local")
 
-    def open_workers(teacher: PixelModel, score: Score) -> AbstractContextManager[Workers]:
-        return _opened(key, teacher, score)
-
-    return open_workers
+    return partial(_opened, key)
 
 
 @contextmanager
