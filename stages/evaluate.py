@@ -176,11 +176,7 @@ def _pool_shift(
 ) -> dict[str, Any]:
     """Return how a pool is shifted: class proportions, confidence, distance from real images.
 
-    Args:
-        pool_seed: Which pool.
-        pool: The pool.
-        real_MD: The teacher's features of the test images; None: there are none.
-        features: Returns them of other images.
+    ``real_MD`` are the teacher's features of the test images; None: there are none.
     """
     import torch
 

@@ -26,15 +26,11 @@ JOURNAL = "journal.jsonl"
 
 @dataclass(frozen=True)
 class Execution:
-    """What a runner did with a stage.
+    """What a runner did with a stage; see ``Outcome``.
 
     Attributes:
-        stage: Its name in DVC.
         outcome: `completed`, `restored` (from the run cache), `failed` or `stopped`.
         runner: `prefect`, `plain` or `ray`.
-        started: Unix seconds.
-        seconds: Wall time, the start of processes included.
-        exit_code: That of the stage; 0: it succeeded.
         card: SHA-256 on the card of the artifact that it left; "": none.
         links: Tags of other tools: ``prefect.flow_run_id``, ``ray.trial_id``, ...
         kind: Which stage it is: `teacher`, `distill`, ...; "": not told.
@@ -56,14 +52,9 @@ class Execution:
 def note(
     layout: Layout, outcome: Outcome, node: Node | None, *, runner: str, links: Mapping[str, str]
 ) -> None:
-    """Add what came of a stage; one that was not even started, or had nothing to do, is left out.
+    """Add what came of a stage, whose node is None if the params do not know it.
 
-    Args:
-        layout: The project's places.
-        outcome: What came of it.
-        node: The stage; None: the params do not know it.
-        runner: As in ``Execution``.
-        links: As in ``Execution``.
+    One that was not even started, or had nothing to do, is left out.
     """
     if outcome.state in (State.cached, State.not_run):
         return

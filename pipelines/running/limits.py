@@ -35,10 +35,6 @@ class Run:
     """A run in progress; it holds the workspace.
 
     Attributes:
-        graph: Of the params it began with.
-        dag: The stages it is about.
-        scheduler: Runs them.
-        limit: Stages at work at a time.
         links: Ids of other tools by stage, for the journal; "" holds for every stage.
     """
 

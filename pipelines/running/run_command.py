@@ -50,19 +50,9 @@ def run_stages(
     prefect: bool = True,
     track: bool = True,
 ) -> int:
-    """Run the stages and return the exit code.
+    """Run the stages, shown by Prefect and tracked in MLflow if so asked; return the exit code.
 
-    Args:
-        root: The project folder.
-        targets: As in ``pipelines.running.limits.open_run``.
-        preset: Likewise.
-        seeds: Likewise.
-        limit: Likewise.
-        prefect: Have Prefect show it.
-        track: Keep MLflow's record up to date meanwhile.
-
-    Raises:
-        KdciError: Nothing was run; see ``pipelines.running.limits.open_run``.
+    What is run, and what is raised when nothing was: see ``pipelines.running.limits.open_run``.
     """
     switch_off()
     asked: dict[str, Any] = {"preset": preset, "seeds": seeds, "limit": limit}

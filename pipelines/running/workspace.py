@@ -23,11 +23,7 @@ GLANCE_SECONDS = 0.3
 
 @contextmanager
 def only_runner(layout: Layout, what: str) -> Iterator[None]:
-    """Hold the workspace for the block; the kernel frees it however this process ends.
-
-    Args:
-        layout: Its places.
-        what: Who holds it, for those who are refused: `kdci run`.
+    """Hold the workspace for ``what``, as `kdci run`; the kernel frees it however this one ends.
 
     Raises:
         BusyError: Another runner holds it, or a stage that none of ours started is at work.

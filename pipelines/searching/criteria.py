@@ -123,12 +123,7 @@ class Scorer:
 
 
 def load_snapshot(file: Path, params: Params, cell: Cell) -> Student | None:
-    """Load a student as it is while it is being distilled.
-
-    Args:
-        file: A snapshot in distill's work folder.
-        params: The trial's.
-        cell: Which student.
+    """Load a student while it is being distilled, from a snapshot in distill's work folder.
 
     Returns:
         The student; None: the file is not whole yet, or is there no more.

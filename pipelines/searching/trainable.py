@@ -52,13 +52,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc,unused-ignore]
 
 
 class RecordWriter(tune.Callback):  # type: ignore[misc,unused-ignore]
-    """Writes the trials' records, in the driver: one writer of all.
-
-    Args:
-        layout: Of the workspace.
-        search: What is searched.
-        on_event: Hears what happens.
-    """
+    """Writes the trials' records, in the driver: one writer of all; ``on_event`` hears of each."""
 
     def __init__(self, layout: Layout, search: Search, on_event: Event) -> None:
         self._layout = layout

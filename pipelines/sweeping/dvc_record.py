@@ -27,10 +27,6 @@ def record(root: Path, names: Sequence[str]) -> dict[str, str | None]:
 
     A result that was not made of what is there now is left alone: DVC would take it for one.
 
-    Args:
-        root: The project folder.
-        names: The stages whose results these are.
-
     Returns:
         By stage: why it was not recorded; None: it was.
     """
@@ -71,9 +67,7 @@ def _dvc_commit(root: Path, names: Sequence[str]) -> str | None:
 def recording(root: Path, on_recorded: OnRecorded) -> Iterator[Callable[[str], None]]:
     """Yield what has a stage's result recorded, in a thread of its own; all are, at the end.
 
-    Args:
-        root: The project folder.
-        on_recorded: Hears what came of each; called in that thread.
+    ``on_recorded`` hears in that thread what came of each.
     """
     waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
@@ -98,14 +92,10 @@ def recording(root: Path, on_recorded: OnRecorded) -> Iterator[Callable[[str], N
 
 
 def restorable(root: Path, names: Sequence[str]) -> list[str]:
-    """Return the stages whose result, as they are now, DVC's run cache has.
+    """Return the stages, of those with parents up to date, whose result DVC's run cache has.
 
     A cache that can not be asked has none: the stages are run then. It is asked in a process of
     its own: DVC looks for a cached result's files from the working folder.
-
-    Args:
-        root: The project folder.
-        names: Stages; all that they are made from is up to date.
     """
     if not names:
         return []

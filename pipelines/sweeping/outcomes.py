@@ -42,13 +42,7 @@ def reason(report: str) -> str:
 
 
 class Outcomes:
-    """The outcomes of a sweep.
-
-    Args:
-        layout: The places of the project.
-        folder: Where the sweep keeps its files.
-        total: How many stages were not up to date.
-        stop: Tells that a signal came.
+    """The outcomes of a sweep, which keeps its files in ``folder``.
 
     Attributes:
         by_stage: In the order in which they came.
@@ -72,12 +66,7 @@ class Outcomes:
             self._note_trial(name, State.failed, message, 1, history)
 
     def without_result(self, name: str, report: str = "") -> None:
-        """Note that a stage's trial ended without a result.
-
-        Args:
-            name: The stage.
-            report: What Ray says of it; see ``reason``.
-        """
+        """Note that a stage's trial ended without a result, and what Ray reports of it."""
         error, history = reason(report), attempts.read_history(self._folder, name)
         code = None if history is None else history.exit_code
         if self._stop and (code is None or code in STOP_CODES):
@@ -95,12 +84,7 @@ class Outcomes:
             self._note_trial(name, State.failed, history.message, code, history)
 
     def note(self, outcome: Outcome, links: Mapping[str, str] | None = None) -> None:
-        """Note how a stage ended.
-
-        Args:
-            outcome: How.
-            links: Ids of the trial; None: it was run here, by DVC.
-        """
+        """Note how a stage ended, with the ids of its trial; None: it was run here, by DVC."""
         self.by_stage[outcome.stage] = outcome
         if outcome.state in (State.cached, State.not_run):
             return

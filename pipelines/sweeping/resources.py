@@ -15,12 +15,7 @@ Node = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one trial.
-
-    Attributes:
-        cpus: Cores that Ray sets aside for it.
-        gpus: GPUs, or a share of one.
-    """
+    """Cores that Ray sets aside for one trial, and GPUs or a share of one."""
 
     cpus: float
     gpus: float

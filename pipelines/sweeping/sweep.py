@@ -251,9 +251,7 @@ def trials_of(graph: Graph) -> set[str]:
 def ready_stages(dag: Dag, trials: Collection[str]) -> list[str]:
     """Return the stages that can be trained now: changed, all that they are made from unchanged.
 
-    Args:
-        dag: The graph with its status.
-        trials: What a trial can make; others are for the runner's own machine.
+    Those that no trial makes are for the runner's own machine.
     """
     verdicts = dag.verdicts
     return [
@@ -268,9 +266,7 @@ def ready_stages(dag: Dag, trials: Collection[str]) -> list[str]:
 def split_rest(dag: Dag, trials: Collection[str]) -> tuple[Dag, list[str]]:
     """Return what is left to run on the runner's machine, and what can not be run.
 
-    Args:
-        dag: The graph with its status, after the last wave.
-        trials: What a trial could have made; what of it is missing has failed.
+    What a trial could have made, and is missing after the last wave, has failed.
     """
     waiting = [n for n, verdict in dag.verdicts.items() if verdict is not Verdict.unchanged]
     missing = {name for name in waiting if name in trials}

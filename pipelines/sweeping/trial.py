@@ -64,15 +64,7 @@ def execute(
     links: Mapping[str, str],
     report: Report,
 ) -> int:
-    """Make one attempt at a stage and return its exit code.
-
-    Args:
-        stage: Its name in DVC.
-        call: The module it runs, and its cell.
-        folder: Where the sweep keeps its files.
-        guard: Starts it.
-        links: Ids of the trial.
-        report: Hears the stage's newest metrics now and then.
+    """Make one attempt at a stage and return its exit code; its newest metrics are reported.
 
     Raises:
         AttemptFailedError: It failed, and another attempt may not.

@@ -43,19 +43,8 @@ def run_wave(
     """Run stages as trials; return when each has ended, or soon after a signal.
 
     Every stage gets its whole budget: arms that are compared must not be stopped early.
-
-    Args:
-        name: Of the experiment in Ray.
-        calls: What each stage runs.
-        guard: Starts it.
-        layout: The places of the project.
-        folder: Where the sweep keeps its files.
-        resources: Of each trial.
-        max_concurrent: Trials at a time; None: as many as fit.
-        max_failures: How often a trial is started again after its worker or node died.
-        stop: Tells that a signal came.
-        on_metrics: Hears a stage and what it reports while it runs.
-        on_end: Hears a stage whose trial has ended, and Ray's report of its failures, if any.
+    ``on_metrics`` hears a stage and what it reports while it runs, ``on_end`` one whose trial has
+    ended, and Ray's report of its failures, if any.
     """
     for each in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(each).setLevel(logging.CRITICAL)  # failures are told by the sweep

@@ -78,14 +78,7 @@ def _told(key: str) -> Iterator[None]:
 
 
 class _Scorer:
-    """An actor: a teacher that is set up as the stage's own is.
-
-    Args:
-        teacher: On the CPU.
-        score: Maps logits to scores.
-        threads: Of torch's kernels.
-        device: `cpu` or `cuda`.
-    """
+    """An actor: a teacher, given on the CPU, that is set up as the stage's own is."""
 
     def __init__(self, teacher: PixelModel, score: Score, threads: int, device: str) -> None:
         # The precision is the teacher's own: its matrix products are cast inside.
