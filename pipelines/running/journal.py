@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdci.errors import KdciError, StorageError
+from kdci.errors import StorageError
 from kdci.graph.node import Node
-from kdci.store.artifacts import read_card, storage_errors
+from kdci.graph.standing import card_at
+from kdci.store.artifacts import storage_errors
 from kdci.store.layout import Layout
 from pipelines.running.stage_process import Outcome, State
 
@@ -58,7 +59,7 @@ def note(
     """
     if outcome.state in (State.cached, State.not_run):
         return
-    card = card_of(node.artifact, node.kind) if node and outcome.has_result else ""
+    card = card_at(node.artifact, node.kind) if node and outcome.has_result else None
     execution = Execution(
         stage=outcome.stage,
         outcome=str(outcome.state),
@@ -66,7 +67,7 @@ def note(
         started=outcome.started,
         seconds=round(outcome.seconds, 3),
         exit_code=outcome.exit_code,
-        card=card,
+        card=str(card["card_sha256"]) if card else "",
         links=links,
         kind=node.stage if node else "",
         point=node.fields if node else {},
@@ -127,11 +128,3 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
             with suppress(ValueError):
                 rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
-
-
-def card_of(path: Path, kind: str) -> str:
-    """Return the SHA-256 on an artifact's card; "": there is none that can be read."""
-    try:
-        return str(read_card(path, kind=kind)["card_sha256"])
-    except (KdciError, OSError):
-        return ""

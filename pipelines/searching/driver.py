@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, 
     found = plan_trials(graph, begun, read_dag(root))
     if not found.name:
         made = f"{found.method}-{found.variant}-{found.identity[:8]}".replace("_", "-")
-        found = replace(found, name=made)
+        found = found.model_copy(update={"name": made})
     layout = graph.layout
     _require_same(layout, found)
     write_search(layout, found)
@@ -79,7 +78,7 @@ def _require_same(layout: Layout, found: Search) -> None:
     earlier = read_search(layout, found.name)
     if earlier.identity == found.identity:
         return
-    before, now = earlier.asdict(), found.asdict()
+    before, now = earlier.model_dump(mode="json"), found.model_dump(mode="json")
     differing = [key for key in now if before.get(key) != now[key]]
     if "given" in differing:
         keys = sorted({*before["given"], *now["given"]})

@@ -7,7 +7,6 @@ made from them. The others' artifacts are the workspace's own: up to date, and o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def begin_search(params: Params, options: SearchOptions, space: Mapping[str, obj
         raise CombinedUserError(problems)
     metric = "_".join([*search.criterion.split(":"), part_of(params, search.variant)])
     num_points = len(search.cells) * params.distill.num_snapshots
-    return replace(search, metric=metric, num_points=num_points)
+    return search.model_copy(update={"metric": metric, "num_points": num_points})
 
 
 def _misfits(search: Search, grid: Grid, students: Sequence[str]) -> Iterator[UserError]:
@@ -157,14 +156,14 @@ def plan_trials(graph: Graph, search: Search, dag: Dag) -> Search:
         )
         for node in own
     )
-    return replace(
-        search,
-        given={key: value for key, value in given.items() if key not in search.space},
-        upstream=contents(graph, [_place(graph, node.artifact) for node in shared]),
-        code=fingerprints(graph, stages),
-        links=_links(graph, own),
-        stages=stages,
-    )
+    found = {
+        "given": {key: value for key, value in given.items() if key not in search.space},
+        "upstream": contents(graph, [_place(graph, node.artifact) for node in shared]),
+        "code": fingerprints(graph, stages),
+        "links": _links(graph, own),
+        "stages": stages,
+    }
+    return search.model_copy(update=found)
 
 
 def leaves(params: Params, blocks: Iterable[str]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, model_validator
 
 from kdci.errors import IntegrityError, UserError
 from kdci.reporting.text.text_table import aligned
@@ -24,11 +25,11 @@ TRIAL_FILE = "trial.json"
 RESULTS_FILE = "results.json"
 STOP_FILE = "stop"
 """There while a search is being stopped: trials on any machine see it and save their state."""
+Read = TypeVar("Read", bound=BaseModel)
 FINISHED = ("complete", "stopped", "failed")
 
 
-@dataclass(frozen=True)
-class StageCall:
+class StageCall(BaseModel, frozen=True):
     """A stage that a trial runs in its own root.
 
     Attributes:
@@ -45,17 +46,17 @@ class StageCall:
     artifact: str
     student: dict[str, Any] | None = None
 
+    @model_validator(mode="before")
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild what was written; one of before cells had names can be read, and not run."""
-        if "dvc_name" in values:
-            name, stage = values["dvc_name"], values["module"]
-            return cls(name, stage, "", values["artifact"], values["cell"])
-        return cls(**values)
+    def _of_before(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Read what was written before cells had names; it can not be run."""
+        if "dvc_name" not in values:
+            return values
+        names = {"name": values["dvc_name"], "stage": values["module"], "cell": ""}
+        return {**names, "artifact": values["artifact"], "student": values["cell"]}
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(BaseModel, frozen=True):
     """What is searched: two searches with the same fields are the same search.
 
     Attributes:
@@ -100,16 +101,16 @@ class Search:
     grace: int
     reduction: int
     num_points: int = 0
-    given: dict[str, Any] = field(default_factory=dict)
-    upstream: dict[str, str] = field(default_factory=dict)
-    code: dict[str, str] = field(default_factory=dict)
+    given: dict[str, Any] = {}
+    upstream: dict[str, str] = {}
+    code: Any = {}  # before cells had names, one hash
     links: tuple[str, ...] = ()
     stages: tuple[StageCall, ...] = ()
 
     @property
     def identity(self) -> str:
         """Hash of everything but the name."""
-        return hash_json({**self.asdict(), "name": ""})
+        return hash_json({**self.model_dump(mode="json"), "name": ""})
 
     @property
     def cells(self) -> list[Cell]:
@@ -119,21 +120,8 @@ class Search:
             Cell(*pair, pool_seed, seed) for pool_seed in self.pool_seeds for seed in self.seeds
         ]
 
-    def asdict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return found
 
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild what ``asdict`` returned."""
-        stages = tuple(map(StageCall.of, values["stages"]))
-        lists = {key: tuple(values[key]) for key in ("pool_seeds", "seeds", "links")}
-        return cls(**{**values, **lists, "stages": stages})
-
-
-@dataclass
-class TrialRecord:
+class TrialRecord(BaseModel):
     """What is known of a trial.
 
     Attributes:
@@ -169,20 +157,20 @@ class TrialRecord:
     criterion: str
     metric: str
     score: float | None = None
-    curve: list[tuple[int, float]] = field(default_factory=list)
+    curve: list[tuple[int, float]] = []
     steps: int = 0
     num_steps: int = 0
     status: str = "running"
     error: str = ""
-    stages: list[str] = field(default_factory=list)
-    students: list[str] = field(default_factory=list)
+    stages: list[str] = []
+    students: list[str] = []
     started: float = 0.0
     finished: float | None = None
     threads: int | None = None
-    code: dict[str, str] = field(default_factory=dict)
-    upstream: dict[str, str] = field(default_factory=dict)
-    given: dict[str, Any] = field(default_factory=dict)
-    links: dict[str, str] = field(default_factory=dict)
+    code: Any = {}  # before cells had names, one hash
+    upstream: dict[str, str] = {}
+    given: dict[str, Any] = {}
+    links: dict[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -202,15 +190,7 @@ class TrialRecord:
 
     def asdict(self) -> dict[str, Any]:
         """Return the fields as JSON types, the name among them."""
-        return {"name": self.name, **asdict(self)}
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild what ``asdict`` returned; fields of later versions are left out."""
-        known = {each.name for each in fields(cls)}
-        record = cls(**{key: value for key, value in values.items() if key in known})
-        record.curve = [(int(step), float(score)) for step, score in record.curve]
-        return record
+        return {"name": self.name, **self.model_dump(mode="json")}
 
 
 Event = Callable[[TrialRecord, str], None]
@@ -245,12 +225,12 @@ def read_search(layout: Layout, name: str) -> Search:
         IntegrityError: Its file is damaged.
     """
     file = search_folder(layout, name) / SEARCH_FILE
-    return Search.of(_read(file, name, "is no search of this project"))
+    return _read(Search, file, name, "is no search of this project")
 
 
 def write_search(layout: Layout, search: Search) -> None:
     """Write what a search is."""
-    _write(search_folder(layout, search.name) / SEARCH_FILE, search.asdict())
+    _write(search_folder(layout, search.name) / SEARCH_FILE, search.model_dump(mode="json"))
 
 
 def read_trials(layout: Layout, search: str) -> list[TrialRecord]:
@@ -260,7 +240,7 @@ def read_trials(layout: Layout, search: str) -> list[TrialRecord]:
         IntegrityError: One is damaged.
     """
     files = (search_folder(layout, search) / "trials").glob(f"*/{TRIAL_FILE}")
-    records = [TrialRecord.of(_read(file, str(file), "is gone")) for file in files]
+    records = [_read(TrialRecord, file, str(file), "is gone") for file in files]
     return sorted(records, key=lambda record: (record.number, record.trial_id))
 
 
@@ -334,14 +314,13 @@ def _text(value: Any) -> str:
     return plain(value)
 
 
-def _read(file: Path, subject: str, missing: str) -> dict[str, Any]:
+def _read(kind: type[Read], file: Path, subject: str, missing: str) -> Read:
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return kind.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         raise UserError(subject, missing, "see `.kdci/searches`") from None
     except ValueError:
         raise IntegrityError(str(file), "is damaged", "remove its folder") from None
-    return found
 
 
 def _write(file: Path, value: Any) -> None:
