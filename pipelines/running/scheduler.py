@@ -38,14 +38,9 @@ class _Entry:
 
 
 class Scheduler:
-    """Runs the stages of a graph.
+    """Runs the stages of a graph, at most ``limit`` at a time.
 
-    Args:
-        dag: The graph, with what differs from the last run.
-        start_job: Makes the job of a stage.
-        limit: Number of stages at work at a time.
-        on_line: Hears the stage's name and each line of its output.
-        on_outcome: Hears each outcome, once.
+    ``on_line`` hears a stage's name and each line of its output, ``on_outcome`` each outcome once.
     """
 
     def __init__(
@@ -157,8 +152,7 @@ class Scheduler:
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """Ask the stages at work to save their state and end, and start no other.
 
-        Args:
-            signal_number: Why: what the exit code tells of.
+        The exit code tells of the signal.
         """
         with self._change:
             if self._all_settled():

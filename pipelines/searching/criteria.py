@@ -59,11 +59,8 @@ def part_of(params: Params, variant: str) -> str:
 class Scorer:
     """Scores the students of a trial as evaluate does: the same code, device and threads.
 
-    Args:
-        graph: The trial's, in its root.
-        project: The project folder: relative data paths start there.
-        criterion: What is measured: `agreement` or `accuracy:SPLIT`.
-        first: One of the students.
+    The trial's graph lies in its own root; relative data paths start in the project folder.
+    ``first`` is any of the students.
     """
 
     def __init__(self, graph: Graph, project: Path, criterion: str, first: Cell) -> None:

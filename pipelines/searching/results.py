@@ -30,14 +30,9 @@ FINISHED = ("complete", "stopped", "failed")
 
 
 class StageCall(BaseModel, frozen=True):
-    """A stage that a trial runs in its own root.
+    """A stage that a trial runs in its own root, where its artifact's place is relative to.
 
-    Attributes:
-        name: Of its node.
-        stage: ``stages.<stage>`` is its command.
-        cell: The command's argument.
-        artifact: Where its result lies, relative to the root.
-        student: Axes of the student, of a distillation.
+    ``stages.<stage>`` is its command, the cell its argument; a distillation has its student's axes.
     """
 
     name: str
@@ -60,19 +55,11 @@ class Search(BaseModel, frozen=True):
     """What is searched: two searches with the same fields are the same search.
 
     Attributes:
-        name: Of its folder.
-        preset: Of the params.
-        teacher: Backbone.
-        student: Backbone.
-        method: Of the pool.
-        variant: The arm.
         pool_seeds: Pools of the replicates.
         seeds: Student seeds of the replicates.
         criterion: `agreement` or `accuracy:<split>`.
         metric: What the score is the mean of over replicates, as the evaluation names it.
         space: Distributions as text, by dotted key.
-        scheduler: `asha` or `none`.
-        searcher: `tpe` or `random`.
         seed: Of the searcher.
         grace: Points that every trial is given before it can be stopped.
         reduction: ASHA's factor: one in so many trials goes on at each rung.
@@ -125,13 +112,10 @@ class TrialRecord(BaseModel):
     """What is known of a trial.
 
     Attributes:
-        search: Its search.
         trial_id: First digits of the hash of its values: the name of its folder.
         number: Which one the searcher asked for.
         values: What it tries, by dotted key.
         suggested: The same, before numbers were rounded.
-        criterion: As the search's.
-        metric: As the search's.
         score: In percent, the latest; None: there is none yet.
         curve: Steps of distillation and the score after them; replicates follow one another.
         steps: Steps done at the latest score.
