@@ -159,7 +159,8 @@ def test_what_the_number_was_made_with_and_is_different_now_is_told(root, layout
     from pipelines.params.edit import with_values
 
     record = add(layout, search, 0, 60.0)
-    write_trial(layout, replace(record, code={**record.code, student_of(search): "other"}))
+    changed = {**record.code, student_of(search): "other"}
+    write_trial(layout, record.model_copy(update={"code": changed}))
     card = next(layout.artifacts.glob("pools/wrn-10-1/fast/pool0/card.json"))
     card.write_text(card.read_text() + " ")
     assert len(plan_promotion(layout, "s").warnings) == 1  # the card says the same
