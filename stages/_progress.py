@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 
@@ -33,15 +31,8 @@ class Progress:
             tqdm(total=total or None, desc=label, leave=False) if sys.stderr.isatty() else None
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
 
@@ -56,8 +47,7 @@ class Progress:
         elif logged:
             seconds = time.monotonic() - self._began
             place = f"{step}/{self.total}" if self.total else str(step)
-            line = f"{self.label} {place}  {self._values()}  {seconds:.0f} s\n"
-            sys.stderr.write(line)
+            sys.stderr.write(f"{self.label} {place}  {self._values()}  {seconds:.0f} s\n")
             sys.stderr.flush()
 
     def _values(self) -> str:

@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kdci.store.metrics import read_metrics
+
 FIRST_SECONDS = 2.0
 """When the first sample is taken, so that a short stage has one."""
 INTERVAL_SECONDS = 10.0
@@ -25,7 +27,7 @@ Sample = dict[str, float]
 
 
 class SystemMonitor:
-    """Samples the process until it is stopped.
+    """Samples the process from now on, until it is stopped.
 
     Args:
         file: Where a line goes for each sample; earlier lines, of an interrupted run, stay.
@@ -37,13 +39,12 @@ class SystemMonitor:
         self._file = file
         self._elapsed = elapsed
         self._device = device
-        self._earlier = _read(file)
         self._samples: list[Sample] = []
+        self._earlier: list[Sample] = []
+        with suppress(OSError, ValueError):
+            self._earlier = read_metrics(file)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="system-metrics", daemon=True)
-
-    def start(self) -> None:
-        """Begin to look."""
         with suppress(RuntimeError):  # no thread to be had
             self._thread.start()
 
@@ -120,14 +121,3 @@ def _peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _read(file: Path) -> list[Sample]:
-    """Return the samples of an interrupted run; a torn last line is left out."""
-    samples: list[Sample] = []
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            sample = json.loads(line)
-            float(sample["cpu_seconds"])
-            samples.append(sample)
-    return samples

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdci.config.catalog import stem_for
-from kdci.config.data import Data
 from kdci.config.params import Params
 from kdci.deconfounding.arms import ARMS
 from kdci.store.layout import Cell
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from kdci.data.datasets.labelled import ImageSet, LabelledImages
+    from kdci.data.datasets.labelled import ImageSet
     from kdci.models import PixelModel
     from kdci.models.students import Student
     from kdci.store.artifacts import Artifact
@@ -39,6 +38,7 @@ NUM_FRECHET_IMAGES = 10_000
 def run(session: Session) -> None:
     """Write a row and a learning curve a cell, predictions, pools' shifts, and examples."""
     from kdci.data.bank.mapped_images import MappedImages
+    from kdci.data.datasets.loading import load_split
     from kdci.models.networks import Networks
     from kdci.models.students import student_of
     from kdci.training.examples import choose_examples
@@ -55,7 +55,8 @@ def run(session: Session) -> None:
     networks = Networks(session.start_runtime(), session.layout.formats, session.note_format)
     teacher = networks.teacher(teacher_artifact, spec)
     on_images = partial(ScoredSet.of_teacher, teacher, batch_size=block.batch_size)
-    labelled = _test_images(data)
+    path = Path(data.path) if data.path else None
+    labelled = load_split(spec, path=path, split=data.test) if data.test else None
     test = None if labelled is None else on_images(labelled.images, labelled.labels)
     holdouts = {
         seed: on_images(MappedImages(pool.file("holdout.npy"))) for seed, pool in pools.items()
@@ -96,14 +97,6 @@ def _cells(session: Session) -> list[Cell]:
     """Return the students that it is made from."""
     nodes = (session.graph.by_artifact[parent.path] for parent in session.node.parents.values())
     return [node.student for node in nodes if node.student is not None]
-
-
-def _test_images(data: Data) -> LabelledImages | None:
-    from kdci.data.datasets.loading import load_split
-
-    if data.test is None:
-        return None
-    return load_split(data.spec, path=Path(data.path) if data.path else None, split=data.test)
 
 
 def _scores(
@@ -176,20 +169,22 @@ def _pool_shift(
 ) -> dict[str, Any]:
     """Return how a pool is shifted: class proportions, confidence, distance from real images.
 
-    Args:
-        pool_seed: Which pool.
-        pool: The pool.
-        real_MD: The teacher's features of the test images; None: there are none.
-        features: Returns them of other images.
+    ``real_MD`` are the teacher's features of the test images; None: there are none.
     """
     import torch
 
+    from kdci.data.bank.mapped_images import MappedImages
     from kdci.deconfounding.shift import entropy, frechet_distance, total_variation
+    from kdci.training.runtime import generator
 
     proportions = torch.tensor(pool.facts["proportions"], dtype=torch.float64)
     distance = None
     if real_MD is not None:
-        distance = frechet_distance(features(_sample(pool.file("images.npy"), pool_seed)), real_MD)
+        # At most so many, random ones; the rest stays on disk.
+        images = MappedImages(pool.file("images.npy"))
+        order = torch.randperm(len(images), generator=generator(pool_seed, "teacher-fid"))
+        sample = images[order[:NUM_FRECHET_IMAGES].sort().values]
+        distance = frechet_distance(features(sample), real_MD)
     return {
         "pool_seed": pool_seed,
         "total_variation": total_variation(proportions),
@@ -197,18 +192,6 @@ def _pool_shift(
         "confidence": pool.facts["confidence"],
         "teacher_fid": distance,
     }
-
-
-def _sample(file: Path, pool_seed: int) -> Tensor:
-    """Return random images of a pool, at most ``NUM_FRECHET_IMAGES``; the rest stays on disk."""
-    import torch
-
-    from kdci.data.bank.mapped_images import MappedImages
-    from kdci.training.runtime import generator
-
-    images = MappedImages(file)
-    order = torch.randperm(len(images), generator=generator(pool_seed, "teacher-fid"))
-    return images[order[:NUM_FRECHET_IMAGES].sort().values]
 
 
 def _features(

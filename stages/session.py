@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +136,7 @@ class Session:
 
         Call once all parents are open: the folder's name depends on them.
         """
+        from kdci.store.checkpoints import Checkpoints  # loads torch, once params are validated
         from kdci.training.runtime import start
 
         block = self.params.runtime
@@ -145,22 +146,9 @@ class Session:
             precision=block.precision,
             memory_format=block.memory_format,
         )
-        self._open_work(self.runtime.card())
-        return self.runtime
-
-    def note_format(self, network: str, chosen: str) -> None:
-        """Put on the card what a network computes in, for the result depends on it."""
-        self._runtime_card.setdefault("formats", {})[network] = chosen
-
-    # -- the work folder ----------------------------------------------------------------
-
-    def _open_work(self, runtime: Mapping[str, Any]) -> None:
-        from kdci.store.checkpoints import (
-            Checkpoints,  # loads torch, after the params were validated
-        )
-
-        self._runtime_card = dict(runtime)
-        self.key = hash_json({"params": self.values, "parents": self.parents, "code": self.code})
+        self._runtime_card = self.runtime.card()
+        made_of = {"params": self.values, "parents": self.parents, "code": self.code}
+        self.key = hash_json(made_of)
         self.folder = self.layout.work / "work" / self.node.name / self.key[:16]
         with artifacts.storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -169,17 +157,21 @@ class Session:
         (self.folder / "failure.json").unlink(missing_ok=True)
         identity = {
             "artifact": str(self.node.artifact.relative_to(self.layout.root)),
-            "params": self.values,
-            "parents": self.parents,
-            "code": self.code,
+            **made_of,
             "key": self.key,
             "started": self._started,
             "pid": os.getpid(),
         }
         artifacts.replace_file(self.folder / "identity.json", json.dumps(identity).encode())
-        device = str(runtime.get("device", "cpu"))
+        device = str(self._runtime_card.get("device", "cpu"))
         self._system = SystemMonitor(self.folder / "system.jsonl", lambda: self.seconds, device)
-        self._system.start()
+        return self.runtime
+
+    def note_format(self, network: str, chosen: str) -> None:
+        """Put on the card what a network computes in, for the result depends on it."""
+        self._runtime_card.setdefault("formats", {})[network] = chosen
+
+    # -- the work folder ----------------------------------------------------------------
 
     def resume(self) -> State | None:
         """Return the newest saved state, with the metrics cut back to it; None: start over."""
@@ -217,7 +209,8 @@ class Session:
         """
         began = time.monotonic()
         before = self._loop_seconds
-        with Progress(total, label=f"{self.node.name} {label}", metrics=self.metrics) as progress:
+        shown = Progress(total, label=f"{self.node.name} {label}", metrics=self.metrics)
+        with closing(shown) as progress:
             for step in steps:
                 self._loop_seconds = before + time.monotonic() - began
                 progress.update(step)

@@ -79,11 +79,6 @@ def _train(session: Session, backbone: str) -> None:
 def _adopt(session: Session, backbone: str, place: str) -> None:
     """Verify a finished teacher and make its tensors, bit for bit, those of this experiment.
 
-    Args:
-        session: The running stage.
-        backbone: The teacher's.
-        place: Its folder, from the project folder, as the params name it.
-
     Raises:
         UserError: It is not there, or not the teacher that the params ask for.
         IntegrityError: It is damaged.

@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from kdci.errors import UserError
-from pipelines.commands.shared import numbers, project_root, warn
+from pipelines.commands.shared import numbers, project_root
 
 _Targets = Annotated[
     list[str] | None,
@@ -46,12 +46,18 @@ def run_pipeline(
             raise UserError("--no-prefect" if no_prefect else "--no-track", what, "leave it out")
         defaults = {"preset": preset, "targets": targets, "seeds": numbers(seeds), "limit": limit}
         raise typer.Exit(serve_flow(root, defaults))
-    from pipelines.running.run_command import RunOptions, run_stages
+    from pipelines.running.run_command import run_stages
 
-    options = RunOptions(
-        targets or (), preset, numbers(seeds), limit, prefect=not no_prefect, track=not no_track
+    code = run_stages(
+        root,
+        targets=targets or (),
+        preset=preset,
+        seeds=numbers(seeds),
+        limit=limit,
+        prefect=not no_prefect,
+        track=not no_track,
     )
-    raise typer.Exit(run_stages(root, options))
+    raise typer.Exit(code)
 
 
 def sweep(
@@ -150,9 +156,10 @@ def sweep(
         )
         raise typer.Exit(code)
     _require_no_search_option(context)
-    from pipelines.sweeping.sweep import SweepOptions, sweep_grid
+    from pipelines.sweeping.sweep import Sweep
 
-    options = SweepOptions(
+    grid = Sweep(
+        project_root(context),
         targets or (),
         address,
         cpus_per_trial,
@@ -162,8 +169,7 @@ def sweep(
         allow_no_token,
         track=not no_track,
     )
-    code = sweep_grid(project_root(context), options, say=typer.echo, warn=warn)
-    raise typer.Exit(code)
+    raise typer.Exit(grid.run())
 
 
 def _require_no_search_option(context: typer.Context) -> None:

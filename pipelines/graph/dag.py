@@ -98,9 +98,7 @@ class Dag:
         if not targets:
             return self
         named = self.named(targets)
-        needed = {*named, *self.ancestors(named)}
-        stages = {name: stage for name, stage in self.stages.items() if name in needed}
-        return Dag(stages, {name: self.changes[name] for name in stages if name in self.changes})
+        return self.part({*named, *self.ancestors(named)})
 
     def named(self, targets: Sequence[str]) -> list[str]:
         """Return the stages that ``targets`` name, without what these are made from.
@@ -151,6 +149,11 @@ class Dag:
                 target, "is no stage of dvc.yaml with these params", f"{hint}see `dvc stage list`"
             )
         return found
+
+    def part(self, names: set[str]) -> Dag:
+        """Return these stages alone, with what differs of them."""
+        stages = {name: stage for name, stage in self.stages.items() if name in names}
+        return Dag(stages, {name: self.changes[name] for name in stages if name in self.changes})
 
 
 def read_dag(root: Path, *, status: bool = True) -> Dag:

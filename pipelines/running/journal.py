@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from kdci.errors import KdciError, StorageError
+from kdci.errors import StorageError
 from kdci.graph.node import Node
-from kdci.store.artifacts import read_card, storage_errors
+from kdci.graph.standing import card_at
+from kdci.store.artifacts import storage_errors
 from kdci.store.layout import Layout
 from pipelines.running.stage_process import Outcome, State
 
@@ -25,15 +27,11 @@ JOURNAL = "journal.jsonl"
 
 @dataclass(frozen=True)
 class Execution:
-    """What a runner did with a stage.
+    """What a runner did with a stage; see ``Outcome``.
 
     Attributes:
-        stage: Its name in DVC.
         outcome: `completed`, `restored` (from the run cache), `failed` or `stopped`.
         runner: `prefect`, `plain` or `ray`.
-        started: Unix seconds.
-        seconds: Wall time, the start of processes included.
-        exit_code: That of the stage; 0: it succeeded.
         card: SHA-256 on the card of the artifact that it left; "": none.
         links: Tags of other tools: ``prefect.flow_run_id``, ``ray.trial_id``, ...
         kind: Which stage it is: `teacher`, `distill`, ...; "": not told.
@@ -55,18 +53,13 @@ class Execution:
 def note(
     layout: Layout, outcome: Outcome, node: Node | None, *, runner: str, links: Mapping[str, str]
 ) -> None:
-    """Add what came of a stage; one that was not even started, or had nothing to do, is left out.
+    """Add what came of a stage, whose node is None if the params do not know it.
 
-    Args:
-        layout: The project's places.
-        outcome: What came of it.
-        node: The stage; None: the params do not know it.
-        runner: As in ``Execution``.
-        links: As in ``Execution``.
+    One that was not even started, or had nothing to do, is left out.
     """
     if outcome.state in (State.cached, State.not_run):
         return
-    card = card_of(node.artifact, node.kind) if node and outcome.has_result else ""
+    card = card_at(node.artifact, node.kind) if node and outcome.has_result else None
     execution = Execution(
         stage=outcome.stage,
         outcome=str(outcome.state),
@@ -74,7 +67,7 @@ def note(
         started=outcome.started,
         seconds=round(outcome.seconds, 3),
         exit_code=outcome.exit_code,
-        card=card,
+        card=str(card["card_sha256"]) if card else "",
         links=links,
         kind=node.stage if node else "",
         point=node.fields if node else {},
@@ -84,13 +77,21 @@ def note(
 
 
 def append(layout: Layout, execution: Execution) -> None:
-    """Add a line, flushed to disk; several processes may do so at once.
+    """Add an execution.
 
     Raises:
         StorageError: The disk is full or not writable.
     """
-    file = layout.work / JOURNAL
-    line = json.dumps(asdict(execution), allow_nan=False) + "\n"
+    append_line(layout.work / JOURNAL, asdict(execution))
+
+
+def append_line(file: Path, row: Mapping[str, Any]) -> None:
+    """Add a line of JSON, flushed to disk; several processes may do so at once.
+
+    Raises:
+        StorageError: The disk is full or not writable.
+    """
+    line = json.dumps(row, allow_nan=False) + "\n"
     with storage_errors(file, needed=len(line)):
         file.parent.mkdir(parents=True, exist_ok=True)
         # One write of an O_APPEND file is not torn by another writer's.
@@ -111,23 +112,19 @@ def _ends_a_line(handle: int) -> bool:
 
 
 def read(layout: Layout) -> list[Execution]:
-    """Return what was done, the oldest first; lines that a crash cut short are left out."""
-    try:
-        lines = (layout.work / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
+    """Return what was done, the oldest first."""
     found = []
-    for line in lines:
-        try:
-            found.append(Execution(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
+    for row in read_lines(layout.work / JOURNAL):
+        with suppress(TypeError):  # of another version
+            found.append(Execution(**row))
     return found
 
 
-def card_of(path: Path, kind: str) -> str:
-    """Return the SHA-256 on an artifact's card; "": there is none that can be read."""
-    try:
-        return str(read_card(path, kind=kind)["card_sha256"])
-    except (KdciError, OSError):
-        return ""
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file of JSON lines; lines that a crash cut short are left out."""
+    rows = []
+    with suppress(OSError):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]

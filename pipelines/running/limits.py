@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from pipelines.graph.dag import Dag, Verdict, read_dag
 from pipelines.params.edit import prepare
 from pipelines.running import journal
 from pipelines.running.exit_codes import gravest
+from pipelines.running.run_display import counted
 from pipelines.running.scheduler import Scheduler
 from pipelines.running.stage_process import Outcome, StageProcess, State
 from pipelines.running.workspace import only_runner
@@ -34,10 +35,6 @@ class Run:
     """A run in progress; it holds the workspace.
 
     Attributes:
-        graph: Of the params it began with.
-        dag: The stages it is about.
-        scheduler: Runs them.
-        limit: Stages at work at a time.
         links: Ids of other tools by stage, for the journal; "" holds for every stage.
     """
 
@@ -71,9 +68,7 @@ class Run:
 
     def summary(self) -> str:
         """Return how many stages came to what, in one line."""
-        counts = {state: sum(o.state is state for o in self.outcomes) for state in State}
-        told = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-        return f"{len(self.dag.stages)} stages: {told}"
+        return f"{len(self.dag.stages)} stages: {', '.join(counted(self.outcomes))}"
 
 
 @contextmanager
@@ -104,8 +99,7 @@ def open_run(
         UserError: Params, data, teacher or a target do not fit: nothing was run.
         BusyError: Somebody else runs stages here.
     """
-    if limit is not None and limit < 1:
-        raise UserError("--limit", f"is {limit}", "give 1 or more")
+    require_at_least({"--limit": (limit, 1)})
     with only_runner(Layout(root, ""), "kdci run"):
         put_back = prepare(root, preset=preset, seeds=seeds)
         try:
@@ -144,6 +138,17 @@ def _checked_dag(params: Params, layout: Layout, targets: Sequence[str]) -> Dag:
     if any(verdict is not Verdict.unchanged for verdict in dag.verdicts.values()):
         require_no_problems(params, layout)
     return dag
+
+
+def require_at_least(options: Mapping[str, tuple[int | None, int]]) -> None:
+    """Require of options, those that are not None, that they reach the least each may be.
+
+    Raises:
+        UserError: One is below.
+    """
+    for option, (value, least) in options.items():
+        if value is not None and value < least:
+            raise UserError(option, f"is {value}", f"give {least} or more")
 
 
 def default_limit(params: Params) -> int:

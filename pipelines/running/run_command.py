@@ -16,15 +16,17 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from kdci.errors import StorageError
 from pipelines.flow.server import require_answer, server_address
 from pipelines.flow.telemetry import switch_off
-from pipelines.running import run_display
 from pipelines.running.limits import Run, crowding, open_run
+from pipelines.running.run_display import ended, show_line, show_record, warn
 from pipelines.running.scheduler import PATIENCE
+from pipelines.running.stage_process import Outcome, State
 from pipelines.running.stopping import stopped_by_signals
 from pipelines.tracking.recorder import Record, Recorder
 
@@ -38,54 +40,51 @@ PROBE_SECONDS = 2.0
 """Seconds between two looks whether its server still answers."""
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """What `kdci run` is asked for; see ``pipelines.running.limits.open_run``."""
+def run_stages(
+    root: Path,
+    *,
+    targets: Sequence[str] = (),
+    preset: str | None = None,
+    seeds: list[int] | None = None,
+    limit: int | None = None,
+    prefect: bool = True,
+    track: bool = True,
+) -> int:
+    """Run the stages, shown by Prefect and tracked in MLflow if so asked; return the exit code.
 
-    targets: Sequence[str] = ()
-    preset: str | None = None
-    seeds: list[int] | None = None
-    limit: int | None = None
-    prefect: bool = True
-    track: bool = True
-
-
-def run_stages(root: Path, options: RunOptions) -> int:
-    """Run the stages and return the exit code.
-
-    Raises:
-        KdciError: Nothing was run; see ``pipelines.running.limits.open_run``.
+    What is run, and what is raised when nothing was: see ``pipelines.running.limits.open_run``.
     """
     switch_off()
+    asked: dict[str, Any] = {"preset": preset, "seeds": seeds, "limit": limit}
+    runner = "prefect" if prefect else "plain"
     with ExitStack() as stack:
         run = stack.enter_context(
             open_run(
                 root,
-                runner="prefect" if options.prefect else "plain",
-                preset=options.preset,
-                seeds=options.seeds,
-                targets=options.targets,
-                limit=options.limit,
-                on_line=run_display.show_line,
-                on_outcome=run_display.show_outcome,
+                runner=runner,
+                targets=targets,
+                on_line=show_line,
+                on_outcome=_show_outcome,
+                **asked,
             )
         )
         warning = crowding(run.params, run.limit)
         if warning is not None:
-            _warn(warning)
-        recorder = stack.enter_context(Recorder(root)) if options.track else None
+            warn(warning)
+        recorder = stack.enter_context(Recorder(root)) if track else None
         stack.enter_context(stopped_by_signals(partial(_stop, run), twice_ends=True))
-        flow = _Flow(run, recorder, options) if options.prefect else None
+        asked["targets"] = list(targets) or None
+        flow = _Flow(run, recorder, asked) if prefect else None
         if flow is None:
             run.scheduler.run_all()
         else:
             flow.drive()
-        run_display.show_end(run)
+        _show_end(run)
         # First, for the flow shows links to it before it ends.
         record = recorder.finish() if recorder is not None else Record()
         if flow is not None:
             flow.wait()
-        _show_record(record)
+        show_record(record, "run")
     _show_results(run)
     if flow is not None and flow.is_alive:
         _leave_now(run.exit_code)
@@ -98,7 +97,7 @@ class _Flow:
 
     run: Run
     recorder: Recorder | None
-    options: RunOptions
+    asked: dict[str, Any]
     failed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -127,7 +126,7 @@ class _Flow:
             if not self.failed and self._is_gone():
                 deadline = time.monotonic() + ABANDONED_PATIENCE
                 self.failed = True
-        _warn("Prefect has not taken in the end of the run; it may show it as running")
+        warn("Prefect has not taken in the end of the run; it may show it as running")
 
     def _is_gone(self) -> bool:
         address = server_address()
@@ -148,7 +147,7 @@ class _Flow:
 
     def _overdue(self, stage: str) -> None:
         if not self.failed:
-            _warn(f"Prefect has not started {stage} in time; what is left runs without waiting")
+            warn(f"Prefect has not started {stage} in time; what is left runs without waiting")
         self.failed = True
 
     def _call(self) -> None:
@@ -159,17 +158,11 @@ class _Flow:
             from pipelines.flow.reproduce import handed_over, reproduce
 
             with handed_over(self.run, self.recorder, self._begun.set):
-                reproduce(
-                    preset=self.options.preset,
-                    targets=list(self.options.targets) or None,
-                    seeds=self.options.seeds,
-                    limit=self.options.limit,
-                    return_state=True,
-                )
+                reproduce(**self.asked, return_state=True)
         except BaseException as error:  # whatever it is, the run goes on
             if not self.failed:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                _warn(f"Prefect does not show this run: {first[:200]}; it goes on without")
+                warn(f"Prefect does not show this run: {first[:200]}; it goes on without")
             self.failed = True
         finally:
             self._begun.set()
@@ -191,18 +184,26 @@ def _quiet_prefect() -> None:
 
 
 def _stop(run: Run, number: int) -> None:
-    _warn("stopping: stages save their state; once more to end at once")
+    warn("stopping: stages save their state; once more to end at once")
     run.scheduler.stop(number)
 
 
-def _show_record(record: Record | None) -> None:
-    if record is None:
-        _warn("MLflow has no record of the end of this run; `kdci sync` makes it")
+def _show_outcome(run: Run, outcome: Outcome) -> None:
+    """Show how a stage ended; what was up to date or not run is counted at the end."""
+    if outcome.state in (State.cached, State.not_run):
         return
-    for warning in record.warnings:
-        _warn(warning)
-    if record.text:
-        typer.echo(record.text)
+    text = ended(outcome, len(run.scheduler.outcomes), len(run.dag.stages))
+    typer.echo(text, err=outcome.state is State.failed)
+
+
+def _show_end(run: Run) -> None:
+    """Show what a run came to: counts, then each failure with the stage's own last lines."""
+    typer.echo(run.summary())
+    for outcome in run.outcomes:
+        if outcome.state is State.failed:
+            typer.echo(f"{outcome.stage} failed:", err=True)
+            for line in outcome.message.splitlines():
+                typer.echo(f"  {line}", err=True)
 
 
 def _show_results(run: Run) -> None:
@@ -224,7 +225,3 @@ def _leave_now(exit_code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
-
-
-def _warn(text: str) -> None:
-    typer.echo(f"kdci: warning: {text}", err=True)

@@ -1,15 +1,19 @@
-"""What `kdci run` says on the terminal while stages run: who starts, speaks, and ends how."""
+"""What a run says on the terminal while stages run: who starts, speaks, and ends how."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import typer
 
-from pipelines.running.limits import Run
 from pipelines.running.stage_process import Outcome, State
+from pipelines.tracking.recorder import Record
 
-_TOLD = {State.completed, State.restored, State.failed, State.stopped}
+
+def warn(text: str) -> None:
+    """Write a warning to stderr."""
+    typer.echo(f"kdci: warning: {text}", err=True)
 
 
 def show_line(stage: str, line: str) -> None:
@@ -17,21 +21,24 @@ def show_line(stage: str, line: str) -> None:
     typer.echo(line if line.startswith(stage) else f"{stage}  {line}")
 
 
-def show_outcome(run: Run, outcome: Outcome) -> None:
-    """Show how a stage ended; what was up to date or not run is counted at the end."""
-    if outcome.state not in _TOLD:
+def ended(outcome: Outcome, done: int, total: int) -> str:
+    """Return how a stage ended, after ``done`` of ``total``, in a line."""
+    text = f"{outcome.stage}: {outcome.state}, {outcome.seconds:.1f} s"
+    return f"{time.strftime('%H:%M:%S')}  [{done}/{total}] {text}"
+
+
+def counted(outcomes: Iterable[Outcome]) -> list[str]:
+    """Return how many stages came to what: `3 completed`, `1 failed`."""
+    states = [outcome.state for outcome in outcomes]
+    return [f"{states.count(state)} {state}" for state in State if state in states]
+
+
+def show_record(record: Record | None, of: str) -> None:
+    """Show what MLflow has of a run or a sweep; None: not even its end."""
+    if record is None:
+        warn(f"MLflow has no record of the end of this {of}; `kdci sync` makes it")
         return
-    done = len(run.scheduler.outcomes)
-    clock, total = time.strftime("%H:%M:%S"), len(run.dag.stages)
-    text = f"{clock}  [{done}/{total}] {outcome.stage}: {outcome.state}, {outcome.seconds:.1f} s"
-    typer.echo(text, err=outcome.state is State.failed)
-
-
-def show_end(run: Run) -> None:
-    """Show what a run came to: counts, then each failure with the stage's own last lines."""
-    typer.echo(run.summary())
-    for outcome in run.outcomes:
-        if outcome.state is State.failed:
-            typer.echo(f"{outcome.stage} failed:", err=True)
-            for line in outcome.message.splitlines():
-                typer.echo(f"  {line}", err=True)
+    for warning in record.warnings:
+        warn(warning)
+    if record.text:
+        typer.echo(record.text)

@@ -13,27 +13,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from pipelines.graph.dag import Dag, Verdict
-from pipelines.running.stage_process import Outcome, State
+from pipelines.running.stage_process import Outcome, StageProcess, State
 
 PATIENCE = 5.0
 """Seconds that a stage whose turn it is waits for somebody who was to start it."""
 
 
-class Job(Protocol):
-    """A stage being run."""
-
-    def run(self) -> Outcome:
-        """Run it to its end."""
-
-    def stop(self) -> None:
-        """Ask it to end early."""
-
-
-StartJob = Callable[[str, Callable[[str], None]], Job]
-"""Makes the job of a stage, given where its lines go."""
+StartJob = Callable[[str, Callable[[str], None]], StageProcess]
+"""Makes what runs a stage, given where its lines go."""
 
 
 @dataclass
@@ -42,21 +31,16 @@ class _Entry:
 
     lines: list[str] = field(default_factory=list)
     outcome: Outcome | None = None
-    job: Job | None = None
+    job: StageProcess | None = None
     begun: bool = False
     offered: bool = False
     ready_since: float | None = None
 
 
 class Scheduler:
-    """Runs the stages of a graph.
+    """Runs the stages of a graph, at most ``limit`` at a time.
 
-    Args:
-        dag: The graph, with what differs from the last run.
-        start_job: Makes the job of a stage.
-        limit: Number of stages at work at a time.
-        on_line: Hears the stage's name and each line of its output.
-        on_outcome: Hears each outcome, once.
+    ``on_line`` hears a stage's name and each line of its output, ``on_outcome`` each outcome once.
     """
 
     def __init__(
@@ -168,8 +152,7 @@ class Scheduler:
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """Ask the stages at work to save their state and end, and start no other.
 
-        Args:
-            signal_number: Why: what the exit code tells of.
+        The exit code tells of the signal.
         """
         with self._change:
             if self._all_settled():
@@ -246,7 +229,7 @@ class Scheduler:
 
     # -- working ------------------------------------------------------------------------------
 
-    def _run(self, name: str, job: Job) -> None:
+    def _run(self, name: str, job: StageProcess) -> None:
         try:
             outcome = job.run()
         except Exception as error:  # a stage never ends without an outcome

@@ -56,8 +56,6 @@ class Outcome:
     """How a stage ended.
 
     Attributes:
-        stage: Its name in DVC.
-        state: What became of it.
         message: Why, in a line or a few: a failed stage's own last lines.
         exit_code: The stage's exit code, 0 if it has a result.
         started: Unix seconds; 0: it was not started.
@@ -78,13 +76,7 @@ class Outcome:
 
 
 class StageProcess:
-    """Runs one stage, as often as locks and I/O make it necessary.
-
-    Args:
-        root: The project folder.
-        name: The stage's name in DVC.
-        on_line: Gets each line of output as it comes.
-    """
+    """Runs one stage, as often as locks and I/O make it necessary; its lines go to ``on_line``."""
 
     def __init__(self, root: Path, name: str, on_line: Callable[[str], None]) -> None:
         self._root = root

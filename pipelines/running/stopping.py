@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -35,3 +35,43 @@ def stopped_by_signals(stop: Callable[[int], None], *, twice_ends: bool) -> Iter
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class StopRequest:
+    """Set by the first SIGINT or SIGTERM; the second one ends the process at once.
+
+    Attributes:
+        signal_number: The signal that came; None: none has.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._listeners: list[Callable[[int], None]] = []
+
+    def __bool__(self) -> bool:
+        return self.signal_number is not None
+
+    @property
+    def exit_code(self) -> int:
+        """That of a process ended by the signal; 0: none has come."""
+        return 0 if self.signal_number is None else 128 + self.signal_number
+
+    @contextmanager
+    def heard_by(self, listener: Callable[[int], None]) -> Iterator[None]:
+        """Have ``listener`` called with the signal's number, now if it has come."""
+        self._listeners.append(listener)
+        if self.signal_number is not None:
+            listener(self.signal_number)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    def installed(self) -> AbstractContextManager[None]:
+        """Handle SIGINT and SIGTERM for the block."""
+        return stopped_by_signals(self._tell, twice_ends=True)
+
+    def _tell(self, number: int) -> None:
+        self.signal_number = number
+        for listener in list(self._listeners):
+            listener(number)

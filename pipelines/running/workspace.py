@@ -23,11 +23,7 @@ GLANCE_SECONDS = 0.3
 
 @contextmanager
 def only_runner(layout: Layout, what: str) -> Iterator[None]:
-    """Hold the workspace for the block; the kernel frees it however this process ends.
-
-    Args:
-        layout: Its places.
-        what: Who holds it, for those who are refused: `kdci run`.
+    """Hold the workspace for ``what``, as `kdci run`; the kernel frees it however this one ends.
 
     Raises:
         BusyError: Another runner holds it, or a stage that none of ours started is at work.
@@ -45,7 +41,9 @@ def only_runner(layout: Layout, what: str) -> Iterator[None]:
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         replace_file(holder, f"{what}, process {os.getpid()} since {since}\n".encode())
-        _wait_for_orphans(layout)
+        for name, who in await_stages(layout, ORPHAN_SECONDS).items():
+            what = f"is running in process {who}, started by something else"
+            raise BusyError(name, what, "wait for it, or stop that process")
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -88,12 +86,9 @@ def is_held(lock: Path) -> bool:
     return False
 
 
-def _wait_for_orphans(layout: Layout) -> None:
-    """Let stages of a killed runner end, which they do by themselves."""
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    while at_work := stages_at_work(layout):
-        if time.monotonic() > deadline:
-            name, who = next(iter(at_work.items()))
-            what = f"is running in process {who}, started by something else"
-            raise BusyError(name, what, "wait for it, or stop that process")
-        time.sleep(0.2)
+def await_stages(layout: Layout, seconds: float) -> dict[str, str]:
+    """Wait, for so long, until no stage is at work; return those that still are."""
+    deadline = time.monotonic() + seconds
+    while (at_work := stages_at_work(layout)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return at_work

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import typer
 
+from kdci.config.params_file import load_params
 from kdci.graph.node import KINDS
+from kdci.store.layout import Layout
 from pipelines.flow.telemetry import switch_off
-from pipelines.searching.driver import Listener, SearchOutcome, search
+from pipelines.running.run_display import warn
+from pipelines.running.stopping import StopRequest
+from pipelines.running.workspace import only_runner
+from pipelines.searching.driver import await_trials, prepare, told_to_trials, tune_trials
 from pipelines.searching.options import SearchOptions
-from pipelines.searching.results import Search, TrialRecord, best_of, table
+from pipelines.searching.results import (
+    Search,
+    TrialRecord,
+    best_of,
+    plain,
+    read_trials,
+    table,
+    write_results,
+)
 from pipelines.serving.promote import promote
 from pipelines.sweeping.ray_session import ray_session
 from pipelines.tracking.recorder import Recorder
@@ -31,7 +43,7 @@ def search_space(
     allow_no_token: bool = False,
     track: bool = False,
 ) -> int:
-    """Search and print the table; return the exit code.
+    """Search, or go on with the search that has these options, and print the table.
 
     Args:
         root: The project folder.
@@ -41,41 +53,66 @@ def search_space(
         allow_no_token: Accept a Ray without a token.
         track: Keep MLflow's record up to date while trials run.
 
+    Returns:
+        The exit code.
+
     Raises:
-        KdciError: Nothing was run; see ``pipelines.searching.driver.search``.
+        UserError: Space, params, criterion or upstream artifacts do not fit: nothing was run.
+        BusyError: Somebody else runs stages here.
     """
     switch_off()
-    display = _Display(options.num_trials)
-    listener = Listener(display.begin, display.event)
-    with ExitStack() as recording:
-
-        def session() -> AbstractContextManager[Any]:
-            # Begins with the first trial, and ends once the search has let go of the project: an
-            # unfinished trial would be taken for one at work.
-            if track:
-                recording.enter_context(Recorder(root))
-            return ray_session(address=address, num_cpus=num_cpus, allow_no_token=allow_no_token)
-
-        outcome = search(root, options, ray_session=session, listener=listener)
-    _show(outcome, root)
-    if outcome.stopped_by is not None:
+    stop = StopRequest()
+    with ExitStack() as recording, only_runner(Layout(root, ""), "kdci sweep"):
+        params = load_params(root / "params.yaml")
+        layout = Layout(root, params.preset)
+        space, found = prepare(root, params, options)
+        records = read_trials(layout, found.name)
+        display = _Display(options.num_trials, found, records)
+        num_left = options.num_trials - sum(record.is_finished for record in records)
+        if num_left > 0:
+            with stop.installed(), told_to_trials(layout, found, stop):
+                # Ends once the search has let go of the project: an unfinished trial would be
+                # taken for one at work.
+                if track:
+                    recording.enter_context(Recorder(root))
+                with ray_session(address=address, num_cpus=num_cpus, allow_no_token=allow_no_token):
+                    tune_trials(
+                        params,
+                        layout,
+                        found,
+                        space,
+                        records,
+                        options,
+                        num_left,
+                        display.event,
+                        stop,
+                    )
+                    await_trials(layout, found)
+        records = read_trials(layout, found.name)
+        file = write_results(layout, found, records)
+    typer.echo(table(found, records))
+    typer.echo(f"table: {file.relative_to(root)}")
+    best = best_of(records)
+    if best is not None:
+        typer.echo(f"best: {best.name}; `kdci promote {best.search}` writes it to params.yaml")
+    else:
+        warn("no trial is complete")
+    if stop:
         typer.echo("kdci: stopped; the same command goes on", err=True)
-        return 128 + outcome.stopped_by
-    return 0 if best_of(outcome.records) is not None else 1
+        return stop.exit_code
+    return 0 if best is not None else 1
 
 
 class _Display:
     """Tells how a search goes, a line for what begins and ends."""
 
-    def __init__(self, num_trials: int) -> None:
+    def __init__(self, num_trials: int, found: Search, records: list[TrialRecord]) -> None:
         self._num_trials = num_trials
-        self._ended = 0
-
-    def begin(self, found: Search, records: list[TrialRecord]) -> None:
         self._ended = sum(record.is_finished for record in records)
         known = f", {self._ended} of them known already" if self._ended else ""
         typer.echo(f"{found.name}: {self._num_trials} trials by {found.metric}{known}")
-        if _changes_pool(found):
+        pools = any(KINDS[call.stage] == "pool" for call in found.stages)
+        if pools and found.criterion == "agreement":
             warn(
                 "the space changes the pool, and with it the held-out substitutes that "
                 "agreement is measured on: an easy pool scores high"
@@ -94,21 +131,6 @@ class _Display:
             )
 
 
-def _changes_pool(found: Search) -> bool:
-    pools = any(KINDS[call.stage] == "pool" for call in found.stages)
-    return pools and found.criterion == "agreement"
-
-
-def _show(outcome: SearchOutcome, root: Path) -> None:
-    typer.echo(table(outcome.search, outcome.records))
-    best = best_of(outcome.records)
-    typer.echo(f"table: {outcome.file.relative_to(root)}")
-    if best is not None:
-        typer.echo(f"best: {best.name}; `kdci promote {best.search}` writes it to params.yaml")
-    else:
-        warn("no trial is complete")
-
-
 def promote_run(root: Path, run: str, *, dry_run: bool) -> None:
     """Promote a trial and print what that means."""
     promotion = promote(root, run, dry_run=dry_run)
@@ -119,15 +141,11 @@ def promote_run(root: Path, run: str, *, dry_run: bool) -> None:
     finished = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.finished))
     typer.echo(f"trial {record.name}, complete at {finished}")
     for key, (old, new) in promotion.changes.items():
-        typer.echo(f"{word} {key}: {_plain(old)} -> {_plain(new)}")
+        typer.echo(f"{word} {key}: {plain(old)} -> {plain(new)}")
     if not promotion.changes:
         typer.echo("params.yaml has these values already")
     typer.echo(f"`dvc repro` runs {_listed(promotion.stages)}")
     typer.echo(f"promised: {promotion.promise}")
-
-
-def _plain(value: object) -> str:
-    return "null" if value is None else str(value)
 
 
 def _listed(names: list[str]) -> str:
@@ -136,8 +154,3 @@ def _listed(names: list[str]) -> str:
     told = ", ".join(names[:MAX_NAMES])
     rest = len(names) - MAX_NAMES
     return told + (f" and {rest} more" if rest > 0 else "")
-
-
-def warn(text: str) -> None:
-    """Write a warning to stderr."""
-    typer.echo(f"kdci: warning: {text}", err=True)

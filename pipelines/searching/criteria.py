@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from kdci.config.catalog import facts_of_spec, stem_for
 from kdci.config.params import Params
@@ -30,40 +29,19 @@ ACCURACY = "accuracy"
 FIX = "agreement, or accuracy:SPLIT with a split that is not the test split"
 
 
-@dataclass(frozen=True)
-class Criterion:
-    """What a search maximises.
-
-    Attributes:
-        measure: `agreement` or `accuracy`.
-        split: The labelled split, of an accuracy.
-    """
-
-    measure: Literal["agreement", "accuracy"]
-    split: str | None = None
-
-    def __str__(self) -> str:
-        return self.measure if self.split is None else f"{self.measure}:{self.split}"
-
-    def metric(self, params: Params, variant: str) -> str:
-        """Return its name: that of the part that is deployed, as in an evaluation's cells."""
-        part = params.evaluate.deploy if ARMS[variant].compensated else "backbone"
-        return "_".join([self.measure, *([self.split] if self.split else []), part])
-
-
-def parse_criterion(text: str, params: Params) -> Criterion:
-    """Read ``agreement`` or ``accuracy:SPLIT``.
+def require_criterion(criterion: str, params: Params) -> None:
+    """Require ``agreement`` or ``accuracy:SPLIT``.
 
     Raises:
         UserError: It is neither, the split does not exist, or it is the test split.
     """
     from kdci.data.datasets.labelled import Split
 
-    if text == AGREEMENT:
-        return Criterion("agreement")
-    measure, colon, split = text.partition(":")
+    if criterion == AGREEMENT:
+        return
+    measure, colon, split = criterion.partition(":")
     if measure != ACCURACY or not colon:
-        raise UserError("--criterion", f"unknown criterion {text!r}", FIX)
+        raise UserError("--criterion", f"unknown criterion {criterion!r}", FIX)
     if split in {"test", params.data.test}:
         what = "a search that sees the test split has no test data left to be judged by"
         raise UserError("--criterion", what, FIX)
@@ -71,34 +49,28 @@ def parse_criterion(text: str, params: Params) -> Criterion:
     if split not in others:
         what = f"{params.data.name} has no split {split!r}"
         raise UserError("--criterion", what, f"one of {', '.join(others)}; or agreement")
-    return Criterion("accuracy", split)
+
+
+def part_of(params: Params, variant: str) -> str:
+    """Return which part of a student is deployed: `backbone` or `compensated`."""
+    return params.evaluate.deploy if ARMS[variant].compensated else "backbone"
 
 
 class Scorer:
     """Scores the students of a trial as evaluate does: the same code, device and threads.
 
-    Args:
-        graph: The trial's, in its root.
-        project: The project folder: relative data paths start there.
-        criterion: What is measured.
-        cells: The students.
+    The trial's graph lies in its own root; relative data paths start in the project folder.
+    ``first`` is any of the students.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        project: Path,
-        criterion: Criterion,
-        cells: list[Cell],
-    ) -> None:
+    def __init__(self, graph: Graph, project: Path, criterion: str, first: Cell) -> None:
         from kdci.models.networks import Networks
         from kdci.training.runtime import start
 
-        params, layout = graph.params, graph.layout
-        first, block = cells[0], params.runtime
+        params, layout, block = graph.params, graph.layout, graph.params.runtime
         self._params, self._layout, self._first = params, layout, first
         self._project = project
-        self._criterion = criterion
+        self._measure, _, self._split = criterion.partition(":")
         runtime = start(device=block.device, threads=block.threads, precision=block.precision)
         networks, spec = Networks(runtime, layout.formats), params.data.spec
         teacher = open_artifact(layout.teacher(first.teacher), kind="teacher")
@@ -120,14 +92,13 @@ class Scorer:
             device=self._device,
             batch_size=block.batch_size,
         )
-        measures = percentages(scores, on, self._criterion.measure)
-        part = block.deploy if ARMS[cell.variant].compensated else "backbone"
-        found = measures[f"{self._criterion.measure}_{part}"]
+        measures = percentages(scores, on, self._measure)
+        found = measures[f"{self._measure}_{part_of(self._params, cell.variant)}"]
         assert found is not None
         return found
 
     def _set(self, pool_seed: int) -> ScoredSet:
-        key = pool_seed if self._criterion.split is None else 0
+        key = 0 if self._split else pool_seed
         if key not in self._sets:
             self._sets[key] = self._load(pool_seed)
         return self._sets[key]
@@ -137,24 +108,19 @@ class Scorer:
         from kdci.data.datasets.loading import load_split
         from kdci.training.scoring import ScoredSet
 
-        if self._criterion.split is None:
+        if not self._split:
             place = self._layout.pool(self._first.teacher, self._first.method, pool_seed)
             images = MappedImages(open_artifact(place, kind="pool").file("holdout.npy"))
             batch_size = self._params.evaluate.batch_size
             return ScoredSet.of_teacher(self._teacher, images, batch_size=batch_size)
         data = self._params.data
         path = self._project / data.path if data.path else None
-        labelled = load_split(data.spec, path=path, split=cast("Split", self._criterion.split))
+        labelled = load_split(data.spec, path=path, split=cast("Split", self._split))
         return ScoredSet(labelled.images, expected=labelled.labels, teacher=labelled.labels)
 
 
 def load_snapshot(file: Path, params: Params, cell: Cell) -> Student | None:
-    """Load a student as it is while it is being distilled.
-
-    Args:
-        file: A snapshot in distill's work folder.
-        params: The trial's.
-        cell: Which student.
+    """Load a student while it is being distilled, from a snapshot in distill's work folder.
 
     Returns:
         The student; None: the file is not whole yet, or is there no more.

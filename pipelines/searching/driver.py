@@ -1,123 +1,44 @@
-"""A search from its options to its table: set up once, driven by Ray Tune, gone on with at will."""
+"""A search as it is set up once, and driven by Ray Tune as often as it is gone on with."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kdci.config.params import Params
-from kdci.config.params_file import load_params
 from kdci.errors import UserError
-from kdci.graph.build import Graph, graph_of
+from kdci.graph.build import graph_of
 from kdci.store.artifacts import replace_file
 from kdci.store.layout import Layout
 from pipelines.graph.current import current_graph
 from pipelines.graph.dag import read_dag
-from pipelines.running.workspace import is_held, only_runner
-from pipelines.searching.criteria import Criterion, parse_criterion
+from pipelines.running.stopping import StopRequest
+from pipelines.running.workspace import await_stages
+from pipelines.searching.criteria import require_criterion
 from pipelines.searching.options import SearchOptions, require_options
-from pipelines.searching.plan import (
-    SearchPlan,
-    Subject,
-    choose_subject,
-    contents,
-    fingerprints,
-    plan_trials,
-)
+from pipelines.searching.plan import begin_search, grid_of, plan_trials
 from pipelines.searching.results import (
     STOP_FILE,
+    Event,
     Search,
     TrialRecord,
     read_search,
-    read_trials,
     search_folder,
     searches,
-    write_results,
     write_search,
 )
 from pipelines.searching.space import Space, read_space, require_valid
-from pipelines.sweeping.resources import Node, Resources, choose_resources
-from pipelines.sweeping.stage_environment import deciding
-from pipelines.sweeping.stopping import StopRequest
+from pipelines.sweeping.guarded import Guard, deciding
+from pipelines.sweeping.resources import capacity, choose_resources, nodes
 
 STOPPING_SECONDS = 45.0
 """How long the trials of a stopped search have to save their state."""
-
-
-@dataclass
-class SearchOutcome:
-    """What came of a search.
-
-    Attributes:
-        search: What was searched.
-        records: Its trials, those of earlier runs included.
-        file: The table.
-        stopped_by: The signal that stopped it.
-    """
-
-    search: Search
-    records: list[TrialRecord]
-    file: Path
-    stopped_by: int | None = None
-
-
-@dataclass
-class Listener:
-    """Hears how a search goes.
-
-    Attributes:
-        on_begin: The search, and the trials known when it begins.
-        on_event: See ``pipelines.searching.trainable.Event``.
-    """
-
-    on_begin: Callable[[Search, list[TrialRecord]], None] = lambda search, records: None
-    on_event: Callable[[TrialRecord, str], None] = lambda record, event: None
-
-
-Session = Callable[[], AbstractContextManager[Any]]
-
-
-def search(
-    root: Path,
-    options: SearchOptions,
-    *,
-    ray_session: Session = nullcontext,
-    listener: Listener | None = None,
-) -> SearchOutcome:
-    """Search, or go on with the search that has these options.
-
-    Args:
-        root: The project folder.
-        options: What is asked for.
-        ray_session: Opens the connection to Ray, for as long as trials run.
-        listener: Hears how it goes.
-
-    Raises:
-        UserError: Space, params, criterion or upstream artifacts do not fit: nothing was run.
-        BusyError: Somebody else runs stages here.
-    """
-    listener = listener or Listener()
-    with only_runner(Layout(root, ""), "kdci sweep"):
-        params = load_params(root / "params.yaml")
-        layout = Layout(root, params.preset)
-        space, found = prepare(root, params, options)
-        records = read_trials(layout, found.name)
-        listener.on_begin(found, records)
-        num_left = options.num_trials - sum(record.is_finished for record in records)
-        stop = StopRequest()
-        if num_left > 0:
-            with stop.installed(), _told_to_trials(layout, found, stop), ray_session():
-                _tune(layout, found, space, records, options, num_left, listener, stop)
-                _await_stages(layout, found)
-        records = read_trials(layout, found.name)
-        file = write_results(layout, found, records)
-        return SearchOutcome(found, records, file, stop.signal_number)
 
 
 def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, Search]:
@@ -129,73 +50,25 @@ def prepare(root: Path, params: Params, options: SearchOptions) -> tuple[Space, 
     from pipelines.params.edit import checked, with_values
 
     require_options(options)
-    criterion = parse_criterion(options.criterion, params)
+    require_criterion(options.criterion, params)
     space = read_space(options.space, options.keys)
-    subject = choose_subject(
-        params,
-        method=options.method,
-        variant=options.variant,
-        teacher=options.teacher,
-        student=options.student,
-        pool_seeds=options.pool_seeds,
-        seeds=options.seeds,
-    )
-    text = (root / "params.yaml").read_text(encoding="utf-8")
-    grid = {f"grid.{axis}": values for axis, values in subject.grid(params).items()}
-    text = with_values(text, grid)
+    begun = begin_search(params, options, space)
+    text = with_values((root / "params.yaml").read_text(encoding="utf-8"), grid_of(begun, params))
     trial_params = checked(text)
     require_valid(space, trial_params)
     # A block that the file leaves to its defaults has no place for a value yet.
     with_values(text, {key: each.extremes[0] for key, each in space.items()})
     current_graph(root, params)
     graph = graph_of(trial_params, root)
-    plan = plan_trials(graph, subject, space, read_dag(root))
-    found = _search_of(graph, options, subject, criterion, space, plan)
+    found = plan_trials(graph, begun, read_dag(root))
+    if not found.name:
+        made = f"{found.method}-{found.variant}-{found.identity[:8]}".replace("_", "-")
+        found = found.model_copy(update={"name": made})
     layout = graph.layout
     _require_same(layout, found)
     write_search(layout, found)
     replace_file(search_folder(layout, found.name) / "params.yaml", text.encode())
     return space, found
-
-
-def _search_of(
-    graph: Graph,
-    options: SearchOptions,
-    subject: Subject,
-    criterion: Criterion,
-    space: Space,
-    plan: SearchPlan,
-) -> Search:
-    params = graph.params
-    num_points = len(subject.cells) * params.distill.num_snapshots
-    found = Search(
-        name=options.name or "",
-        preset=params.preset,
-        teacher=subject.teacher,
-        student=subject.student,
-        method=subject.method,
-        variant=subject.variant,
-        pool_seeds=subject.pool_seeds,
-        seeds=subject.seeds,
-        criterion=str(criterion),
-        metric=criterion.metric(params, subject.variant),
-        space={key: str(each) for key, each in space.items()},
-        scheduler=options.scheduler,
-        searcher=options.searcher,
-        seed=options.seed,
-        grace=options.grace,
-        reduction=options.reduction,
-        num_points=num_points,
-        given=plan.given,
-        upstream=contents(graph, plan.upstream),
-        code=fingerprints(graph, plan.stages),
-        links=plan.links,
-        stages=plan.stages,
-    )
-    if options.name:
-        return found
-    made = f"{subject.method}-{subject.variant}-{found.identity[:8]}".replace("_", "-")
-    return Search.of({**found.asdict(), "name": made})
 
 
 def _require_same(layout: Layout, found: Search) -> None:
@@ -205,7 +78,7 @@ def _require_same(layout: Layout, found: Search) -> None:
     earlier = read_search(layout, found.name)
     if earlier.identity == found.identity:
         return
-    before, now = earlier.asdict(), found.asdict()
+    before, now = earlier.model_dump(mode="json"), found.model_dump(mode="json")
     differing = [key for key in now if before.get(key) != now[key]]
     if "given" in differing:
         keys = sorted({*before["given"], *now["given"]})
@@ -215,14 +88,15 @@ def _require_same(layout: Layout, found: Search) -> None:
     raise UserError(f"--name {found.name}", what, "give another name, or set that back")
 
 
-def _tune(
+def tune_trials(
+    params: Params,
     layout: Layout,
     found: Search,
     space: Space,
     records: list[TrialRecord],
     options: SearchOptions,
     num_left: int,
-    listener: Listener,
+    on_event: Event,
     stop: StopRequest,
 ) -> None:
     """Have Ray Tune run trials until there are enough, or a signal comes."""
@@ -230,7 +104,6 @@ def _tune(
 
     from pipelines.searching.searcher import DistinctSearcher, make_scheduler
     from pipelines.searching.trainable import RecordWriter, SearchTrial
-    from pipelines.sweeping.waves import nodes
 
     class StoppedBySignal(tune.Stopper):  # type: ignore[misc,unused-ignore]
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -243,42 +116,41 @@ def _tune(
     shutil.rmtree(storage, ignore_errors=True)  # Tune's own notes are never read back
     storage.mkdir(mode=0o700)
     known_nodes = nodes()
-    resources = choose_resources(
-        load_params(layout.root / "params.yaml"), known_nodes, cpus=options.cpus, gpus=options.gpus
+    resources = choose_resources(params, known_nodes, cpus=options.cpus, gpus=options.gpus)
+    room = capacity(known_nodes, resources)
+    # Failures are in the trials' records, and told by us.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    tuner = tune.Tuner(
+        tune.with_resources(SearchTrial, resources.request()),
+        param_space={
+            "preset": layout.preset,
+            "search": found.name,
+            "guard": Guard(layout.root.absolute(), deciding(os.environ), resources.gpu_share),
+        },
+        tune_config=tune.TuneConfig(
+            num_samples=num_left,
+            search_alg=DistinctSearcher(found, space, records),
+            scheduler=make_scheduler(found, records),
+            # More would be asked for before they can run.
+            max_concurrent_trials=min(room, options.limit or room),
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(storage.absolute()),
+            stop=StoppedBySignal(),
+            failure_config=tune.FailureConfig(max_failures=options.max_failures),
+            # The stages' own checkpoints are what a trial goes on from.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[RecordWriter(layout, found, on_event)],
+            verbose=0,
+        ),
     )
-    with _tune_settings():
-        tuner = tune.Tuner(
-            tune.with_resources(SearchTrial, resources.request()),
-            param_space={
-                "root": str(layout.root.absolute()),
-                "preset": layout.preset,
-                "search": found.name,
-                "environment": deciding(os.environ),
-                "gpu_share": resources.gpu_share,
-            },
-            tune_config=tune.TuneConfig(
-                num_samples=num_left,
-                search_alg=DistinctSearcher(found, space, records),
-                scheduler=make_scheduler(found, records),
-                max_concurrent_trials=_limit(known_nodes, resources, options.limit),
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
-            run_config=tune.RunConfig(
-                name="trials",
-                storage_path=str(storage.absolute()),
-                stop=StoppedBySignal(),
-                failure_config=tune.FailureConfig(max_failures=options.max_failures),
-                # The stages' own checkpoints are what a trial goes on from.
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[RecordWriter(layout, found, listener.on_event)],
-                verbose=0,
-            ),
-        )
-        tuner.fit()
+    tuner.fit()
 
 
 @contextmanager
-def _told_to_trials(layout: Layout, found: Search, stop: StopRequest) -> Iterator[None]:
+def told_to_trials(layout: Layout, found: Search, stop: StopRequest) -> Iterator[None]:
     """Have a file tell trials, on whatever machine, that the search is being stopped."""
     file = search_folder(layout, found.name) / STOP_FILE
     file.unlink(missing_ok=True)
@@ -289,49 +161,8 @@ def _told_to_trials(layout: Layout, found: Search, stop: StopRequest) -> Iterato
         file.unlink(missing_ok=True)
 
 
-@contextmanager
-def _tune_settings() -> Iterator[None]:
-    """Set what Tune reads from the environment of the driver."""
-    settings = {
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no score to report
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # failures are in the trials' records, and told by us
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _limit(nodes: Sequence[Node], resources: Resources, wanted: int | None) -> int:
-    """Return how many trials run at a time: more would be asked for before they can run."""
-    carried = 0
-    for node in nodes:
-        fits = [
-            int(node.get(kind.upper(), 0) / amount)
-            for kind, amount in resources.request().items()
-            if amount
-        ]
-        carried += min(fits, default=0)
-    return min(carried, wanted or carried)
-
-
-def _await_stages(layout: Layout, found: Search) -> None:
+def await_trials(layout: Layout, found: Search) -> None:
     """Wait until the stages of stopped trials on this machine have saved their state."""
-    import time
-
     deadline = time.monotonic() + STOPPING_SECONDS
-    trials = search_folder(layout, found.name) / "trials"
-    while time.monotonic() < deadline and any(
-        is_held(lock) for lock in trials.glob("*/.kdci/locks/*.lock")
-    ):
-        time.sleep(0.2)
+    for trial in (search_folder(layout, found.name) / "trials").glob("*"):
+        await_stages(Layout(trial, ""), deadline - time.monotonic())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kdci.config.block import NAME_PATTERN
 from kdci.errors import UserError
+from pipelines.running.limits import require_at_least
 
 SCHEDULERS = ("asha", "none")
 SEARCHERS = ("tpe", "random")
@@ -16,25 +17,11 @@ SEARCHERS = ("tpe", "random")
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What a search is asked for; None: the grid's first.
+    """What a search is asked for; `kdci sweep --help` tells of each. None: the grid's first.
 
     Attributes:
-        space: A YAML file of keys and distributions.
-        keys: Further ones, as ``KEY=DISTRIBUTION``.
+        keys: Further ``KEY=DISTRIBUTION`` beside those of the file ``space``.
         num_trials: Distinct trials in all, those of earlier runs included.
-        name: Of the search; None: made from what is searched.
-        criterion: `agreement` or `accuracy:<split>`.
-        scheduler: `asha` or `none`.
-        searcher: `tpe` or `random`.
-        seed: Of the searcher.
-        grace: Scores that every trial is given before it can be stopped.
-        reduction: ASHA's factor.
-        method: Whose hyper-parameters are searched.
-        variant: Which arm.
-        teacher: Backbone.
-        student: Backbone.
-        pool_seeds: Pools.
-        seeds: Student seeds.
         limit: Trials at a time; None: what the resources carry.
         cpus: Cores of a trial; None: the params' threads.
         gpus: GPUs of a trial, or a share of one; None: one where there are any.
@@ -69,18 +56,15 @@ def require_options(options: SearchOptions) -> None:
     Raises:
         UserError: A value is out of its range.
     """
-    numbers = {
-        "--trials": options.num_trials,
-        "--grace": options.grace,
-        "--max-concurrent": options.limit,
-    }
-    for option, number in numbers.items():
-        if number is not None and number < 1:
-            raise UserError(option, f"is {number}", "give 1 or more")
-    if options.max_failures < 0:
-        raise UserError("--max-failures", f"is {options.max_failures}", "give 0 or more")
-    if options.reduction < 2:
-        raise UserError("--reduction", f"is {options.reduction}", "give 2 or more")
+    require_at_least(
+        {
+            "--trials": (options.num_trials, 1),
+            "--grace": (options.grace, 1),
+            "--max-concurrent": (options.limit, 1),
+            "--max-failures": (options.max_failures, 0),
+            "--reduction": (options.reduction, 2),
+        }
+    )
     choices = {
         "--scheduler": (options.scheduler, SCHEDULERS),
         "--searcher": (options.searcher, SEARCHERS),

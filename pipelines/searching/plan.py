@@ -7,7 +7,6 @@ made from them. The others' artifacts are the workspace's own: up to date, and o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,11 @@ from kdci.graph.build import Graph
 from kdci.graph.cells import sources_of
 from kdci.graph.node import Node
 from kdci.store.artifacts import read_card
-from kdci.store.layout import Cell
 from pipelines.graph.dag import Dag, Verdict
-from pipelines.searching.results import StageCall
+from pipelines.searching.criteria import part_of
+from pipelines.searching.options import SearchOptions
+from pipelines.searching.results import Search, StageCall
+from pipelines.searching.space import dotted
 
 FIXED = {
     "runtime": "is the same for all trials, or their scores could not be compared",
@@ -40,185 +41,134 @@ the workspace alone.
 """
 
 
-@dataclass(frozen=True)
-class Subject:
-    """Whose hyper-parameters are searched.
+def begin_search(params: Params, options: SearchOptions, space: Mapping[str, object]) -> Search:
+    """Return a search without its stages; whose it is and is not said is the grid's first.
 
-    Attributes:
-        teacher: Backbone.
-        student: Backbone.
-        method: A method, or a pool with a known shift.
-        variant: The arm.
-        pool_seeds: Pools; every one meets every seed.
-        seeds: Student seeds.
-    """
-
-    teacher: str
-    student: str
-    method: str
-    variant: str
-    pool_seeds: tuple[int, ...]
-    seeds: tuple[int, ...]
-
-    @property
-    def cells(self) -> list[Cell]:
-        """The replicates: one student each."""
-        return [
-            Cell(self.teacher, self.student, self.method, self.variant, pool_seed, seed)
-            for pool_seed in self.pool_seeds
-            for seed in self.seeds
-        ]
-
-    def grid(self, params: Params) -> dict[str, list[Any]]:
-        """Return the params' grid cut down to these students."""
-        nothing: dict[str, list[Any]] = {"controls": [], "arms": [], "others": []}
-        arms: dict[str, list[Any]] = {}
-        if self.method in params.grid.shifts:
-            shift_arms = list(dict.fromkeys(("vanilla", self.variant)))
-            arms = {"shifts": [self.method], "shift_arms": shift_arms}
-        else:
-            arms = {"shifts": [], "shift_arms": []}
-            if self.variant in FURTHER_ARMS:
-                arms["arms"] = [self.variant]
-            if self.variant == OTHER_ARM:
-                arms["others"] = [params.grid.other_of(self.teacher, self.student)]
-        return {
-            **nothing,
-            "teachers": [self.teacher],
-            "students": [self.student],
-            "pairs": [],
-            "other_pairs": [],
-            "methods": [params.base_of(self.method)],
-            "pool_seeds": list(self.pool_seeds),
-            "seeds": list(self.seeds),
-            **arms,
-        }
-
-
-def choose_subject(
-    params: Params,
-    *,
-    method: str | None = None,
-    variant: str | None = None,
-    teacher: str | None = None,
-    student: str | None = None,
-    pool_seeds: Sequence[int] | None = None,
-    seeds: Sequence[int] | None = None,
-) -> Subject:
-    """Return whose hyper-parameters are searched; what is not said is the grid's first.
+    Args:
+        params: The project's.
+        options: What is asked for.
+        space: Distributions by dotted key.
 
     Raises:
         CombinedUserError: Something is not of the grid.
     """
     grid = params.grid
-    subject = Subject(
-        teacher=teacher or grid.teachers[0],
-        student=student or _first_student(grid, teacher or grid.teachers[0]),
-        method=method or grid.methods[0],
-        variant=variant or "kdci",
-        pool_seeds=tuple(pool_seeds or grid.pool_seeds[:1]),
-        seeds=tuple(seeds or grid.seeds[:1]),
+    teacher = options.teacher or grid.teachers[0]
+    students = [student for of, student in grid.all_pairs if of == teacher]
+    search = Search(
+        name=options.name or "",
+        preset=params.preset,
+        teacher=teacher,
+        student=options.student or next(iter(students), grid.all_pairs[0][1]),
+        method=options.method or grid.methods[0],
+        variant=options.variant or "kdci",
+        pool_seeds=tuple(options.pool_seeds or grid.pool_seeds[:1]),
+        seeds=tuple(options.seeds or grid.seeds[:1]),
+        criterion=options.criterion,
+        metric="",
+        space={key: str(each) for key, each in space.items()},
+        scheduler=options.scheduler,
+        searcher=options.searcher,
+        seed=options.seed,
+        grace=options.grace,
+        reduction=options.reduction,
     )
-    problems = list(_misfits(subject, grid))
+    problems = list(_misfits(search, grid, students))
     if problems:
         raise CombinedUserError(problems)
-    return subject
+    metric = "_".join([*search.criterion.split(":"), part_of(params, search.variant)])
+    num_points = len(search.cells) * params.distill.num_snapshots
+    return search.model_copy(update={"metric": metric, "num_points": num_points})
 
 
-def _students(grid: Grid, teacher: str) -> list[str]:
-    return [student for of, student in grid.all_pairs if of == teacher]
-
-
-def _first_student(grid: Grid, teacher: str) -> str:
-    return next(iter(_students(grid, teacher)), grid.all_pairs[0][1])
-
-
-def _misfits(subject: Subject, grid: Grid) -> Iterator[UserError]:
+def _misfits(search: Search, grid: Grid, students: Sequence[str]) -> Iterator[UserError]:
     arms = [*BASE_ARMS, *FURTHER_ARMS, *([OTHER_ARM] if grid.others else [])]
-    if subject.method in grid.shifts:
+    if search.method in grid.shifts:
         arms = [arm for arm in arms if arm != OTHER_ARM]
     allowed = {
-        "--teacher": (subject.teacher, grid.teachers),
-        "--student": (subject.student, _students(grid, subject.teacher)),
-        "--method": (subject.method, (*grid.methods, *grid.shifts)),
-        "--variant": (subject.variant, arms),
+        "--teacher": (search.teacher, grid.teachers),
+        "--student": (search.student, students),
+        "--method": (search.method, (*grid.methods, *grid.shifts)),
+        "--variant": (search.variant, arms),
     }
     for option, (value, names) in allowed.items():
         if value not in names:
             what = f"{value} can not be searched with these params"
             yield UserError(option, what, f"one of {', '.join(names)}")
-    for option, numbers in (("--pool-seeds", subject.pool_seeds), ("--seeds", subject.seeds)):
+    for option, numbers in (("--pool-seeds", search.pool_seeds), ("--seeds", search.seeds)):
         if len(set(numbers)) != len(numbers) or any(number < 0 for number in numbers):
             yield UserError(option, f"{list(numbers)} is no list of distinct seeds", "write 0,1")
 
 
-@dataclass(frozen=True)
-class SearchPlan:
-    """What every trial of a search has in common.
+def grid_of(search: Search, params: Params) -> dict[str, list[Any]]:
+    """Return the axes of the params' grid cut down to a search's students, by dotted key."""
+    shifted = search.method in params.grid.shifts
+    further = search.variant in FURTHER_ARMS and not shifted
+    other = search.variant == OTHER_ARM and not shifted
+    axes: dict[str, list[Any]] = {
+        "controls": [],
+        "arms": [search.variant] if further else [],
+        "others": [params.grid.other_of(search.teacher, search.student)] if other else [],
+        "teachers": [search.teacher],
+        "students": [search.student],
+        "pairs": [],
+        "other_pairs": [],
+        "methods": [params.base_of(search.method)],
+        "pool_seeds": list(search.pool_seeds),
+        "seeds": list(search.seeds),
+        "shifts": [search.method] if shifted else [],
+        "shift_arms": list(dict.fromkeys(("vanilla", search.variant))) if shifted else [],
+    }
+    return {f"grid.{axis}": values for axis, values in axes.items()}
 
-    Attributes:
-        stages: What it runs, in order.
-        upstream: Places of the artifacts that it takes from the workspace.
-        links: Further places there that its stages read.
-        given: The params that its students depend on, the searched ones left out.
-    """
 
-    stages: tuple[StageCall, ...]
-    upstream: tuple[str, ...]
-    links: tuple[str, ...]
-    given: dict[str, Any]
-
-
-def plan_trials(graph: Graph, subject: Subject, keys: Iterable[str], dag: Dag) -> SearchPlan:
-    """Work out what trials run.
+def plan_trials(graph: Graph, search: Search, dag: Dag) -> Search:
+    """Return the search with what its trials run, and what they take as given.
 
     Args:
-        graph: Of the params that trials start from, with the subject's grid, in the workspace.
-        subject: Whose hyper-parameters are searched.
-        keys: The searched keys.
+        graph: Of the params that trials start from, with the search's grid, in the workspace.
+        search: As it was begun.
         dag: The workspace's stages, with their status.
 
     Raises:
         CombinedUserError: A key changes nothing of these students or must not change, or an
             artifact that trials share is not up to date.
+        IntegrityError: The card of one is damaged.
     """
-    keys = list(keys)
-    chain = _chain(graph, subject)
+    keys = list(search.space)
+    chain = _chain(graph, search)
     reached = _reached(chain, keys)
-    problems = list(_misplaced(graph.params, subject, chain, keys))
+    problems = list(_misplaced(graph.params, search, chain, keys))
     if problems:
         raise CombinedUserError(problems)
     own = [node for node in chain if node.name in reached or node.stage == "distill"]
     shared = [node for node in chain if node not in own]
     _require_up_to_date(graph, shared, dag)
     blocks = {key: None for node in chain for key in node.blocks.values()}
-    given = {
-        key: value
-        for key, value in leaves(graph.params, [*blocks, "evaluate"]).items()
-        if key not in set(keys)
-    }
-    return SearchPlan(
-        stages=tuple(_call(graph, node) for node in own),
-        upstream=tuple(_place(graph, node.artifact) for node in shared),
-        links=_links(graph, own),
-        given=given,
+    given = leaves(graph.params, [*blocks, "evaluate"])
+    stages = tuple(
+        StageCall(
+            name=node.name,
+            stage=node.stage,
+            cell=node.cell,
+            artifact=_place(graph, node.artifact),
+            student=None if node.student is None else node.student.asdict(),
+        )
+        for node in own
     )
+    found = {
+        "given": {key: value for key, value in given.items() if key not in search.space},
+        "upstream": contents(graph, [_place(graph, node.artifact) for node in shared]),
+        "code": fingerprints(graph, stages),
+        "links": _links(graph, own),
+        "stages": stages,
+    }
+    return search.model_copy(update=found)
 
 
 def leaves(params: Params, blocks: Iterable[str]) -> dict[str, Any]:
     """Return the values below blocks of the params, by dotted key."""
-    found: dict[str, Any] = {}
-
-    def walk(key: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for name, inner in value.items():
-                walk(f"{key}.{name}", inner)
-        else:
-            found[key] = value
-
-    for key, value in params.blocks(*blocks).items():
-        walk(key, value)
-    return found
+    return dict(dotted(params.blocks(*blocks)))
 
 
 def contents(graph: Graph, places: Iterable[str]) -> dict[str, str]:
@@ -245,10 +195,10 @@ def fingerprints(graph: Graph, stages: Iterable[StageCall]) -> dict[str, str]:
     }
 
 
-def _chain(graph: Graph, subject: Subject) -> list[Node]:
+def _chain(graph: Graph, search: Search) -> list[Node]:
     """Return the nodes that the students are made by, parents first."""
     wanted: set[str] = set()
-    waiting = [graph.layout.student(cell) for cell in subject.cells]
+    waiting = [graph.layout.student(cell) for cell in search.cells]
     while waiting:
         node = graph.by_artifact.get(waiting.pop())
         if node is not None and node.name not in wanted:
@@ -274,21 +224,21 @@ def _lies_in(key: str, block: str) -> bool:
 
 
 def _misplaced(
-    params: Params, subject: Subject, chain: Sequence[Node], keys: Sequence[str]
+    params: Params, search: Search, chain: Sequence[Node], keys: Sequence[str]
 ) -> Iterator[UserError]:
     """Find keys that must not change, and those whose change would not be seen."""
     blocks = {block for node in chain for block in node.blocks.values()}
-    arm = ARMS[subject.variant]
+    arm = ARMS[search.variant]
     fixed_by_arm = {f"compensation.{name.rstrip('_')}" for name in arm.changes}
     for key in keys:
         reason = next((why for block, why in FIXED.items() if _lies_in(key, block)), None)
         if reason is not None:
             yield UserError(key, reason, "leave it out of the space")
         elif not any(_lies_in(key, block) for block in blocks):
-            who = f"a {subject.variant} student of {subject.method}"
+            who = f"a {search.variant} student of {search.method}"
             yield UserError(key, f"changes nothing of {who}", "leave it out of the space")
         elif key in fixed_by_arm:
-            what = f"is set by the arm {subject.variant} itself"
+            what = f"is set by the arm {search.variant} itself"
             yield UserError(key, what, "leave it out of the space")
         elif _lies_in(key, "dictionary") and params.dictionary.artifact is not None:
             what = "changes nothing of a dictionary that is adopted (dictionary.artifact)"
@@ -296,10 +246,10 @@ def _misplaced(
         elif key == "dictionary.artifact":
             yield UserError(key, "is another dictionary's place", "leave it out of the space")
         else:
-            yield from _overridden(params, subject, key)
+            yield from _overridden(params, search, key)
 
 
-def _overridden(params: Params, subject: Subject, key: str) -> Iterator[UserError]:
+def _overridden(params: Params, search: Search, key: str) -> Iterator[UserError]:
     """Find a value of a method that is not the one which holds for this teacher and student."""
     if not key.startswith("methods."):
         return
@@ -308,29 +258,19 @@ def _overridden(params: Params, subject: Subject, key: str) -> Iterator[UserErro
         return  # open_world.num_images: no override has such a value
     block = params.methods[method]
     owners: dict[tuple[str, ...], Mapping[str, object]] = {
-        ("by_student", subject.student): block.by_student.get(subject.student, {}),
-        ("by_teacher", subject.teacher): block.by_teacher.get(subject.teacher, {}),
+        ("by_student", search.student): block.by_student.get(search.student, {}),
+        ("by_teacher", search.teacher): block.by_teacher.get(search.teacher, {}),
         (): {field: None},
     }
     holding = next(owner for owner, values in owners.items() if field in values)
     if tuple(place) == holding:
         return
     if tuple(place) not in owners:
-        what = f"changes nothing of {subject.teacher} -> {subject.student}"
+        what = f"changes nothing of {search.teacher} -> {search.student}"
         yield UserError(key, what, "leave it out of the space")
     else:
         better = ".".join(["methods", method, *holding, field])
         yield UserError(key, f"is set by {'.'.join(holding)} itself", f"search {better}")
-
-
-def _call(graph: Graph, node: Node) -> StageCall:
-    return StageCall(
-        name=node.name,
-        stage=node.stage,
-        cell=node.cell,
-        artifact=_place(graph, node.artifact),
-        student=None if node.student is None else node.student.asdict(),
-    )
 
 
 def _place(graph: Graph, path: Path) -> str:

@@ -6,12 +6,15 @@ A trial's ``trial.json`` is the truth about it; Ray Tune's own storage is never 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, model_validator
 
 from kdci.errors import IntegrityError, UserError
+from kdci.reporting.text.text_table import aligned
 from kdci.store.artifacts import replace_file
 from kdci.store.hashing import hash_json
 from kdci.store.layout import Cell, Layout
@@ -22,19 +25,14 @@ TRIAL_FILE = "trial.json"
 RESULTS_FILE = "results.json"
 STOP_FILE = "stop"
 """There while a search is being stopped: trials on any machine see it and save their state."""
+Read = TypeVar("Read", bound=BaseModel)
 FINISHED = ("complete", "stopped", "failed")
 
 
-@dataclass(frozen=True)
-class StageCall:
-    """A stage that a trial runs in its own root.
+class StageCall(BaseModel, frozen=True):
+    """A stage that a trial runs in its own root, where its artifact's place is relative to.
 
-    Attributes:
-        name: Of its node.
-        stage: ``stages.<stage>`` is its command.
-        cell: The command's argument.
-        artifact: Where its result lies, relative to the root.
-        student: Axes of the student, of a distillation.
+    ``stages.<stage>`` is its command, the cell its argument; a distillation has its student's axes.
     """
 
     name: str
@@ -43,33 +41,25 @@ class StageCall:
     artifact: str
     student: dict[str, Any] | None = None
 
+    @model_validator(mode="before")
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild what was written; one of before cells had names can be read, and not run."""
-        if "dvc_name" in values:
-            name, stage = values["dvc_name"], values["module"]
-            return cls(name, stage, "", values["artifact"], values["cell"])
-        return cls(**values)
+    def _of_before(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Read what was written before cells had names; it can not be run."""
+        if "dvc_name" not in values:
+            return values
+        names = {"name": values["dvc_name"], "stage": values["module"], "cell": ""}
+        return {**names, "artifact": values["artifact"], "student": values["cell"]}
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(BaseModel, frozen=True):
     """What is searched: two searches with the same fields are the same search.
 
     Attributes:
-        name: Of its folder.
-        preset: Of the params.
-        teacher: Backbone.
-        student: Backbone.
-        method: Of the pool.
-        variant: The arm.
         pool_seeds: Pools of the replicates.
         seeds: Student seeds of the replicates.
         criterion: `agreement` or `accuracy:<split>`.
         metric: What the score is the mean of over replicates, as the evaluation names it.
         space: Distributions as text, by dotted key.
-        scheduler: `asha` or `none`.
-        searcher: `tpe` or `random`.
         seed: Of the searcher.
         grace: Points that every trial is given before it can be stopped.
         reduction: ASHA's factor: one in so many trials goes on at each rung.
@@ -97,48 +87,35 @@ class Search:
     seed: int
     grace: int
     reduction: int
-    num_points: int
-    given: dict[str, Any]
-    upstream: dict[str, str]
-    code: dict[str, str]
+    num_points: int = 0
+    given: dict[str, Any] = {}
+    upstream: dict[str, str] = {}
+    code: Any = {}  # before cells had names, one hash
     links: tuple[str, ...] = ()
     stages: tuple[StageCall, ...] = ()
 
     @property
     def identity(self) -> str:
         """Hash of everything but the name."""
-        return hash_json({**self.asdict(), "name": ""})
+        return hash_json({**self.model_dump(mode="json"), "name": ""})
 
     @property
     def cells(self) -> list[Cell]:
         """The replicates: one student each."""
-        return [Cell(**call.student) for call in self.stages if call.student is not None]
-
-    def asdict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return found
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild what ``asdict`` returned."""
-        stages = tuple(map(StageCall.of, values["stages"]))
-        lists = {key: tuple(values[key]) for key in ("pool_seeds", "seeds", "links")}
-        return cls(**{**values, **lists, "stages": stages})
+        pair = (self.teacher, self.student, self.method, self.variant)
+        return [
+            Cell(*pair, pool_seed, seed) for pool_seed in self.pool_seeds for seed in self.seeds
+        ]
 
 
-@dataclass
-class TrialRecord:
+class TrialRecord(BaseModel):
     """What is known of a trial.
 
     Attributes:
-        search: Its search.
         trial_id: First digits of the hash of its values: the name of its folder.
         number: Which one the searcher asked for.
         values: What it tries, by dotted key.
         suggested: The same, before numbers were rounded.
-        criterion: As the search's.
-        metric: As the search's.
         score: In percent, the latest; None: there is none yet.
         curve: Steps of distillation and the score after them; replicates follow one another.
         steps: Steps done at the latest score.
@@ -164,20 +141,20 @@ class TrialRecord:
     criterion: str
     metric: str
     score: float | None = None
-    curve: list[tuple[int, float]] = field(default_factory=list)
+    curve: list[tuple[int, float]] = []
     steps: int = 0
     num_steps: int = 0
     status: str = "running"
     error: str = ""
-    stages: list[str] = field(default_factory=list)
-    students: list[str] = field(default_factory=list)
+    stages: list[str] = []
+    students: list[str] = []
     started: float = 0.0
     finished: float | None = None
     threads: int | None = None
-    code: dict[str, str] = field(default_factory=dict)
-    upstream: dict[str, str] = field(default_factory=dict)
-    given: dict[str, Any] = field(default_factory=dict)
-    links: dict[str, str] = field(default_factory=dict)
+    code: Any = {}  # before cells had names, one hash
+    upstream: dict[str, str] = {}
+    given: dict[str, Any] = {}
+    links: dict[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -197,15 +174,11 @@ class TrialRecord:
 
     def asdict(self) -> dict[str, Any]:
         """Return the fields as JSON types, the name among them."""
-        return {"name": self.name, **asdict(self)}
+        return {"name": self.name, **self.model_dump(mode="json")}
 
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild what ``asdict`` returned; fields of later versions are left out."""
-        known = {each.name for each in fields(cls)}
-        record = cls(**{key: value for key, value in values.items() if key in known})
-        record.curve = [(int(step), float(score)) for step, score in record.curve]
-        return record
+
+Event = Callable[[TrialRecord, str], None]
+"""Hears of a trial: its record, and what happened: `started`, `scored` or `ended`."""
 
 
 def trial_id_of(values: Mapping[str, Any]) -> str:
@@ -236,12 +209,12 @@ def read_search(layout: Layout, name: str) -> Search:
         IntegrityError: Its file is damaged.
     """
     file = search_folder(layout, name) / SEARCH_FILE
-    return Search.of(_read(file, name, "is no search of this project"))
+    return _read(Search, file, name, "is no search of this project")
 
 
 def write_search(layout: Layout, search: Search) -> None:
     """Write what a search is."""
-    _write(search_folder(layout, search.name) / SEARCH_FILE, search.asdict())
+    _write(search_folder(layout, search.name) / SEARCH_FILE, search.model_dump(mode="json"))
 
 
 def read_trials(layout: Layout, search: str) -> list[TrialRecord]:
@@ -251,7 +224,7 @@ def read_trials(layout: Layout, search: str) -> list[TrialRecord]:
         IntegrityError: One is damaged.
     """
     files = (search_folder(layout, search) / "trials").glob(f"*/{TRIAL_FILE}")
-    records = [TrialRecord.of(_read(file, str(file), "is gone")) for file in files]
+    records = [_read(TrialRecord, file, str(file), "is gone") for file in files]
     return sorted(records, key=lambda record: (record.number, record.trial_id))
 
 
@@ -311,27 +284,27 @@ def table(search: Search, records: Sequence[TrialRecord]) -> str:
         ]
         for record in ranked(records)
     ]
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    lines = [
-        "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) for row in [heads, *rows]
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(aligned([heads, *rows], width=sys.maxsize))
+
+
+def plain(value: object) -> str:
+    """Return a value as params.yaml has it, null for nothing."""
+    return "null" if value is None else str(value)
 
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return "null" if value is None else str(value)
+    return plain(value)
 
 
-def _read(file: Path, subject: str, missing: str) -> dict[str, Any]:
+def _read(kind: type[Read], file: Path, subject: str, missing: str) -> Read:
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return kind.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         raise UserError(subject, missing, "see `.kdci/searches`") from None
     except ValueError:
         raise IntegrityError(str(file), "is damaged", "remove its folder") from None
-    return found
 
 
 def _write(file: Path, value: Any) -> None:

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import TrialState, create_trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.searching.results import Search, TrialRecord, trial_id_of
 from pipelines.searching.space import Space
@@ -23,42 +23,6 @@ from pipelines.searching.space import Space
 METRIC = "score"
 ATTEMPTS = 100
 """So many suggestions of known values in a row, and the space counts as exhausted."""
-
-
-class NumberedSampler(BaseSampler):  # type: ignore[misc,unused-ignore]
-    """One of Optuna's samplers, whose stream begins anew with every trial.
-
-    Args:
-        kind: `tpe` or `random`.
-        seed: Of all suggestions.
-    """
-
-    def __init__(self, kind: str, seed: int) -> None:
-        self._kind = kind
-        self._seed = seed
-        self.renumber(0)
-
-    def renumber(self, number: int) -> None:
-        """Begin the stream of suggestion ``number``."""
-        from kdci.training.runtime import derive_seed
-
-        seed = derive_seed(self._seed, "suggestion", number) % 2**32  # Optuna takes 32 bits
-        random = self._kind == "random"
-        self._sampler = RandomSampler(seed=seed) if random else TPESampler(seed=seed)
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
-        """See Optuna."""
-        return self._sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
-        """See Optuna."""
-        return self._sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: Any, trial: Any, param_name: str, param_distribution: Any
-    ) -> Any:
-        """See Optuna."""
-        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
 class DistinctSearcher(Searcher):  # type: ignore[misc,unused-ignore]
@@ -76,13 +40,14 @@ class DistinctSearcher(Searcher):  # type: ignore[misc,unused-ignore]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         known = list(records)
         self._space = space
-        self._sampler = NumberedSampler(search.searcher, search.seed)
-        distributions = {key: each.for_optuna() for key, each in space.items()}
-        self._optuna = OptunaSearch(distributions, metric=METRIC, mode="max", sampler=self._sampler)
+        self._seed = search.seed
+        self._sampler = RandomSampler if search.searcher == "random" else TPESampler
+        self._distributions = {key: each.for_optuna() for key, each in space.items()}
+        self._study = optuna.create_study(direction="maximize")
         self._waiting = [record for record in known if not record.is_finished]
         self._scores = {record.trial_id: record.score for record in known}
         self._next = max((record.number for record in known), default=-1) + 1
-        self._asked: dict[str, str] = {}  # Tune's id of a trial to that of its suggestion
+        self._asked: dict[str, optuna.Trial] = {}  # by Tune's id of a trial
         self._resumed: dict[str, TrialRecord] = {}
         for record in known:
             if record.is_finished:
@@ -96,15 +61,13 @@ class DistinctSearcher(Searcher):  # type: ignore[misc,unused-ignore]
             return _config(record.number, record.values, record.suggested)
         for _ in range(ATTEMPTS):
             number, self._next = self._next, self._next + 1
-            self._sampler.renumber(number)
-            asked = f"{trial_id}-{number}"
-            suggested = self._optuna.suggest(asked) or {}
-            values = {key: self._space[key].rounded(value) for key, value in suggested.items()}
+            asked = self._ask(number)
+            values = {key: self._space[key].rounded(value) for key, value in asked.params.items()}
             known_as = trial_id_of(values)
             if known_as not in self._scores:
                 self._scores[known_as] = None
                 self._asked[trial_id] = asked
-                return _config(number, values, suggested)
+                return _config(number, values, asked.params)
             self._complete(asked, self._scores[known_as])
         return Searcher.FINISHED
 
@@ -119,7 +82,7 @@ class DistinctSearcher(Searcher):  # type: ignore[misc,unused-ignore]
         if trial_id in self._resumed:
             self._tell(self._resumed[trial_id], score)
         elif trial_id in self._asked:
-            self._complete(self._asked[trial_id], score)
+            self._complete(self._asked.pop(trial_id), score)
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the trials' records are the truth."""
@@ -128,15 +91,32 @@ class DistinctSearcher(Searcher):  # type: ignore[misc,unused-ignore]
         """Refuse: a search goes on from its own records."""
         raise NotImplementedError
 
-    def _complete(self, asked: str, score: float | None) -> None:
-        result = None if score is None else {METRIC: score}
-        self._optuna.on_trial_complete(asked, result, error=score is None)
+    def _ask(self, number: int) -> optuna.Trial:
+        """Ask for suggestion ``number``, with a stream of its own."""
+        from kdci.training.runtime import derive_seed
+
+        seed = derive_seed(self._seed, "suggestion", number) % 2**32  # Optuna takes 32 bits
+        self._study.sampler = self._sampler(seed=seed)
+        return self._study.ask(self._distributions)
+
+    def _complete(self, asked: optuna.Trial, score: float | None) -> None:
+        self._study.tell(asked, score, _state(score))
 
     def _tell(self, record: TrialRecord, score: float | None) -> None:
         """Give Optuna a trial that it was not asked for."""
-        value = 0.0 if score is None else score
-        self._optuna.add_evaluated_point(record.suggested, value, error=score is None)
+        self._study.add_trial(
+            create_trial(
+                state=_state(score),
+                value=score,
+                params=record.suggested,
+                distributions=self._distributions,
+            )
+        )
         self._scores[record.trial_id] = score
+
+
+def _state(score: float | None) -> TrialState:
+    return TrialState.FAIL if score is None else TrialState.COMPLETE
 
 
 def _config(number: int, values: Mapping[str, Any], suggested: Mapping[str, Any]) -> dict[str, Any]:

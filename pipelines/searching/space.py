@@ -37,8 +37,6 @@ EXAMPLE = "write uniform(0, 1), loguniform(0.01, 1), int(4, 64) or choice(kmeans
 
 _CALL = re.compile(r"^\s*(\w+)\s*\((.*)\)\s*$", re.DOTALL)
 
-Values = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Distribution:
@@ -58,14 +56,15 @@ class Distribution:
     @property
     def extremes(self) -> tuple[Any, ...]:
         """Bounds or choices: where these are valid, whatever is drawn is."""
-        return self.arguments
+        real = self.kind in ("uniform", "loguniform")
+        return tuple(map(float, self.arguments)) if real else self.arguments
 
     def rounded(self, drawn: Any) -> Any:
         """Return a drawn value as it is used: numbers with few digits, within the bounds."""
         if self.kind not in ("uniform", "loguniform"):
             return drawn
-        low, high = self.arguments
-        return min(max(float(f"{drawn:.{DIGITS}g}"), float(low)), float(high))
+        low, high = self.extremes
+        return min(max(float(f"{drawn:.{DIGITS}g}"), low), high)
 
     def for_optuna(self) -> BaseDistribution:
         """Return Optuna's own distribution."""
@@ -77,10 +76,10 @@ class Distribution:
 
         if self.kind == "choice":
             return CategoricalDistribution(self.arguments)
-        low, high = self.arguments
+        low, high = self.extremes
         if self.kind == "int":
             return IntDistribution(low, high)
-        return FloatDistribution(float(low), float(high), log=self.kind == "loguniform")
+        return FloatDistribution(low, high, log=self.kind == "loguniform")
 
 
 Space = dict[str, Distribution]
@@ -98,7 +97,7 @@ def read_space(file: Path | None, options: Sequence[str]) -> Space:
     """
     texts: list[tuple[str, Any]] = []
     if file is not None:
-        texts += _leaves(read_yaml(file))
+        texts += dotted(read_yaml(file))
     for option in options:
         key, equals, text = option.partition("=")
         if not equals:
@@ -166,11 +165,12 @@ def require_valid(space: Mapping[str, Distribution], params: Params) -> None:
         raise CombinedUserError(problems)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values below blocks, each with its dotted key."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{name}.")
+            yield from dotted(value, f"{name}.")
         else:
             yield name, value
 
@@ -216,15 +216,13 @@ def _bounds_problem(found: Distribution) -> str | None:
 
 def _problems_of(tree: Mapping[str, Any], key: str, each: Distribution) -> Iterator[UserError]:
     """Find what is wrong with one key, whatever the other keys' values are."""
-    known = dict(_leaves(tree))
+    known = dict(dotted(tree))
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else "a dotted key of params.yaml"
         yield UserError(key, "unknown key of the params", hint)
         return
     for value in each.extremes:
-        if each.kind in ("uniform", "loguniform"):
-            value = float(value)
         for detail in _errors(tree, {key: value}):
             if detail["type"] != "cross_field":
                 message = detail["msg"][:1].lower() + detail["msg"][1:]
@@ -236,10 +234,7 @@ def _conflicts(tree: Mapping[str, Any], space: Mapping[str, Distribution]) -> It
     """Find combinations of values that do not go together."""
     combinations = product(*(each.extremes for each in space.values()))
     for values in islice(combinations, MAX_COMBINATIONS):
-        drawn = {
-            key: float(value) if each.kind in ("uniform", "loguniform") else value
-            for (key, each), value in zip(space.items(), values, strict=True)
-        }
+        drawn = dict(zip(space, values, strict=True))
         for detail in _errors(tree, drawn):
             told = ", ".join(f"{key} = {_plain(value)}" for key, value in drawn.items())
             key = ".".join([*map(str, detail["loc"]), str(detail.get("ctx", {}).get("key", ""))])
@@ -247,16 +242,8 @@ def _conflicts(tree: Mapping[str, Any], space: Mapping[str, Distribution]) -> It
             yield UserError(key.strip("."), f"{detail['msg']} ({told})", fix)
 
 
-def _errors(tree: Mapping[str, Any], values: Values) -> list[Any]:
-    try:
-        Params.model_validate(set_values(tree, values))
-    except ValidationError as error:
-        return list(error.errors())
-    return []
-
-
-def set_values(tree: Mapping[str, Any], values: Values) -> dict[str, Any]:
-    """Return a params tree with the values at dotted keys replaced."""
+def _errors(tree: Mapping[str, Any], values: Mapping[str, Any]) -> list[Any]:
+    """Return what the params model has against a tree with the values at dotted keys replaced."""
     changed = copy.deepcopy(dict(tree))
     for key, value in values.items():
         *blocks, last = key.split(".")
@@ -264,4 +251,8 @@ def set_values(tree: Mapping[str, Any], values: Values) -> dict[str, Any]:
         for block in blocks:
             node = node[block]
         node[last] = value
-    return changed
+    try:
+        Params.model_validate(changed)
+    except ValidationError as error:
+        return list(error.errors())
+    return []

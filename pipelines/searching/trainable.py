@@ -7,8 +7,6 @@ its stage goes on from its own checkpoint. Import it late: Ray takes seconds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -17,6 +15,7 @@ from kdci.graph.node import KINDS
 from kdci.graph.standing import card_at
 from kdci.store.layout import Layout
 from pipelines.searching.results import (
+    Event,
     Search,
     TrialRecord,
     read_search,
@@ -26,24 +25,15 @@ from pipelines.searching.results import (
 )
 from pipelines.searching.trial import SearchStoppedError, Trial, TrialFailedError
 
-Event = Callable[[TrialRecord, str], None]
-"""Hears of a trial: its record, and what happened: `started`, `scored` or `ended`."""
-
 
 class SearchTrial(tune.Trainable):  # type: ignore[misc,unused-ignore]
     """A trial in a worker: every step of Tune's is one more score."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Open the trial; its stages start with the first step."""
-        layout = Layout(Path(config["root"]), config["preset"])
+        layout = Layout(config["guard"].root, config["preset"])
         search = read_search(layout, config["search"])
-        self._run = Trial(
-            layout,
-            search,
-            config["values"],
-            environment=config["environment"],
-            gpu_share=config["gpu_share"],
-        )
+        self._run = Trial(layout, search, config["values"], config["guard"])
         self._points = self._run.points()
 
     def step(self) -> dict[str, Any]:
@@ -54,13 +44,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc,unused-ignore]
             return {"done": True, "failure": str(error)}
         except SearchStoppedError:
             return {"done": True, "interrupted": True}
-        return {
-            "score": point.score,
-            "steps": point.step,
-            "num_steps": point.num_steps,
-            "complete": point.complete,
-            "done": point.complete,
-        }
+        return {**point, "done": point["complete"]}
 
     def cleanup(self) -> None:
         """Have the stage at work save its state and end."""
@@ -68,13 +52,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc,unused-ignore]
 
 
 class RecordWriter(tune.Callback):  # type: ignore[misc,unused-ignore]
-    """Writes the trials' records, in the driver: one writer of all.
-
-    Args:
-        layout: Of the workspace.
-        search: What is searched.
-        on_event: Hears what happens.
-    """
+    """Writes the trials' records, in the driver: one writer of all; ``on_event`` hears of each."""
 
     def __init__(self, layout: Layout, search: Search, on_event: Event) -> None:
         self._layout = layout
@@ -115,11 +93,22 @@ class RecordWriter(tune.Callback):  # type: ignore[misc,unused-ignore]
 
     def _record(self, trial: Any) -> TrialRecord:
         if trial.trial_id not in self._records:
-            record = new_record(self._search, trial.config)
-            record.links = {
-                "ray.trial_id": trial.trial_id,
-                "ray.experiment": self._search.name,
-            }
+            search, config = self._search, trial.config
+            record = TrialRecord(
+                search=search.name,
+                trial_id=trial_id_of(config["values"]),
+                number=config["number"],
+                values=dict(config["values"]),
+                suggested=dict(config["suggested"]),
+                criterion=search.criterion,
+                metric=search.metric,
+                stages=[call.name for call in search.stages],
+                started=time.time(),
+                code=dict(search.code),
+                upstream=dict(search.upstream),
+                given=dict(search.given),
+                links={"ray.trial_id": trial.trial_id, "ray.experiment": search.name},
+            )
             self._records[trial.trial_id] = record
         return self._records[trial.trial_id]
 
@@ -132,24 +121,6 @@ class RecordWriter(tune.Callback):  # type: ignore[misc,unused-ignore]
         _read_cards(self._layout, self._search, record)
         write_trial(self._layout, record)
         self._on_event(record, event)
-
-
-def new_record(search: Search, config: dict[str, Any]) -> TrialRecord:
-    """Return the record of a trial that begins."""
-    return TrialRecord(
-        search=search.name,
-        trial_id=trial_id_of(config["values"]),
-        number=config["number"],
-        values=dict(config["values"]),
-        suggested=dict(config["suggested"]),
-        criterion=search.criterion,
-        metric=search.metric,
-        stages=[call.name for call in search.stages],
-        started=time.time(),
-        code=dict(search.code),
-        upstream=dict(search.upstream),
-        given=dict(search.given),
-    )
 
 
 def _read_cards(layout: Layout, search: Search, record: TrialRecord) -> None:

@@ -7,27 +7,22 @@ from it. Nothing here knows Ray.
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from kdci.config.params import Params
 from kdci.config.params_file import load_params
 from kdci.errors import KdciError, UserError
-from kdci.graph.build import Graph, graph_of
+from kdci.graph.build import graph_of
 from kdci.graph.node import KINDS
 from kdci.graph.standing import card_at
 from kdci.store.artifacts import Artifact, open_artifact, replace_file, storage_errors
 from kdci.store.layout import Cell, Layout
 from kdci.training.snapshots import snapshot_name, snapshot_steps
-from pipelines.searching.criteria import Criterion, Scorer, load_snapshot
+from pipelines.searching.criteria import Scorer, load_snapshot
 from pipelines.searching.plan import contents
 from pipelines.searching.results import (
     STOP_FILE,
@@ -37,36 +32,17 @@ from pipelines.searching.results import (
     trial_folder,
     trial_id_of,
 )
-from pipelines.sweeping.guarded import command
-from pipelines.sweeping.stage_environment import stage_environment
+from pipelines.sweeping.guarded import Guard, end, last_words
+from pipelines.sweeping.trial import changed
 
 if TYPE_CHECKING:
     from kdci.models.students import Student
 
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 30.0
-"""How long a stage has to save its state when it is stopped, before it is killed."""
 PARAMS_FILE = "params.yaml"
 LOG_FILE = "stages.log"
 HOPELESS = (2, 3, 5)
 """Exit codes of stages that would end the same way again: params, integrity, numbers."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A score on the way.
-
-    Attributes:
-        step: Steps of distillation so far; replicates follow one another.
-        score: Mean over the replicates begun so far, in percent.
-        num_steps: Steps of the whole trial.
-        complete: Whether this is the trial's last.
-    """
-
-    step: int
-    score: float
-    num_steps: int
-    complete: bool
 
 
 class TrialFailedError(Exception):
@@ -88,28 +64,21 @@ class Trial:
         layout: Of the workspace.
         search: What is searched.
         values: The trial's, by dotted key.
-        environment: The variables of the driver that a result may depend on.
-        gpu_share: Share of a GPU's memory that its stages may take; 0: as much as there is.
+        guard: Starts its stages in the workspace: relative data paths start there, and the code
+            lies there.
     """
 
     def __init__(
-        self,
-        layout: Layout,
-        search: Search,
-        values: Mapping[str, Any],
-        environment: Mapping[str, str],
-        gpu_share: float = 0.0,
+        self, layout: Layout, search: Search, values: Mapping[str, Any], guard: Guard
     ) -> None:
         self._project = layout.root
         self._search = search
         self._values = dict(values)
-        self._environment = dict(environment)
-        self._gpu_share = gpu_share
+        self._guard = guard
         self.root = trial_folder(layout, search.name, trial_id_of(values))
         self.layout = Layout(self.root, layout.preset)
         self._stop_file = search_folder(layout, search.name) / STOP_FILE
         self._process: subprocess.Popen[bytes] | None = None
-        self._graph: Graph | None = None
 
     # -- the root -----------------------------------------------------------------------
 
@@ -129,8 +98,8 @@ class Trial:
         base = (self.root.parents[1] / PARAMS_FILE).read_text(encoding="utf-8")
         file = self.root / PARAMS_FILE
         replace_file(file, with_values(base, self._values).encode())
-        self._graph = graph_of(load_params(file), self.root)
-        found = contents(self._graph, self._search.upstream)
+        self.graph = graph_of(load_params(file), self.root)
+        found = contents(self.graph, self._search.upstream)
         for place, content in self._search.upstream.items():
             if found[place] != content:
                 what = "has changed since the search began"
@@ -142,21 +111,15 @@ class Trial:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((self._project / place).absolute())
 
-    @property
-    def graph(self) -> Graph:
-        """The trial's graph, in its root."""
-        assert self._graph is not None
-        return self._graph
-
-    @property
-    def params(self) -> Params:
-        """The trial's params."""
-        return self.graph.params
-
     # -- the run ------------------------------------------------------------------------
 
-    def points(self) -> Iterator[Point]:
+    def points(self) -> Iterator[dict[str, Any]]:
         """Run the trial's stages and yield its scores as they come.
+
+        Yields:
+            ``steps`` of distillation so far, replicates following one another; ``score`` after
+            them, the mean over the replicates begun so far, in percent; ``num_steps`` of the whole
+            trial; whether it is ``complete`` with this.
 
         Raises:
             TrialFailedError: A stage failed for good.
@@ -173,17 +136,10 @@ class Trial:
 
     def stop(self) -> None:
         """Have the stage at work save its state and end; it is killed if it does not."""
-        process = self._process
-        if process is None or process.poll() is not None:
-            return
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if self._process is not None:
+            end(self._process)
 
-    def _points(self) -> Iterator[Point]:
+    def _points(self) -> Iterator[dict[str, Any]]:
         calls = self._search.stages
         for call in calls:
             if call.student is None and not self._is_done(call):
@@ -191,23 +147,27 @@ class Trial:
                 while not self._has_ended(call):
                     time.sleep(POLL_SECONDS)
         students = [call for call in calls if call.student is not None]
-        length = self.params.recipe(self._search.method).num_steps
+        length = self.graph.params.recipe(self._search.method).num_steps
         finished: list[float] = []
         for position, call in enumerate(students):
             score = 0.0
             for step, score in self._distilled(call):
-                yield Point(
-                    step=position * length + step,
-                    score=fmean([*finished, score]),
-                    num_steps=len(students) * length,
-                    complete=position == len(students) - 1 and step == length,
-                )
+                yield {
+                    "score": fmean([*finished, score]),
+                    "steps": position * length + step,
+                    "num_steps": len(students) * length,
+                    "complete": position == len(students) - 1 and step == length,
+                }
             finished.append(score)
 
     def _distilled(self, call: StageCall) -> Iterator[tuple[int, float]]:
         """Distil a student, and yield steps with its scores after them."""
-        marks, cell = self._marks(), self.graph.nodes[call.name].student
+        cell, params = self.graph.nodes[call.name].student, self.graph.params
         assert cell is not None
+        recipe = params.recipe(self._search.method)
+        marks = snapshot_steps(
+            recipe.num_epochs, recipe.steps_per_epoch, params.distill.num_snapshots
+        )
         if not self._is_done(call):
             self._start(call)
             _ = self._scorer  # loads what it needs while the stage does
@@ -223,21 +183,15 @@ class Trial:
         for step in marks:
             yield step, self._scorer.score(_student_at(artifact, step), cell)
 
-    def _marks(self) -> list[int]:
-        recipe = self.params.recipe(self._search.method)
-        count = self.params.distill.num_snapshots
-        return snapshot_steps(recipe.num_epochs, recipe.steps_per_epoch, count)
-
     def _snapshot(self, name: str, cell: Cell, step: int) -> Student | None:
-        work = self.layout.work / "work" / name
-        found = sorted(work.glob(f"*/{snapshot_name(step)}"), key=_age)
-        return load_snapshot(found[0], self.params, cell) if found else None
+        files = (self.layout.work / "work" / name).glob(f"*/{snapshot_name(step)}")
+        newest = max(files, key=changed, default=None)
+        return None if newest is None else load_snapshot(newest, self.graph.params, cell)
 
     @cached_property
     def _scorer(self) -> Scorer:
-        measure, _, split = self._search.criterion.partition(":")
-        criterion = Criterion(measure, split or None)  # type: ignore[arg-type]
-        return Scorer(self.graph, self._project, criterion, self._search.cells)
+        search = self._search
+        return Scorer(self.graph, self._project, search.criterion, search.cells[0])
 
     # -- stages -------------------------------------------------------------------------
 
@@ -247,20 +201,11 @@ class Trial:
 
     def _start(self, call: StageCall) -> None:
         self._raise_if_stopped()
-        params = ("--params", str(self.root / PARAMS_FILE))
-        module_call = [f"stages.{call.stage}", *params, call.cell]
-        environment = stage_environment(os.environ, self._environment, root=str(self._project))
+        module_call = [f"stages.{call.stage}", "--params", str(self.root / PARAMS_FILE), call.cell]
         log = self.root / LOG_FILE
-        with storage_errors(log), log.open("wb") as out:
-            self._process = subprocess.Popen(
-                command(module_call, gpu_share=self._gpu_share),
-                cwd=self._project,  # relative data paths start there, and the code lies there
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C on the terminal reaches the driver alone
-            )
+        with storage_errors(log):
+            log.unlink(missing_ok=True)
+            self._process = self._guard.start(module_call, log)
 
     def _has_ended(self, call: StageCall) -> bool:
         """Tell whether the stage has its result; raises if it ended without."""
@@ -272,26 +217,13 @@ class Trial:
         if code == 0:
             return True
         self._raise_if_stopped()
-        message = f"{call.name} ended with {code}: {self._last_words()}"
+        message = f"{call.name} ended with {code}: {last_words(self.root / LOG_FILE) or 'no word'}"
         raise (TrialFailedError if code in HOPELESS else StageEndedError)(message)
 
     def _raise_if_stopped(self) -> None:
         if self._stop_file.exists():
             self.stop()
             raise SearchStoppedError
-
-    def _last_words(self) -> str:
-        lines = (self.root / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-        own = [line for line in lines if line.startswith("kdci: error:")]
-        return (own or [line for line in lines if line.strip()] or ["no word"])[-1].strip()
-
-
-def _age(file: Path) -> float:
-    """Return how long ago a file was written, the newest first."""
-    try:
-        return -file.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _student_at(artifact: Artifact, step: int) -> Student:

@@ -1,17 +1,15 @@
-"""What trials did with a stage, in a file: it outlives the worker, the runner and Ray."""
+"""A sweep's own files, for this user alone; what trials did with a stage outlives them and Ray."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from kdci.store.artifacts import storage_errors
+from kdci.store.layout import Layout
+from pipelines.running.journal import append_line, read_lines
 
 
 @dataclass(frozen=True)
@@ -35,28 +33,53 @@ class History:
     links: Mapping[str, str] = field(default_factory=dict)
 
 
-def begin(file: Path, links: Mapping[str, str]) -> None:
-    """Note that an attempt begins."""
-    _append(file, {"begin": time.time(), "links": dict(links)})
+def prepare_folder(layout: Layout) -> Path:
+    """Make the absolute folder of Ray's experiments, logs and attempts, and return it.
+
+    Raises:
+        StorageError: It can not be made.
+    """
+    folder = (layout.work / "ray").absolute()
+    with storage_errors(folder):
+        for place in (folder, folder / "logs", folder / "attempts"):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)  # Ray leaves pickles there, which whoever resumed it would run
+        stop_file(folder).unlink(missing_ok=True)
+    return folder
 
 
-def end(file: Path, exit_code: int, message: str) -> None:
+def log_of(folder: Path, stage: str) -> Path:
+    """Return the file of a stage's output."""
+    return folder / "logs" / f"{stage}.log"
+
+
+def stop_file(folder: Path) -> Path:
+    """Return the file whose presence asks trials to end."""
+    return folder / "stop"
+
+
+def begin(folder: Path, stage: str, links: Mapping[str, str]) -> None:
+    """Note that an attempt at a stage begins."""
+    append_line(_attempts(folder, stage), {"begin": time.time(), "links": dict(links)})
+
+
+def end(folder: Path, stage: str, exit_code: int, message: str) -> None:
     """Note how it ended."""
-    _append(file, {"end": time.time(), "exit_code": exit_code, "message": message})
+    row = {"end": time.time(), "exit_code": exit_code, "message": message}
+    append_line(_attempts(folder, stage), row)
 
 
-def read_history(file: Path) -> History | None:
-    """Return the attempts that a file tells of; None: of none."""
-    rows = _rows(file)
+def read_history(folder: Path, stage: str) -> History | None:
+    """Return the attempts at a stage that are noted; None: there are none."""
+    rows = read_lines(_attempts(folder, stage))
     begins = [row for row in rows if "begin" in row]
     if not begins:
         return None
     last = rows[-1]
     started = float(begins[0]["begin"])
-    latest = float(last.get("end", last.get("begin", started)))
     return History(
         started,
-        latest - started,
+        float(last.get("end", last.get("begin", started))) - started,
         len(begins),
         last.get("exit_code"),
         str(last.get("message", "")),
@@ -64,24 +87,10 @@ def read_history(file: Path) -> History | None:
     )
 
 
-def forget(file: Path) -> None:
+def forget(folder: Path, stage: str) -> None:
     """Remove what is noted: it is in the journal now."""
-    file.unlink(missing_ok=True)
+    _attempts(folder, stage).unlink(missing_ok=True)
 
 
-def _append(file: Path, row: Mapping[str, Any]) -> None:
-    with storage_errors(file), file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(row) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    with suppress(OSError):
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):  # torn by a kill
-                row = json.loads(line)
-                if isinstance(row, dict):
-                    rows.append(row)
-    return rows
+def _attempts(folder: Path, stage: str) -> Path:
+    return folder / "attempts" / f"{stage}.jsonl"

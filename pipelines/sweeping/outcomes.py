@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+
+import typer
 
 from kdci.config.params_file import load_params
 from kdci.errors import KdciError
@@ -15,60 +18,56 @@ from kdci.graph.node import Node
 from kdci.store.layout import Layout
 from pipelines.running import journal
 from pipelines.running.exit_codes import gravest
+from pipelines.running.run_display import counted, ended, warn
 from pipelines.running.stage_process import Outcome, State
+from pipelines.running.stopping import StopRequest
 from pipelines.sweeping import attempts
 from pipelines.sweeping.attempts import History
-from pipelines.sweeping.places import attempts_of, log_of
-from pipelines.sweeping.stopping import StopRequest
-from pipelines.sweeping.trial import STOP_CODES, last_words
+from pipelines.sweeping.trial import STOP_CODES
 
-Say = Callable[[str], None]
+_FAILURE = "Failure # "
+_ERROR = re.compile(r"^[\w.]*(Error|Exception)\b")
+
+
+def reason(report: str) -> str:
+    """Return why the last attempt at a trial failed; "": nothing is said.
+
+    Args:
+        report: Ray's file: for each failure a line that begins it, then a traceback or a notice.
+    """
+    lines = [line.strip() for line in report.rpartition(_FAILURE)[2].splitlines()[1:]]
+    lines = [line for line in lines if line]
+    errors = [line for line in lines if _ERROR.match(line)]
+    return (errors or lines[:1] or [""])[-1][:300]
 
 
 class Outcomes:
-    """The outcomes of a sweep.
-
-    Args:
-        layout: The places of the project.
-        folder: Where the sweep keeps its files.
-        total: How many stages were not up to date.
-        stop: Tells that a signal came.
-        say: Hears what happens, a line at a time.
-        warn: Hears what failed.
+    """The outcomes of a sweep, which keeps its files in ``folder``.
 
     Attributes:
         by_stage: In the order in which they came.
     """
 
-    def __init__(
-        self, layout: Layout, folder: Path, total: int, stop: StopRequest, say: Say, warn: Say
-    ) -> None:
+    def __init__(self, layout: Layout, folder: Path, total: int, stop: StopRequest) -> None:
         self.by_stage: dict[str, Outcome] = {}
         self._layout = layout
         self._folder = folder
         self._total = total
         self._stop = stop
-        self._say = say
-        self._warn = warn
 
     def recorded(self, name: str, problem: str | None) -> None:
         """Note that a stage's result is in DVC, or why it is not."""
-        history = attempts.read_history(attempts_of(self._folder, name))
+        history = attempts.read_history(self._folder, name)
         if problem is None:
             self._note_trial(name, State.completed, "", 0, history)
-            attempts.forget(attempts_of(self._folder, name))
+            attempts.forget(self._folder, name)
         else:
             message = f"its result is not recorded in DVC: {problem}"
             self._note_trial(name, State.failed, message, 1, history)
 
-    def without_result(self, name: str, error: str = "") -> None:
-        """Note that a stage's trial ended without a result.
-
-        Args:
-            name: The stage.
-            error: What Ray says of it.
-        """
-        history = attempts.read_history(attempts_of(self._folder, name))
+    def without_result(self, name: str, report: str = "") -> None:
+        """Note that a stage's trial ended without a result, and what Ray reports of it."""
+        error, history = reason(report), attempts.read_history(self._folder, name)
         code = None if history is None else history.exit_code
         if self._stop and (code is None or code in STOP_CODES):
             state = State.not_run if history is None else State.stopped
@@ -82,16 +81,10 @@ class Outcomes:
             history = replace(history, seconds=time.time() - history.started)
             self._note_trial(name, State.failed, message, 1, history)
         else:
-            message = history.message or last_words(log_of(self._folder, name))
-            self._note_trial(name, State.failed, message, code, history)
+            self._note_trial(name, State.failed, history.message, code, history)
 
     def note(self, outcome: Outcome, links: Mapping[str, str] | None = None) -> None:
-        """Note how a stage ended.
-
-        Args:
-            outcome: How.
-            links: Ids of the trial; None: it was run here, by DVC.
-        """
+        """Note how a stage ended, with the ids of its trial; None: it was run here, by DVC."""
         self.by_stage[outcome.stage] = outcome
         if outcome.state in (State.cached, State.not_run):
             return
@@ -110,16 +103,14 @@ class Outcomes:
 
     def tell_end(self) -> None:
         """Say how many stages came to what, and for each failure why."""
-        states = [outcome.state for outcome in self.by_stage.values()]
-        counts = {state: states.count(state) for state in State}
-        told = [f"{number} {state}" for state, number in counts.items() if number]
-        rest = self._total - len(states)
+        told = counted(self.by_stage.values())
+        rest = self._total - len(self.by_stage)
         if rest:  # their parents came out as they were, or it was stopped before their turn
             told.append(f"{rest} {'left' if self._stop else 'up to date after all'}")
-        self._say(f"{self._total} stages to see to: {', '.join(told)}")
+        typer.echo(f"{self._total} stages to see to: {', '.join(told)}")
         for outcome in self.by_stage.values():
             if outcome.state is State.failed:
-                self._warn(f"{outcome.stage} failed: {outcome.message}")
+                warn(f"{outcome.stage} failed: {outcome.message}")
 
     def _note_trial(
         self, name: str, state: State, message: str, code: int, history: History | None
@@ -130,11 +121,11 @@ class Outcomes:
 
     def _tell(self, outcome: Outcome) -> None:
         done = sum(each.has_result for each in self.by_stage.values())
-        text = f"{outcome.stage}: {outcome.state}, {outcome.seconds:.1f} s"
-        tell = self._say
+        text = ended(outcome, done, self._total)
         if outcome.state is State.failed:
-            tell, text = self._warn, f"{text}: {(outcome.message.splitlines() or [''])[-1]}"
-        tell(f"{time.strftime('%H:%M:%S')}  [{done}/{self._total}] {text}")
+            warn(f"{text}: {(outcome.message.splitlines() or [''])[-1]}")
+        else:
+            typer.echo(text)
 
     def _node(self, stage: str) -> Node | None:
         root = self._layout.root

@@ -2,7 +2,8 @@
 
 Ray listens on every interface of the machine and can not be told otherwise. Hence a token, which
 every caller must show, and no dashboard. Import no ray before the session: it reads the switches
-when it is imported.
+when it is imported. ``python -m pipelines.sweeping.ray_session SIZES`` is the private instance,
+which lasts as long as its stdin.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from kdci.errors import IntegrityError, UserError
 from pipelines.flow.telemetry import switch_off
 
 REACH_SECONDS = 5.0
 """How long to wait for a cluster to take a connection."""
+OBJECT_STORE_BYTES = 100_000_000
+"""If nobody says more: trials pass nothing but small numbers; the stages' data are files."""
 END_SECONDS = 30.0
 """How long an instance of our own has to end."""
 MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"  # noqa: S105
@@ -33,6 +38,7 @@ DISABLED = "disabled"
 SWITCHES = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a stage's paths are those of the project folder
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the stages' own files are the record
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial of a search has no score to report
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the runner stops its trials itself
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial that asked for no GPU sees none
@@ -114,7 +120,7 @@ def has_token(environment: Mapping[str, str]) -> bool:
 def _own_instance(*sizes: int | None) -> Iterator[str]:
     """Have an instance of our own, of these sizes, and yield its address."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.sweeping.own_ray", json.dumps(sizes)],
+        [sys.executable, "-m", "pipelines.sweeping.ray_session", json.dumps(sizes)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -190,3 +196,51 @@ def _require_reachable(cluster: str) -> None:
     except (OSError, OverflowError) as error:
         what = f"can not be reached: {getattr(error, 'strerror', None) or error}"
         raise UserError(subject, what, fix) from None
+
+
+def main(sizes: str) -> int:
+    """Start an instance, tell its address or why there is none, and wait for the end of stdin.
+
+    In a process and a session of its own a Ctrl-C or a SIGTERM that is sent to the whole group of
+    the runner does not take Ray from under it, and however the runner ends, Ray ends too.
+
+    Args:
+        sizes: JSON list: the cores and the GPUs that it hands out, the bytes of its object store;
+            null: those there are, and few.
+    """
+    switch_off()
+    import ray
+
+    num_cpus, num_gpus, store = json.loads(sizes)
+    settings: dict[str, Any] = {
+        "address": "local",  # never an instance of somebody else's that happens to run here
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+        "include_dashboard": False,
+        "object_store_memory": store or OBJECT_STORE_BYTES,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
+    if sys.platform.startswith("linux"):
+        # Another name of this machine's loopback; Ray takes 127.0.0.1 for "find one yourself".
+        settings["_node_ip_address"] = "127.0.0.2"
+    # Not where TMPDIR says: a socket's path may have 107 characters, and Ray takes 80 of them.
+    short = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108 - the folder is made private
+    with tempfile.TemporaryDirectory(
+        prefix="kdci-ray-", dir=short, ignore_cleanup_errors=True
+    ) as private:
+        try:
+            ray.init(**settings, _temp_dir=f"{private}/r")  # below it: Ray opens its own to all
+            answer = {"address": ray.get_runtime_context().gcs_address}
+        except Exception as error:  # whatever it is, the runner is told
+            answer = {"error": " ".join(str(error).split())[:200]}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+        if "address" in answer:
+            sys.stdin.read()
+        ray.shutdown()
+    return 0 if "address" in answer else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

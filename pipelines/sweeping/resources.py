@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kdci.config.params import Params
 from kdci.errors import UserError
@@ -14,12 +15,7 @@ Node = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one trial.
-
-    Attributes:
-        cpus: Cores that Ray sets aside for it.
-        gpus: GPUs, or a share of one.
-    """
+    """Cores that Ray sets aside for one trial, and GPUs or a share of one."""
 
     cpus: float
     gpus: float
@@ -32,6 +28,14 @@ class Resources:
     def request(self) -> dict[str, float]:
         """Return what Ray is asked for."""
         return {"cpu": self.cpus, "gpu": self.gpus}
+
+
+def nodes() -> list[Node]:
+    """Return what each node of the cluster has; call inside a ``ray_session``."""
+    import ray
+
+    known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [dict(node["Resources"]) for node in known if node["Alive"]]
 
 
 def choose_resources(
@@ -93,6 +97,14 @@ def complaints(params: Params, nodes: Sequence[Node], resources: Resources) -> l
     return found
 
 
+def capacity(nodes: Sequence[Node], resources: Resources) -> int:
+    """Return how many trials with these resources the nodes carry at a time."""
+    wanted = {kind.upper(): amount for kind, amount in resources.request().items() if amount}
+    return sum(
+        min(int(node.get(kind, 0) / amount) for kind, amount in wanted.items()) for node in nodes
+    )
+
+
 def _default_cpus(params: Params, nodes: Sequence[Node]) -> float:
     threads = params.runtime.threads
     if not isinstance(threads, str):
@@ -103,4 +115,4 @@ def _default_cpus(params: Params, nodes: Sequence[Node]) -> float:
 def _default_gpus(params: Params, nodes: Sequence[Node]) -> float:
     if params.runtime.device == "cpu":
         return 0.0
-    return 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    return float(any(node.get("GPU", 0) >= 1 for node in nodes))

@@ -8,7 +8,6 @@ them. The files are the truth, not Ray's state: whatever is killed, the same com
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,27 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from kdci.config.params import Params
 from kdci.config.params_file import load_params
-from kdci.errors import UserError
 from kdci.graph.build import Graph
 from kdci.graph.standing import differences
 from kdci.store.layout import Layout
 from pipelines.flow.telemetry import switch_off
 from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Dag, Verdict, read_dag
+from pipelines.running.limits import default_limit, require_at_least
+from pipelines.running.run_display import show_record, warn
+from pipelines.running.scheduler import Scheduler
 from pipelines.running.stage_process import Outcome, StageProcess, State
-from pipelines.running.workspace import only_runner, stages_at_work
+from pipelines.running.stopping import StopRequest
+from pipelines.running.workspace import await_stages, only_runner
 from pipelines.sweeping import attempts
-from pipelines.sweeping.dvc_record import DvcCommitter, commit
-from pipelines.sweeping.outcomes import Outcomes, Say
-from pipelines.sweeping.places import attempts_of, log_of, prepare_folder
+from pipelines.sweeping.attempts import log_of, prepare_folder
+from pipelines.sweeping.dvc_record import commit, recording, restorable
+from pipelines.sweeping.guarded import Guard, deciding
+from pipelines.sweeping.outcomes import Outcomes
 from pipelines.sweeping.ray_session import ray_session
-from pipelines.sweeping.resources import Resources, choose_resources, complaints
-from pipelines.sweeping.run_cache import restorable
-from pipelines.sweeping.stage_environment import deciding
-from pipelines.sweeping.stopping import StopRequest
-from pipelines.sweeping.trial import StageTrial
+from pipelines.sweeping.resources import Resources, choose_resources, complaints, nodes
 from pipelines.tracking.recorder import Recorder
 
 METRIC_SECONDS = 30.0
@@ -45,21 +46,16 @@ ORPHAN_SECONDS = 30.0
 """How long to wait for stages of ended workers, which save their state."""
 
 
-@dataclass(frozen=True)
-class SweepOptions:
-    """What a sweep is asked for.
+@dataclass
+class Sweep:
+    """A sweep of a project; what it is asked for is told by `kdci sweep --help`.
 
     Attributes:
-        targets: Stages, entries of dvc.yaml or patterns; none: everything.
-        address: Of a Ray cluster; None: see ``ray_session``.
-        cpus_per_trial: Cores a trial; None: see ``choose_resources``.
-        gpus_per_trial: GPUs or a share of one; None: likewise.
-        max_concurrent: Trials at a time; None: as many as fit.
+        root: The project folder: on a cluster, one that all nodes share under this path.
         max_failures: How often a trial is started again after its worker or node died.
-        allow_no_token: Accept a cluster without a token.
-        track: Keep MLflow's record up to date meanwhile.
     """
 
+    root: Path
     targets: Sequence[str] = ()
     address: str | None = None
     cpus_per_trial: float | None = None
@@ -69,124 +65,70 @@ class SweepOptions:
     allow_no_token: bool = False
     track: bool = True
 
-
-def sweep_grid(root: Path, options: SweepOptions, *, say: Say, warn: Say) -> int:
-    """Run what is not up to date, and return the exit code: 0, or that of the gravest failure.
-
-    Args:
-        root: The project folder: on a cluster, one that all nodes share under this path.
-        options: What is asked for.
-        say: Hears what happens, a line at a time.
-        warn: Hears what failed or will not work well.
-
-    Raises:
-        UserError: Params, data, a target or the cluster do not fit: nothing was run.
-        BusyError: Somebody else runs stages here.
-    """
-    _require_counts(options)
-    switch_off()
-    root = root.absolute()
-    stop = StopRequest()
-    with only_runner(Layout(root, ""), "kdci sweep"), stop.installed():
-        params = load_params(root / "params.yaml")
-        layout = Layout(root, params.preset)
-        dag, _ = _read(root, options)
-        verdicts = dag.verdicts.values()
-        total = sum(verdict is not Verdict.unchanged for verdict in verdicts)
-        if not total:
-            say("everything is up to date")
-            return stop.exit_code
-        from pipelines.checking.checks import require_no_problems
-
-        # Which GPUs there are is Ray's to say.
-        require_no_problems(params, layout, leave_out=["runtime.device"])
-        folder = prepare_folder(layout)
-        outcomes = Outcomes(layout, folder, total, stop, say, warn)
-        with ExitStack() as stack:
-            recorder = stack.enter_context(Recorder(root)) if options.track else None
-            try:
-                _Sweep(root, layout, folder, options, stop, outcomes, say, warn).run(params)
-            finally:
-                _await_orphans(layout)
-            outcomes.tell_end()
-            if recorder is not None:
-                _tell_record(recorder, say, warn)
-        return outcomes.exit_code
-
-
-def _require_counts(options: SweepOptions) -> None:
-    if options.max_concurrent is not None and options.max_concurrent < 1:
-        raise UserError("--max-concurrent", f"is {options.max_concurrent}", "give 1 or more")
-    if options.max_failures < 0:
-        raise UserError("--max-failures", f"is {options.max_failures}", "give 0 or more")
-
-
-def _read(root: Path, options: SweepOptions) -> tuple[Dag, Graph]:
-    """Return DVC's part of what is asked for, and the graph, both of the params as they are now."""
-    graph = current_graph(root)
-    return read_dag(root).select(options.targets), graph
-
-
-def _await_orphans(layout: Layout) -> None:
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    while stages_at_work(layout) and time.monotonic() < deadline:
-        time.sleep(0.1)
-
-
-def _tell_record(recorder: Recorder, say: Say, warn: Say) -> None:
-    outcome = recorder.finish()
-    if outcome is None:
-        warn("MLflow has no record of the end of this sweep; `kdci sync` makes it")
-        return
-    for warning in outcome.warnings:
-        warn(warning)
-    say(outcome.text)
-
-
-class _Sweep:
-    """A sweep in progress; it holds the workspace."""
-
-    def __init__(
-        self,
-        root: Path,
-        layout: Layout,
-        folder: Path,
-        options: SweepOptions,
-        stop: StopRequest,
-        outcomes: Outcomes,
-        say: Say,
-        warn: Say,
-    ) -> None:
-        self._root = root
-        self._layout = layout
-        self._folder = folder
-        self._options = options
-        self._stop = stop
-        self._outcomes = outcomes
-        self._say = say
-        self._warn = warn
+    def __post_init__(self) -> None:
+        wanted = {"--max-concurrent": (self.max_concurrent, 1)}
+        require_at_least({**wanted, "--max-failures": (self.max_failures, 0)})
+        self.root = self.root.absolute()
+        self._stop = StopRequest()
         self._name = time.strftime("sweep-%Y%m%d-%H%M%S-") + str(os.getpid())
         self._num_waves = 0
         self._told: dict[str, float] = {}
         self._resources: Resources | None = None
 
-    def run(self, params: Params) -> None:
-        """Run the waves, then on this machine what comes after them."""
+    def run(self) -> int:
+        """Run what is not up to date, and return the exit code: 0, or of the gravest failure.
+
+        Raises:
+            UserError: Params, data, a target or the cluster do not fit: nothing was run.
+            BusyError: Somebody else runs stages here.
+        """
+        switch_off()
+        with only_runner(Layout(self.root, ""), "kdci sweep"), self._stop.installed():
+            params = load_params(self.root / "params.yaml")
+            self._layout = layout = Layout(self.root, params.preset)
+            verdicts = self._read()[0].verdicts.values()
+            total = sum(verdict is not Verdict.unchanged for verdict in verdicts)
+            if not total:
+                typer.echo("everything is up to date")
+                return self._stop.exit_code
+            from pipelines.checking.checks import require_no_problems
+
+            # Which GPUs there are is Ray's to say.
+            require_no_problems(params, layout, leave_out=["runtime.device"])
+            self._folder = prepare_folder(layout)
+            self._outcomes = Outcomes(layout, self._folder, total, self._stop)
+            with ExitStack() as stack:
+                recorder = stack.enter_context(Recorder(self.root)) if self.track else None
+                try:
+                    self._run_waves(params)
+                    if not self._stop:
+                        self._run_rest(params)
+                finally:
+                    await_stages(layout, ORPHAN_SECONDS)
+                self._outcomes.tell_end()
+                if recorder is not None:
+                    show_record(recorder.finish(), "sweep")
+            return self._outcomes.exit_code
+
+    def _read(self) -> tuple[Dag, Graph]:
+        """Return DVC's part of what is asked for, and the graph, both of the params as of now."""
+        graph = current_graph(self.root)
+        return read_dag(self.root).select(self.targets), graph
+
+    def _run_waves(self, params: Params) -> None:
         with ExitStack() as session:
             while not self._stop:
                 graph, names = self._next_wave()
                 if not names or self._stop:
                     break
                 self._wave(graph, names, self._connect(session, params))
-        if not self._stop:
-            self._run_rest(params)
 
     # -- what needs no trial ------------------------------------------------------------------
 
     def _next_wave(self) -> tuple[Graph, list[str]]:
         """Return the stages to train next, once all that needs no training has its result."""
         while True:
-            dag, graph = _read(self._root, self._options)
+            dag, graph = self._read()
             ready = ready_stages(dag, trials_of(graph))
             ready = [name for name in ready if name not in self._outcomes.by_stage]
             if self._stop or not (self._record_finished(ready) or self._restore(ready)):
@@ -194,21 +136,24 @@ class _Sweep:
 
     def _record_finished(self, names: Sequence[str]) -> bool:
         """Record what a killed sweep left finished; tell whether there was anything."""
-        found = differences(self._root, names)
+        found = differences(self.root, names)
         finished = [name for name, problem in found.items() if problem is None]
-        for name, problem in commit(self._root, finished).items():
+        for name, problem in commit(self.root, finished).items():
             self._outcomes.recorded(name, problem)
         return bool(finished)
 
     def _restore(self, ready: Sequence[str]) -> bool:
         """Take results from DVC's run cache; tell whether there were any."""
-        names = restorable(self._root, ready)
+        names = restorable(self.root, ready)
         for name in names:
             if not self._stop:
-                process = StageProcess(self._root, name, lambda line: None)
-                with self._stop.heard_by(_in_thread(process.stop)):
-                    self._outcomes.note(process.run())
+                self._run_here(name)
         return bool(names)
+
+    def _run_here(self, name: str) -> None:
+        process = StageProcess(self.root, name, lambda line: None)
+        with self._stop.heard_by(lambda number: process.stop()):
+            self._outcomes.note(process.run())
 
     # -- trials -------------------------------------------------------------------------------
 
@@ -216,69 +161,54 @@ class _Sweep:
         """Connect to Ray, once, and decide what each trial gets."""
         if self._resources is not None:
             return self._resources
-        options = self._options
-        session.enter_context(
-            ray_session(address=options.address, allow_no_token=options.allow_no_token)
-        )
-        from pipelines.sweeping import waves
-
-        nodes = waves.nodes()
+        session.enter_context(ray_session(address=self.address, allow_no_token=self.allow_no_token))
+        known = nodes()
         self._resources = choose_resources(
-            params, nodes, cpus=options.cpus_per_trial, gpus=options.gpus_per_trial
+            params, known, cpus=self.cpus_per_trial, gpus=self.gpus_per_trial
         )
-        for line in complaints(params, nodes, self._resources):
-            self._warn(line)
+        for line in complaints(params, known, self._resources):
+            warn(line)
         cpus, gpus = self._resources.cpus, self._resources.gpus
-        self._say(f"Ray: {len(nodes)} nodes; {cpus:g} CPUs and {gpus:g} GPUs a trial")
+        typer.echo(f"Ray: {len(known)} nodes; {cpus:g} CPUs and {gpus:g} GPUs a trial")
         return self._resources
 
     def _wave(self, graph: Graph, names: Sequence[str], resources: Resources) -> None:
-        from pipelines.sweeping import waves
+        from pipelines.sweeping.waves import run_wave
 
         self._num_waves += 1
-        plans = {name: self._plan(graph, name, resources) for name in names}
+        guard = Guard(self.root, deciding(os.environ), resources.gpu_share)
+        nodes = [graph.nodes[name] for name in names]
         for name in names:
-            attempts.forget(attempts_of(self._folder, name))
+            attempts.forget(self._folder, name)
             log_of(self._folder, name).unlink(missing_ok=True)
-        self._say(f"wave {self._num_waves}: {len(names)} stages")
-        with DvcCommitter(self._root, self._outcomes.recorded) as committer:
-            waves.run_wave(
+        typer.echo(f"wave {self._num_waves}: {len(names)} stages")
+        with recording(self.root, self._outcomes.recorded) as record:
+            run_wave(
                 f"{self._name}-{self._num_waves}",
-                plans,
+                {node.name: (f"stages.{node.stage}", node.cell) for node in nodes},
+                guard,
                 layout=self._layout,
                 folder=self._folder,
                 resources=resources,
-                max_concurrent=self._options.max_concurrent,
-                max_failures=self._options.max_failures,
+                max_concurrent=self.max_concurrent,
+                max_failures=self.max_failures,
                 stop=self._stop,
-                listeners=waves.Listeners(
-                    self._show_metrics, lambda name, error: self._ended(name, error, committer)
-                ),
+                on_metrics=self._show_metrics,
+                on_end=lambda name, report: self._ended(name, report, record),
             )
         self._settle_missed(names)
 
-    def _plan(self, graph: Graph, name: str, resources: Resources) -> StageTrial:
-        node = graph.nodes[name]
-        return StageTrial(
-            stage=name,
-            call=(f"stages.{node.stage}", node.cell),
-            root=self._root,
-            folder=self._folder,
-            environment=deciding(os.environ),
-            gpu_share=resources.gpu_share,
-        )
-
-    def _ended(self, name: str, error: str, committer: DvcCommitter) -> None:
+    def _ended(self, name: str, report: str, record: Callable[[str], None]) -> None:
         """Have a result recorded, or note the failure, when Ray says that a trial has ended."""
-        history = attempts.read_history(attempts_of(self._folder, name))
+        history = attempts.read_history(self._folder, name)
         if history is not None and history.exit_code == 0:
-            committer.add(name)
+            record(name)
         else:
-            self._outcomes.without_result(name, error)
+            self._outcomes.without_result(name, report)
 
     def _settle_missed(self, names: Sequence[str]) -> None:
         """Look at the files for what Ray did not tell: it was stopped, or it lost a trial."""
-        _await_orphans(self._layout)
+        await_stages(self._layout, ORPHAN_SECONDS)
         self._record_finished([name for name in names if name not in self._outcomes.by_stage])
         for name in names:
             if name not in self._outcomes.by_stage:
@@ -291,16 +221,13 @@ class _Sweep:
         self._told[name] = now
         own = {key: value for key, value in metrics.items() if key == "step" or "loss" in key}
         told = ", ".join(f"{key} {value:.4g}" for key, value in own.items())
-        self._say(f"{time.strftime('%H:%M:%S')}  {name}: {told}")
+        typer.echo(f"{time.strftime('%H:%M:%S')}  {name}: {told}")
 
     # -- what comes after ---------------------------------------------------------------------
 
     def _run_rest(self, params: Params) -> None:
         """Run evaluations and the report on this machine, as far as all they need is there."""
-        from pipelines.running.limits import default_limit
-        from pipelines.running.scheduler import Scheduler
-
-        dag, graph = _read(self._root, self._options)
+        dag, graph = self._read()
         rest, lost = split_rest(dag, trials_of(graph))
         for name in lost:
             if name not in self._outcomes.by_stage:
@@ -308,11 +235,11 @@ class _Sweep:
                 self._outcomes.note(Outcome(name, State.not_run, what))
         scheduler = Scheduler(
             rest,
-            lambda name, hear: StageProcess(self._root, name, hear),
+            lambda name, hear: StageProcess(self.root, name, hear),
             limit=default_limit(params),
             on_outcome=self._outcomes.note,
         )
-        with self._stop.heard_by(_in_thread(scheduler.stop)):
+        with self._stop.heard_by(scheduler.stop):
             scheduler.run_all()
 
 
@@ -324,9 +251,7 @@ def trials_of(graph: Graph) -> set[str]:
 def ready_stages(dag: Dag, trials: Collection[str]) -> list[str]:
     """Return the stages that can be trained now: changed, all that they are made from unchanged.
 
-    Args:
-        dag: The graph with its status.
-        trials: What a trial can make; others are for the runner's own machine.
+    Those that no trial makes are for the runner's own machine.
     """
     verdicts = dag.verdicts
     return [
@@ -341,18 +266,10 @@ def ready_stages(dag: Dag, trials: Collection[str]) -> list[str]:
 def split_rest(dag: Dag, trials: Collection[str]) -> tuple[Dag, list[str]]:
     """Return what is left to run on the runner's machine, and what can not be run.
 
-    Args:
-        dag: The graph with its status, after the last wave.
-        trials: What a trial could have made; what of it is missing has failed.
+    What a trial could have made, and is missing after the last wave, has failed.
     """
     waiting = [n for n, verdict in dag.verdicts.items() if verdict is not Verdict.unchanged]
     missing = {name for name in waiting if name in trials}
     lost = {*missing, *dag.descendants(missing)}
-    rest = {name: dag.stages[name] for name in waiting if name not in lost}
-    changes = {name: dag.changes[name] for name in rest if name in dag.changes}
-    return Dag(rest, changes), [name for name in dag.stages if name in lost]
-
-
-def _in_thread(act: Callable[[], None]) -> Callable[[int], None]:
-    """Return a listener that calls ``act`` in a thread: it takes locks that a handler may not."""
-    return lambda number: threading.Thread(target=act).start()
+    rest = {name for name in waiting if name not in lost}
+    return dag.part(rest), [name for name in dag.stages if name in lost]

@@ -19,7 +19,6 @@ def quick(monkeypatch):
 def watch(file, seconds=0.3, device="cpu", load=lambda: time.sleep(0.01)):
     began = time.monotonic()
     monitor = SystemMonitor(file, lambda: time.monotonic() - began, device)
-    monitor.start()
     while time.monotonic() - began < seconds:
         load()
     return monitor.stop()

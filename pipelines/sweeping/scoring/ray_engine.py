@@ -9,9 +9,9 @@ batch is scored whole, by as many threads as this process would use: what comes 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,6 +26,7 @@ from kdci.errors import KdciError, UserError
 from kdci.models import PixelModel
 from kdci.training.runtime import available_cores, start
 from pipelines.sweeping.ray_session import ray_session
+from pipelines.sweeping.resources import Resources, capacity, nodes
 
 OBJECT_STORE_BYTES = 500_000_000
 """Of an instance of our own: for the images that are underway; more go to its disk."""
@@ -49,10 +50,7 @@ def ray_engine(key: str) -> ScoringEngine:
         what = "ray is not installed"
         raise UserError(key, what, "pip install 'kdci[sweep]', or set it to local")
 
-    def open_workers(teacher: PixelModel, score: Score) -> AbstractContextManager[Workers]:
-        return _opened(key, teacher, score)
-
-    return open_workers
+    return partial(_opened, key)
 
 
 @contextmanager
@@ -80,14 +78,7 @@ def _told(key: str) -> Iterator[None]:
 
 
 class _Scorer:
-    """An actor: a teacher that is set up as the stage's own is.
-
-    Args:
-        teacher: On the CPU.
-        score: Maps logits to scores.
-        threads: Of torch's kernels.
-        device: `cpu` or `cuda`.
-    """
+    """An actor: a teacher, given on the CPU, that is set up as the stage's own is."""
 
     def __init__(self, teacher: PixelModel, score: Score, threads: int, device: str) -> None:
         # The precision is the teacher's own: its matrix products are cast inside.
@@ -112,7 +103,7 @@ def _start_actors(key: str, teacher: PixelModel, score: Score, threads: int) -> 
     ray = _ray()
     device = teacher.mean.device.type
     on_gpu = device == "cuda"
-    room = _room(threads, on_gpu=on_gpu)
+    room = capacity(nodes(), Resources(1, 1) if on_gpu else Resources(threads, 0))
     if not room:
         what = f"no node of the cluster has {'a GPU' if on_gpu else f'{threads} cores'} for it"
         raise UserError(key, what, "set runtime.threads to what a node has, or use local")
@@ -137,14 +128,6 @@ def _ray() -> Any:
     import ray
 
     return ray
-
-
-def _room(threads: int, *, on_gpu: bool) -> int:
-    """Return how many actors the cluster's nodes have room for."""
-    alive = [node["Resources"] for node in _ray().nodes() if node["Alive"]]
-    if on_gpu:
-        return sum(int(min(found.get("GPU", 0), found.get("CPU", 0))) for found in alive)
-    return sum(math.floor(found.get("CPU", 0) / threads) for found in alive)
 
 
 class _RayWorkers:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from kdci.store import artifacts
 from kdci.store.layout import Layout
 from pipelines.running import journal
 from pipelines.running.journal import Execution
+from pipelines.running.stage_process import Outcome, State
 
 DONE = Execution(
     stage="teacher@wrn-10-1",
@@ -99,12 +102,19 @@ def test_a_full_disk_is_told_and_costs_no_other_line(layout: Layout) -> None:
     assert journal.read(layout) == [DONE, FAILED]
 
 
-def test_card_of_an_artifact(tmp_path: Path) -> None:
+def test_what_a_stage_left_is_noted_by_its_card(layout: Layout, tmp_path: Path) -> None:
     with artifacts.new_artifact(tmp_path / "pool", kind="pool", card={}) as draft:
         draft.save_json("a.json", 1)
     stated = artifacts.read_card(tmp_path / "pool", kind="pool")["card_sha256"]
-    assert journal.card_of(tmp_path / "pool", "pool") == stated != ""
-    assert journal.card_of(tmp_path / "pool", "teacher") == ""
-    assert journal.card_of(tmp_path / "nothing", "pool") == ""
+
+    def noted(place: str, kind: str, state: State = State.completed) -> str:
+        node: Any = SimpleNamespace(artifact=tmp_path / place, kind=kind, stage="s", fields={})
+        journal.note(layout, Outcome("a", state), node, runner="plain", links={})
+        return journal.read(layout)[-1].card
+
+    assert noted("pool", "pool") == stated != ""
+    assert noted("pool", "pool", State.failed) == ""
+    assert noted("pool", "teacher") == ""
+    assert noted("nothing", "pool") == ""
     (tmp_path / "pool" / "card.json").write_text("{")
-    assert journal.card_of(tmp_path / "pool", "pool") == ""
+    assert noted("pool", "pool") == ""

@@ -23,13 +23,13 @@ from pipelines.params.presets import preset_text
 from pipelines.running import stage_process
 from pipelines.running.journal import read
 from pipelines.running.limits import Run, crowding, default_limit
-from pipelines.running.run_command import RunOptions, run_stages
+from pipelines.running.run_command import run_stages
 from pipelines.running.scheduler import Scheduler
 from pipelines.running.stage_process import Outcome, State
 from tests.pipelines._servers import CELL, RunProject, finish, until
 from tests.project_code import ROOT
 
-PLAIN = RunOptions(prefect=False, track=False)
+PLAIN = {"prefect": False, "track": False}
 QUICK = """
 stages:
   first:
@@ -80,7 +80,7 @@ def outcomes(root: Path, *, since: int = 0) -> dict[str, str]:
 def test_a_failed_stage_costs_what_needs_it_and_no_more(
     quick: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_stages(quick, PLAIN) == 5
+    assert run_stages(quick, **PLAIN) == 5
     said = capsys.readouterr()
     assert "first  a word" in said.out.splitlines()
     assert "5 stages: 3 completed, 1 failed, 1 not run" in said.out.splitlines()
@@ -98,11 +98,11 @@ def test_a_failed_stage_costs_what_needs_it_and_no_more(
     (quick / "code.txt").write_text("0; touch broken.txt")
     (quick / "dvc.yaml").write_text(QUICK.replace("exit $(cat code.txt)", "touch broken.txt"))
     before = len(read(Layout(quick, "")))
-    assert run_stages(quick, PLAIN) == 0
+    assert run_stages(quick, **PLAIN) == 0
     assert outcomes(quick, since=before) == {"broken": "completed", "after": "completed"}
     assert "5 stages: 2 completed, 3 cached" in capsys.readouterr().out.splitlines()
     before = len(read(Layout(quick, "")))
-    assert run_stages(quick, PLAIN) == 0
+    assert run_stages(quick, **PLAIN) == 0
     assert "5 stages: 5 cached" in capsys.readouterr().out.splitlines()
     assert outcomes(quick, since=before) == {}
 
@@ -110,14 +110,13 @@ def test_a_failed_stage_costs_what_needs_it_and_no_more(
 def test_targets_are_run_with_what_they_need(
     quick: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_stages(quick, RunOptions(["sec*"], prefect=False, track=False)) == 0
+    assert run_stages(quick, targets=["sec*"], **PLAIN) == 0
     assert outcomes(quick) == {"first": "completed", "second": "completed"}
     assert "2 stages: 2 completed" in capsys.readouterr().out.splitlines()
 
 
 def test_seeds_are_written_before_anything_runs(quick: Path) -> None:
-    options = RunOptions(["aside"], seeds=[2, 3], prefect=False, track=False)
-    assert run_stages(quick, options) == 0
+    assert run_stages(quick, targets=["aside"], seeds=[2, 3], **PLAIN) == 0
     assert tuple(load_params(quick / "params.yaml").grid.seeds) == (2, 3)
 
 
@@ -165,7 +164,7 @@ def test_what_is_refused_never_comes_to_prefect(
 ) -> None:
     monkeypatch.setitem(sys.modules, "prefect", None)
     with pytest.raises(UserError, match="--limit"):
-        run_stages(quick, RunOptions(limit=0))
+        run_stages(quick, limit=0)
 
 
 HOLDER = """

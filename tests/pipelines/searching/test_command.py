@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from pipelines import cli
+from pipelines.params.presets import preset_text
 from pipelines.searching import command
 from pipelines.searching.options import SearchOptions
+
+from .test_results import search_of
 
 
 @pytest.fixture
@@ -41,16 +43,23 @@ def test_the_record_ends_once_the_search_has_let_go(monkeypatch, tmp_path):
         yield
         order.append("recorded")
 
-    def search(root, options, *, ray_session, listener):
-        with ray_session():
-            order.append("trials")
+    @contextmanager
+    def only_runner(layout, what):
+        yield
         order.append("let go")
-        return SimpleNamespace(stopped_by=2)
 
+    def tune(*settings):
+        order.append("trials")
+        settings[-1].signal_number = 2
+
+    search = search_of()
+    (tmp_path / "params.yaml").write_text(preset_text("digits-smoke"))
+    (tmp_path / ".kdci/searches/s").mkdir(parents=True)
     monkeypatch.setattr(command, "Recorder", recorder)
     monkeypatch.setattr(command, "ray_session", lambda **options: nullcontext())
-    monkeypatch.setattr(command, "search", search)
-    monkeypatch.setattr(command, "_show", lambda outcome, root: None)
+    monkeypatch.setattr(command, "only_runner", only_runner)
+    monkeypatch.setattr(command, "prepare", lambda root, params, options: ({}, search))
+    monkeypatch.setattr(command, "tune_trials", tune)
     assert command.search_space(tmp_path, SearchOptions(), track=True) == 130
     assert order == ["recorded from here", "trials", "let go", "recorded"]
 

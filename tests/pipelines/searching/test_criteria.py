@@ -8,7 +8,9 @@ import pytest
 
 from kdci.errors import UserError
 from kdci.store.layout import Layout
-from pipelines.searching.criteria import Criterion, Scorer, load_snapshot, parse_criterion
+from pipelines.searching.criteria import Scorer, load_snapshot, require_criterion
+from pipelines.searching.options import SearchOptions
+from pipelines.searching.plan import begin_search
 
 
 @pytest.fixture
@@ -17,15 +19,20 @@ def params(fresh):
 
 
 def test_what_can_be_asked_for(params):
-    assert str(parse_criterion("agreement", params)) == "agreement"
-    assert parse_criterion("accuracy:train", params) == Criterion("accuracy", "train")
+    for criterion in ("agreement", "accuracy:train"):
+        require_criterion(criterion, params)
     compensated = params.model_copy(
         update={"evaluate": params.evaluate.model_copy(update={"deploy": "compensated"})}
     )
-    assert Criterion("agreement").metric(params, "kdci") == "agreement_backbone"
-    assert Criterion("agreement").metric(compensated, "kdci") == "agreement_compensated"
-    assert Criterion("agreement").metric(compensated, "vanilla") == "agreement_backbone"
-    assert Criterion("accuracy", "train").metric(params, "kdci") == "accuracy_train_backbone"
+    assert metric(params, "agreement", "kdci") == "agreement_backbone"
+    assert metric(compensated, "agreement", "kdci") == "agreement_compensated"
+    assert metric(compensated, "agreement", "vanilla") == "agreement_backbone"
+    assert metric(params, "accuracy:train", "kdci") == "accuracy_train_backbone"
+
+
+def metric(params, criterion, variant):
+    options = SearchOptions(criterion=criterion, variant=variant)
+    return begin_search(params, options, {}).metric
 
 
 @pytest.mark.parametrize(
@@ -39,14 +46,14 @@ def test_what_can_be_asked_for(params):
 )
 def test_what_is_refused(params, text, said):
     with pytest.raises(UserError, match=said) as caught:
-        parse_criterion(text, params)
+        require_criterion(text, params)
     assert caught.value.subject == "--criterion"
 
 
 def test_the_test_split_stays_refused_where_there_is_no_test_data(fresh):
     params = fresh.edit(data__test=None).params
     with pytest.raises(UserError, match="sees the test split"):
-        parse_criterion("accuracy:test", params)
+        require_criterion("accuracy:test", params)
 
 
 @pytest.mark.parametrize("variant", ["vanilla", "kdci"])
@@ -59,7 +66,7 @@ def test_agreement_is_that_of_the_evaluation_and_opens_no_data(built, call, vari
     monkeypatch.setattr("kdci.data.datasets.loading.load_split", refuse)
     cell = built.cell(variant)
     artifact = open_student(built, cell)
-    scorer = Scorer(built.graph, built.root, Criterion("agreement"), [cell])
+    scorer = Scorer(built.graph, built.root, "agreement", cell)
     folder = built.artifact(call("evaluate"))
     row = next(
         row for row in json.loads((folder / "cells.json").read_text()) if row["variant"] == variant
@@ -85,7 +92,7 @@ def test_accuracy_is_that_of_the_named_split(built):
 
     cell = built.cell("kdci")
     student = student_of(open_student(built, cell))
-    scorer = Scorer(built.graph, built.root, Criterion("accuracy", "train"), [cell])
+    scorer = Scorer(built.graph, built.root, "accuracy:train", cell)
     train = load_split(built.params.data.spec, path=None, split="train")
     classes = predict_classes(student, train.images, batch_size=512)
     assert scorer.score(student, cell) == match_percentage(classes, train.labels)

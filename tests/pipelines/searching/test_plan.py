@@ -9,10 +9,20 @@ import pytest
 
 from kdci.errors import CombinedUserError, UserError
 from kdci.graph.build import graph_of
+from kdci.store.layout import Cell
 from pipelines.graph.dag import Change, Dag, DagStage
 from pipelines.params.edit import checked, with_values
-from pipelines.searching.plan import FIXED, choose_subject, fingerprints, leaves, plan_trials
+from pipelines.searching.options import SearchOptions
+from pipelines.searching.plan import (
+    FIXED,
+    begin_search,
+    fingerprints,
+    grid_of,
+    leaves,
+    plan_trials,
+)
 
+KEY = "compensation.scale"
 MORE = {
     "grid__arms": ["logit_adjusted", "kdci_stratified"],
     "grid__others": ["wrn-16-1"],
@@ -26,6 +36,13 @@ MORE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def shared(monkeypatch):
+    """Artifacts that a plan takes, of which nothing but the contents is looked at."""
+    contents = lambda graph, places: dict.fromkeys(places, "content")  # noqa: E731
+    monkeypatch.setattr("pipelines.searching.plan.contents", contents)
+
+
 def dag_of(project, changed=()):
     """Return DVC's graph as far as a plan looks at it."""
     graph = project.graph
@@ -37,13 +54,16 @@ def dag_of(project, changed=()):
 
 
 def plan(project, keys, *, changed=(), **chosen):
-    params = project.params
-    subject = choose_subject(params, **chosen)
+    search = begin(project, keys, **chosen)
     text = (project.root / "params.yaml").read_text()
-    grid = {f"grid.{axis}": values for axis, values in subject.grid(params).items()}
-    reduced = checked(with_values(text, grid))
+    reduced = checked(with_values(text, grid_of(search, project.params)))
     graph = graph_of(reduced, project.root)
-    return plan_trials(graph, subject, keys, dag_of(project, changed))
+    return plan_trials(graph, search, dag_of(project, changed))
+
+
+def begin(project, keys=(), **chosen):
+    space = dict.fromkeys(keys, "uniform(0, 1)")
+    return begin_search(project.params, SearchOptions(**chosen), space)
 
 
 def stages_of(found):
@@ -70,8 +90,11 @@ def test_only_what_the_key_reaches_is_run(fresh, key, run, taken):
 
 
 def test_replicates_are_students_of_one_trial(fresh):
-    found = plan(fresh.edit(**MORE), ["compensation.scale"], seeds=[0, 1])
+    found = plan(fresh.edit(**MORE), [KEY], seeds=[0, 1])
     assert [call.student["seed"] for call in found.stages] == [0, 1]
+    pools = plan(fresh.edit(grid__pool_seeds=[2, 1]), [KEY], seeds=[1, 0], pool_seeds=[2, 1])
+    assert {Cell(**call.student) for call in pools.stages} == {*pools.cells}
+    assert len(pools.cells) == 4
 
 
 def test_a_known_shift_and_the_other_models_dictionary(fresh):
@@ -133,7 +156,7 @@ def test_what_trials_share_must_be_up_to_date(fresh):
 
 def test_whose_hyperparameters(fresh):
     fresh.edit(grid__seeds=[3, 4])
-    subject = choose_subject(fresh.params)
+    subject = begin(fresh)
     assert (subject.method, subject.variant, subject.seeds) == ("fast", "kdci", (3,))
     for chosen in (
         {"method": "cmi"},
@@ -143,7 +166,7 @@ def test_whose_hyperparameters(fresh):
         {"seeds": [-1]},
     ):
         with pytest.raises(CombinedUserError):
-            choose_subject(fresh.params, **chosen)
+            begin(fresh, **chosen)
 
 
 def test_the_code_of_a_score_is_that_of_its_stages_and_of_the_evaluation(built):
@@ -173,7 +196,7 @@ def test_no_trial_makes_or_adopts_a_teacher(fresh):
     fresh.edit(teacher__artifact="elsewhere/{teacher}")
     found = plan(fresh, ["methods.fast.bn_weight"])
     assert stages_of(found) == ["substitute", "dictionary", "distill"]
-    assert found.upstream == ("artifacts/digits-smoke/teachers/wrn-10-1",)
+    assert found.upstream == {"artifacts/digits-smoke/teachers/wrn-10-1": "content"}
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ CELL = {
 
 
 def search_of(**changes):
-    call = StageCall("distill@x", "distill", "x", "a/b", CELL)
+    call = StageCall(name="distill@x", stage="distill", cell="x", artifact="a/b", student=CELL)
     values = {
         "name": "s",
         "preset": "digits-smoke",
@@ -102,11 +102,12 @@ def test_a_search_of_before_cells_had_names_is_read(layout):
         **{"name": "distill_kdci@x", "dvc_name": "distill_kdci_pair@pair0", "module": "distill"},
         **{"arguments": ["--seed", "0"], "artifact": "a/b", "cell": CELL},
     }
-    values = {**search.asdict(), "code": "f" * 64, "stages": [old]}
-    found = Search.of(values)
+    values = {**search.model_dump(), "code": "f" * 64, "stages": [old]}
+    found = Search.model_validate(values)
     assert found.cells == search.cells and found.identity != search.identity
     assert found.stages[0].name == "distill_kdci_pair@pair0"
-    assert TrialRecord.of({**record_of(0, 60.0).asdict(), "code": "f" * 64}).score == 60.0
+    values = {**record_of(0, 60.0).asdict(), "code": "f" * 64, "of a later version": 1}
+    assert TrialRecord.model_validate(values).score == 60.0
 
 
 def test_identity_is_all_but_the_name():

@@ -20,7 +20,7 @@ from pipelines.searching.driver import prepare
 from pipelines.searching.options import SearchOptions
 from pipelines.searching.results import read_trials, search_folder, trial_folder
 from pipelines.searching.trial import Trial
-from pipelines.sweeping.stage_environment import deciding
+from pipelines.sweeping.guarded import Guard, deciding
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NAME = "wanted"
@@ -210,8 +210,10 @@ def require_undisturbed(workspace, layout, records):
     space, search = prepare(workspace.root, params, options)
     assert [record.values for record in records] == asked(search, space, 3)
     for record in records:
-        trial = Trial(layout, search, record.values, deciding(workspace.environment))
-        assert [(point.step, point.score) for point in trial.points()] == record.curve
+        guard = Guard(workspace.root, deciding(workspace.environment))
+        trial = Trial(layout, search, record.values, guard)
+        points = [(point["steps"], point["score"]) for point in trial.points()]
+        assert points == record.curve
         (place,) = record.students
         theirs = content(trial_folder(layout, NAME, record.trial_id), place)
         assert content(trial.root, place) == theirs

@@ -20,7 +20,7 @@ from pipelines.searching.trial import (
     Trial,
     TrialFailedError,
 )
-from pipelines.sweeping.stage_environment import deciding
+from pipelines.sweeping.guarded import Guard, deciding
 
 pytestmark = pytest.mark.slow
 SCALE = "compensation.scale=loguniform(0.1, 10)"
@@ -35,23 +35,23 @@ def opened(workspace, *keys, **options):
 
 def trial(layout, search, workspace, **values):
     dotted = {key.replace("__", "."): value for key, value in values.items()}
-    return Trial(layout, search, dotted, deciding(workspace.environment))
+    return Trial(layout, search, dotted, Guard(workspace.root, deciding(workspace.environment)))
 
 
 def test_replicates_follow_one_another_and_the_score_is_their_mean(workspace):
     workspace.edit(grid__seeds=[0, 1])
     layout, search = opened(workspace, SCALE, seeds=[0, 1])
     points = list(trial(layout, search, workspace, compensation__scale=2.0).points())
-    assert [point.step for point in points] == [60, 120, 180, 240, 300, 360, 420, 480]
-    assert [point.complete for point in points] == [False] * 7 + [True]
-    assert {point.num_steps for point in points} == {480}
+    assert [point["steps"] for point in points] == [60, 120, 180, 240, 300, 360, 420, 480]
+    assert [point["complete"] for point in points] == [False] * 7 + [True]
+    assert {point["num_steps"] for point in points} == {480}
     single = {}
     for seed in (0, 1):
         layout, search = opened(workspace, SCALE, seeds=[seed], name=f"seed{seed}")
         found = list(trial(layout, search, workspace, compensation__scale=2.0).points())
-        single[seed] = [point.score for point in found]
-    assert [point.score for point in points[:4]] == single[0]
-    assert [point.score for point in points[4:]] == [
+        single[seed] = [point["score"] for point in found]
+    assert [point["score"] for point in points[:4]] == single[0]
+    assert [point["score"] for point in points[4:]] == [
         pytest.approx((single[0][-1] + score) / 2) for score in single[1]
     ]
 
@@ -61,11 +61,11 @@ def test_a_killed_stage_and_a_stopped_search_go_on_from_the_checkpoint(workspace
     layout, search = opened(workspace, SCALE)
     values = {"compensation__scale": 2.0}
     whole = trial(layout, opened(workspace, SCALE, name="whole")[1], workspace, **values)
-    expected = [(point.step, point.score) for point in whole.points()]
+    expected = [(point["steps"], point["score"]) for point in whole.points()]
 
     first = trial(layout, search, workspace, **values)
     points = first.points()
-    assert next(points).step == 250
+    assert next(points)["steps"] == 250
     (stage,) = first.layout.work.glob("work/distill@*-kdci-*/*")
     pid = json.loads((stage / "identity.json").read_text())["pid"]
     os.kill(pid, signal.SIGTERM)  # as when the worker dies: the stage saves its state
@@ -78,7 +78,7 @@ def test_a_killed_stage_and_a_stopped_search_go_on_from_the_checkpoint(workspace
 
     second = trial(layout, search, workspace, **values)
     points = second.points()
-    assert next(points).step == 250 and next(points).step == 500
+    assert next(points)["steps"] == 250 and next(points)["steps"] == 500
     assert (stage / "snapshot-000000250.safetensors").stat().st_mtime_ns == born  # not made again
     (search_folder(layout, search.name) / STOP_FILE).touch()
     began = time.monotonic()
@@ -90,7 +90,7 @@ def test_a_killed_stage_and_a_stopped_search_go_on_from_the_checkpoint(workspace
     (search_folder(layout, search.name) / STOP_FILE).unlink()
 
     third = list(trial(layout, search, workspace, **values).points())
-    assert [(point.step, point.score) for point in third] == expected
+    assert [(point["steps"], point["score"]) for point in third] == expected
     (call,) = search.stages
     cards = [
         json.loads((each.root / call.artifact / "card.json").read_text())
@@ -98,7 +98,7 @@ def test_a_killed_stage_and_a_stopped_search_go_on_from_the_checkpoint(workspace
     ]
     assert cards[0]["content"] == cards[1]["content"]
     again = trial(layout, search, workspace, **values)  # nothing is left to run
-    assert [(point.step, point.score) for point in again.points()] == expected
+    assert [(point["steps"], point["score"]) for point in again.points()] == expected
     assert again._process is None
 
 

@@ -40,8 +40,8 @@ def search(root, layout, monkeypatch):
     """A search as it was begun, with no trial yet."""
     import pipelines.searching.driver as driver
 
-    def of_built(graph, subject, keys, dag):
-        return plan_trials(graph, subject, keys, replace(dag, changes={}))
+    def of_built(graph, search, dag):
+        return plan_trials(graph, search, replace(dag, changes={}))
 
     monkeypatch.setattr(driver, "plan_trials", of_built)
     params = load_params(root / "params.yaml")
@@ -159,7 +159,8 @@ def test_what_the_number_was_made_with_and_is_different_now_is_told(root, layout
     from pipelines.params.edit import with_values
 
     record = add(layout, search, 0, 60.0)
-    write_trial(layout, replace(record, code={**record.code, student_of(search): "other"}))
+    changed = {**record.code, student_of(search): "other"}
+    write_trial(layout, record.model_copy(update={"code": changed}))
     card = next(layout.artifacts.glob("pools/wrn-10-1/fast/pool0/card.json"))
     card.write_text(card.read_text() + " ")
     assert len(plan_promotion(layout, "s").warnings) == 1  # the card says the same

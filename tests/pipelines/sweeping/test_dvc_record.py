@@ -8,8 +8,7 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 
-from pipelines.sweeping.dvc_record import DvcCommitter, record
-from pipelines.sweeping.run_cache import restorable
+from pipelines.sweeping.dvc_record import record, recording, restorable
 
 TEACHER, POOL = "teacher@wrn-10-1", "substitute@wrn-10-1-fast-0"
 
@@ -67,9 +66,9 @@ def test_sound_results_are_recorded_and_stale_ones_never(project, call):
 def test_results_are_recorded_as_they_come_and_all_before_the_end(project):
     names = [node.name for node in project.graph.of_stage("dictionary")]
     heard = {}
-    with DvcCommitter(project.root, heard.__setitem__) as recorder:
+    with recording(project.root, heard.__setitem__) as have_recorded:
         for name in [TEACHER, POOL, *names]:
-            recorder.add(name)
+            have_recorded(name)
     assert heard == dict.fromkeys([TEACHER, POOL, *names])
     assert not set(heard) & set(changed(project))
 

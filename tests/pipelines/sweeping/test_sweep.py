@@ -24,10 +24,9 @@ from pipelines.graph.current import current_graph
 from pipelines.graph.dag import Change, Dag, DagStage
 from pipelines.running.workspace import only_runner
 from pipelines.sweeping.sweep import (
-    SweepOptions,
+    Sweep,
     ready_stages,
     split_rest,
-    sweep_grid,
     trials_of,
 )
 from tests.project_code import copy_smoke
@@ -89,7 +88,7 @@ def test_what_depends_on_a_failed_stage_is_not_run():
 @pytest.mark.parametrize("wrong", [{"max_concurrent": 0}, {"max_failures": -1}])
 def test_counts_that_make_no_sense_are_refused(wrong, tmp_path):
     with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
-        sweep_grid(tmp_path, SweepOptions(**wrong), say=print, warn=print)
+        Sweep(tmp_path, **wrong)
 
 
 def test_a_workspace_in_use_is_refused(fresh, capsys):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -13,9 +15,9 @@ import pytest
 from kdci.graph.cells import renew_cells
 from kdci.graph.standing import differences
 from pipelines.sweeping import attempts
-from pipelines.sweeping.guarded import command
-from pipelines.sweeping.places import attempts_of, log_of, prepare_folder, stop_file
-from pipelines.sweeping.trial import AttemptFailedError, StageTrial, execute, last_words
+from pipelines.sweeping.attempts import log_of, prepare_folder, stop_file
+from pipelines.sweeping.guarded import Guard, command, last_words
+from pipelines.sweeping.trial import AttemptFailedError, execute
 from tests.project_code import ROOT
 
 TEACHER = "teacher@wrn-10-1"
@@ -32,6 +34,13 @@ sys.exit(int(sys.argv[1]))
 """
 
 
+class Plan(NamedTuple):
+    stage: str
+    call: tuple[str, ...]
+    folder: Path
+    guard: Guard
+
+
 @pytest.fixture
 def plan(fresh):
     """The plan of a stage, or of a module that stands in for one."""
@@ -40,9 +49,9 @@ def plan(fresh):
     renew_cells(fresh.graph)
     path = os.pathsep.join([str(ROOT), *sys.path])
 
-    def of(*call: str) -> StageTrial:
+    def of(*call: str) -> Plan:
         settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        return StageTrial(TEACHER, call, fresh.root, folder, settings)
+        return Plan(TEACHER, call, folder, Guard(fresh.root, settings))
 
     return of
 
@@ -52,7 +61,7 @@ def silent(metrics: dict[str, float]) -> None:
 
 
 def history(plan):
-    return attempts.read_history(attempts_of(plan.folder, plan.stage))
+    return attempts.read_history(plan.folder, plan.stage)
 
 
 def test_the_sweeps_folder_is_this_users_alone(plan):
@@ -62,11 +71,11 @@ def test_the_sweeps_folder_is_this_users_alone(plan):
 @pytest.mark.slow
 def test_a_stage_makes_its_result_once(plan):
     plan = plan(*CALL)
-    assert execute(plan, {"ray.trial_id": "t"}, silent) == 0
-    assert differences(plan.root, [TEACHER]) == {TEACHER: None}
+    assert execute(*plan, {"ray.trial_id": "t"}, silent) == 0
+    assert differences(plan.guard.root, [TEACHER]) == {TEACHER: None}
     assert (history(plan).exit_code, history(plan).links) == (0, {"ray.trial_id": "t"})
     log_of(plan.folder, plan.stage).unlink()
-    assert execute(plan, {}, silent) == 0
+    assert execute(*plan, {}, silent) == 0
     assert not log_of(plan.folder, plan.stage).exists(), "run again"
 
 
@@ -74,7 +83,7 @@ def test_a_stage_makes_its_result_once(plan):
 @pytest.mark.parametrize("code", [1, 2, 3, 5])
 def test_a_failure_that_would_come_again_is_told_and_final(plan, code):
     plan = plan("stands_in", str(code))
-    assert execute(plan, {}, silent) == code
+    assert execute(*plan, {}, silent) == code
     assert history(plan).message == "kdci: error: x: is wrong (mend it)"
 
 
@@ -82,7 +91,7 @@ def test_a_failure_that_would_come_again_is_told_and_final(plan, code):
 def test_a_failure_that_may_pass_is_left_to_another_attempt(plan, code):
     plan = plan("stands_in", str(code))
     with pytest.raises(AttemptFailedError, match="is wrong"):
-        execute(plan, {}, silent)
+        execute(*plan, {}, silent)
     assert history(plan).exit_code == code
 
 
@@ -98,11 +107,11 @@ def test_the_stop_file_ends_a_stage_and_keeps_others_from_starting(plan):
     asking = threading.Thread(target=ask)
     asking.start()
     began = time.monotonic()
-    assert execute(plan, {}, silent) == 143
+    assert execute(*plan, {}, silent) == 143
     assert time.monotonic() - began < 20
     asking.join()
     log.unlink()
-    assert execute(plan, {}, silent) == 143
+    assert execute(*plan, {}, silent) == 143
     assert not log.exists()
 
 
@@ -111,13 +120,15 @@ def test_the_newest_metrics_are_reported(plan, monkeypatch):
     monkeypatch.setattr("pipelines.sweeping.trial.POLL_SECONDS", 0.05)
     monkeypatch.setattr("pipelines.sweeping.trial.REPORT_SECONDS", 0.0)
     plan, reports = plan(*CALL), []
-    assert execute(plan, {}, reports.append) == 0
+    assert execute(*plan, {}, reports.append) == 0
     assert {"step", "loss"} <= set(reports[0])
 
 
 def test_last_words_are_the_stages_own(tmp_path):
     log = tmp_path / "log"
-    assert last_words(log) == "ended without a word"
+    assert last_words(log) == ""
+    log.write_text("\n \n")
+    assert last_words(log) == ""
     log.write_text("one\n\n  two \n")
     assert last_words(log) == "two"
     log.write_text("kdci: error: a: b\nlater\n")

@@ -88,7 +88,7 @@ def main(what: str, folder: Path) -> Any:
         on_ray = choose(folder, "ray.bin", engine)
         return [on_ray == choose(folder, "local.bin", local_engine), on_ray[:-1]]
     if what == "no room":
-        engine_module._room = lambda threads, on_gpu: 0  # type: ignore[assignment]
+        engine_module.capacity = lambda nodes, resources: 0  # type: ignore[assignment]
     kinds = {"dying": Dying, "failing": Failing}
     with engine(make_teacher(kinds.get(what, PixelModel)), one_hot_costs) as workers:
         batch = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)

@@ -1,7 +1,10 @@
 """A stage on a Ray worker sees the threads that `dvc repro` would give it, and nothing of Ray's."""
 
-from pipelines.sweeping.stage_environment import deciding, stage_environment
+from pathlib import Path
 
+from pipelines.sweeping.guarded import Guard, deciding
+
+ROOT = Path("/project")
 WORKER = {
     "PATH": "/worker/bin",
     "CUDA_VISIBLE_DEVICES": "1",
@@ -14,12 +17,12 @@ WORKER = {
 
 
 def test_what_dvc_is_to_record_nothing_of_is_no_stage_of_its():
-    found = stage_environment(WORKER, {}, root="/project")
+    found = Guard(ROOT, {}).variables(WORKER)
     assert "DVC_STAGE" not in found and found["DVC_ROOT"] == "/project"
 
 
 def of(runner):
-    return stage_environment(WORKER, deciding(runner), stage="teacher@a", root="/project")
+    return Guard(ROOT, deciding(runner)).variables(WORKER, stage="teacher@a")
 
 
 def test_threads_are_the_runners():

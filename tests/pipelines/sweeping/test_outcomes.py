@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.sweeping.ray_report import reason
+from pipelines.sweeping.outcomes import reason
 
 RAISED = """Failure # 1 (occurred at 2026-11-24_18-35-20)
 \x1b[36mray::ImplicitFunc.train()\x1b[39m (pid=1, ip=127.0.0.2)

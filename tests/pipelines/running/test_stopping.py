@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from pipelines.sweeping.stopping import StopRequest
+from pipelines.running.stopping import StopRequest
+from tests.pipelines.running._workshop import until
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -16,6 +17,7 @@ def test_the_first_signal_is_heard_and_the_second_is_the_systems(number, code):
             assert not stop
             assert stop.exit_code == 0
             signal.raise_signal(number)
+            until(lambda: bool(heard))
             assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         assert stop
@@ -27,5 +29,6 @@ def test_who_comes_after_the_signal_hears_of_it():
     stop, heard = StopRequest(), []
     with stop.installed():
         signal.raise_signal(signal.SIGTERM)
+        until(lambda: bool(stop))
         with stop.heard_by(heard.append):
             assert heard == [signal.SIGTERM]
