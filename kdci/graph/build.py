@@ -19,8 +19,6 @@ from kdci.substitution.registry import module_of
 
 _DATA = ("data.name", "data.facts")
 """What every stage but those that open the data knows of it."""
-_RESAMPLED = "kdci.substitution.resampled"
-"""The source of a pool with a known shift."""
 
 
 @dataclass(frozen=True)
@@ -236,12 +234,12 @@ class _Branch:
             "pool": Parent(self._layout.pool(*pool), "pool"),
             **self._borrowed(cell, arm),
         }
-        source = _RESAMPLED if is_shift else module_of(method)
+        source = () if is_shift else (module_of(method),)
         name = "distill-" + ("shift" if is_shift else method) + f"-{cell.variant}"
         code = Code(
             name,
-            ("stages.distill", "kdci.config.recipes", source, *_modules_of(arm)),
-            cut=frozenset({_RESAMPLED, *_OF_SOME_ARMS}),
+            ("stages.distill", "kdci.config.recipes", *source, *_modules_of(arm)),
+            cut=_OF_SOME_ARMS,
             values=repr(arm),
         )
         artifact = self._layout.student(cell)

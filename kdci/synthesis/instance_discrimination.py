@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from kdci.models.generators.projection_head import ProjectionHead
 from kdci.synthesis.feature_memory import FeatureMemory
 from kdci.training.losses import contrastive_loss
-from kdci.training.optimizers import Adam, load_moments, moments_of
+from kdci.training.optimizers import Adam, Moments
+from kdci.training.states import Stateful
 
 
-class InstanceDiscrimination:
+class InstanceDiscrimination(Stateful):
     """The contrastive term of CMI with all that outlives a batch: head, moments and memory.
 
     Fang et al., "Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021.
@@ -32,6 +31,8 @@ class InstanceDiscrimination:
     Raises:
         ValueError: The temperature or the number of negatives is out of range.
     """
+
+    kept = ("head", "_moments", "memory")
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class InstanceDiscrimination:
         self.temperature = temperature
         self.num_negatives = num_negatives
         self._optimizer = Adam(head.parameters(), lr=learning_rate)
+        self._moments = Moments(self._optimizer)
 
     def loss(self, local_Bd: Tensor, global_Bd: Tensor, random: torch.Generator) -> Tensor:
         """Return the contrastive loss of a batch against itself and a part of the memory.
@@ -80,17 +82,3 @@ class InstanceDiscrimination:
     def remember(self, local_Bd: Tensor, global_Bd: Tensor) -> None:
         """Let a batch's features into the memory, as they are: heads to come project them."""
         self.memory.add(torch.stack([local_Bd, global_Bd], dim=1))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return copies of the head's weights, of Adam's moments and of the memory."""
-        return {
-            "head": {name: value.clone() for name, value in self.head.state_dict().items()},
-            "moments": moments_of(self._optimizer),
-            "memory": self.memory.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
-        self.head.load_state_dict(state["head"])
-        load_moments(self._optimizer, state["moments"])
-        self.memory.load_state_dict(state["memory"])

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdci.errors import NumericError
 from kdci.models import PixelModel
-from kdci.models.generators.generator import ADAM_BETAS, Generator
+from kdci.models.generators.generator import ADAM_BETAS, LatentGenerator
 from kdci.models.generators.patch_discriminator import PatchDiscriminator
 from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.inversion import frozen
-from kdci.training.losses import class_balance, divergence, patch_loss, prediction_entropies
-from kdci.training.optimizers import Adam, load_moments, moments_of
+from kdci.training.losses import (
+    class_balance,
+    divergence,
+    patch_loss,
+    prediction_entropies,
+    weighted_sum,
+)
+from kdci.training.optimizers import Adam, Moments
 from kdci.training.schedules import scale_learning_rates
+from kdci.training.states import Stateful
 
 
-class PatchGame:
+class PatchGame(Stateful):
     """Trains a generator and a discriminator against each other, a step at a time.
 
     Attributes:
@@ -39,10 +45,12 @@ class PatchGame:
             of `local` is the discriminator's, too.
     """
 
+    kept = ("steps", "_nets", "_moments")
+
     def __init__(
         self,
         teacher: PixelModel,
-        generator: Generator,
+        generator: LatentGenerator,
         discriminator: PatchDiscriminator,
         *,
         learning_rate: float,
@@ -58,6 +66,7 @@ class PatchGame:
             name: Adam(net.parameters(), lr=learning_rate, betas=ADAM_BETAS)
             for name, net in self._nets.items()
         }
+        self._moments = {name: Moments(each) for name, each in self._optimizers.items()}
 
     def step(
         self,
@@ -91,28 +100,10 @@ class PatchGame:
         _descend(self._optimizers["discriminator"], self.weights["local"] * discriminator)
         with frozen(*([self.teacher] if student is None else [self.teacher, student])):
             terms = self._generator_terms(made, student)
-            total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+            total = weighted_sum(terms, self.weights)
             _descend(self._optimizers["generator"], total)
         self.steps += 1
         return self._readings(generator_loss=total, discriminator=discriminator, **terms)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return copies of both nets' weights and of Adam's moments, and the steps taken."""
-        return {
-            "steps": self.steps,
-            "nets": {
-                name: {key: value.clone() for key, value in net.state_dict().items()}
-                for name, net in self._nets.items()
-            },
-            "moments": {name: moments_of(each) for name, each in self._optimizers.items()},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
-        self.steps = state["steps"]
-        for name, net in self._nets.items():
-            net.load_state_dict(state["nets"][name])
-            load_moments(self._optimizers[name], state["moments"][name])
 
     def _generator_terms(self, made: Tensor, student: PixelModel | None) -> dict[str, Tensor]:
         """Return the generator's unweighted terms; teacher and student are frozen."""

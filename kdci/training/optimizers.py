@@ -72,14 +72,19 @@ def _laid_out_as(weight: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(weight).copy_(tensor)
 
 
-def moments_of(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
-    """Return a copy of what an optimiser remembers of its parameters, by their number."""
-    moments: dict[int, Any] = copy.deepcopy(optimizer.state_dict()["state"])
-    return moments
+class Moments:
+    """What an optimiser remembers of its parameters; its rates and other options are left alone."""
 
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
 
-def load_moments(optimizer: torch.optim.Optimizer, moments: dict[int, Any]) -> None:
-    """Restore what ``moments_of`` returned; rates and other options stay as they are."""
-    # The optimiser works in place on what it loads, and the caller's state is not ours to change.
-    state = copy.deepcopy(moments)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    def state_dict(self) -> dict[int, Any]:
+        """Return a copy of the moments, by the number of the parameter."""
+        moments: dict[int, Any] = copy.deepcopy(self._optimizer.state_dict()["state"])
+        return moments
+
+    def load_state_dict(self, moments: dict[int, Any]) -> None:
+        """Restore moments."""
+        # The optimiser works in place on what it loads, and the caller's state is not ours.
+        state = {**self._optimizer.state_dict(), "state": copy.deepcopy(moments)}
+        self._optimizer.load_state_dict(state)
