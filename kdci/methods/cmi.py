@@ -37,13 +37,12 @@ from kdci.models.generators.generator import ADAM_BETAS, reset_parameters_
 from kdci.models.generators.projection_head import ProjectionHead
 from kdci.substitution.base import SourceContext
 from kdci.substitution.block import CallsBlock
-from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.feature_memory import FeatureMemory
 from kdci.synthesis.instance_discrimination import InstanceDiscrimination
 from kdci.synthesis.inversion import BestBatch, InversionSource, frozen, generator_of
 from kdci.synthesis.layer_features import LayerFeatures, feature_layers
 from kdci.training.losses import bn_statistics_loss, disagreement, weighted_sum
-from kdci.training.optimizers import Adam
+from kdci.training.optimizers import Adam, set_gradients
 
 LOCAL_SCALE = (0.25, 1.0)
 """Share of the image's area that a local view shows."""

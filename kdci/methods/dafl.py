@@ -37,10 +37,9 @@ from kdci.store.metrics import RunningMeans
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SourceContext
 from kdci.substitution.block import TIMED_PARTS, BatchSize, MethodBlock
-from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.inversion import frozen, generator_of
 from kdci.training.losses import activation_loss, class_balance, one_hot_costs, weighted_sum
-from kdci.training.optimizers import Adam, Moments
+from kdci.training.optimizers import Adam, Moments, set_gradients
 
 
 class Dafl(MethodBlock):

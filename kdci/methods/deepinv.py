@@ -31,11 +31,10 @@ from kdci.config.block import Count, NonNegative, Positive, raise_first
 from kdci.models import PixelModel
 from kdci.substitution.base import SourceContext
 from kdci.substitution.block import CallsBlock
-from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.image_priors import jitter, mean_norm, total_variation
 from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, InversionSource
 from kdci.training.losses import bn_statistics_loss, competition, weighted_sum
-from kdci.training.optimizers import Adam
+from kdci.training.optimizers import Adam, set_gradients
 from kdci.training.schedules import learning_rate_factor, scale_learning_rates
 
 # Side of the average pool of the low-resolution stage.

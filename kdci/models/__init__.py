@@ -8,12 +8,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from kdci.config.catalog import FOREIGN_BACKBONE, DatasetSpec
+from kdci.config.catalog import FOREIGN_BACKBONE, STEMS, DatasetSpec
 from kdci.errors import UserError
 from kdci.models.backbones.foreign import build_foreign
 from kdci.models.backbones.prediction import Prediction
 from kdci.models.backbones.resnet import BLOCKS_PER_STAGE, ResNet
-from kdci.models.backbones.stems import require_stem
 from kdci.models.backbones.torchvision_nets import build_mobilenetv2, build_resnet50
 from kdci.models.backbones.vgg import Vgg11
 from kdci.models.backbones.wide_resnet import WideResNet
@@ -72,7 +71,8 @@ def build_backbone(
         ValueError: If there is no backbone or no stem of that name.
         UserError: If another library's classifier is unknown or does not fit.
     """
-    require_stem(stem)
+    if stem not in STEMS:
+        raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {stem!r}")
     if FOREIGN_BACKBONE.fullmatch(name):
         return build_foreign(
             name, num_classes=num_classes, channels=channels, image_size=image_size
@@ -81,6 +81,11 @@ def build_backbone(
         raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {name!r}")
     chosen = {"stem": stem} if name in WITH_STEMS else {}
     return BACKBONES[name](num_classes=num_classes, channels=channels, **chosen)
+
+
+def _backbone_for(name: str, spec: DatasetSpec, stem: str) -> nn.Module:
+    classes, channels, size = spec.num_classes, spec.channels, spec.image_size
+    return build_backbone(name, num_classes=classes, channels=channels, stem=stem, image_size=size)
 
 
 def outline_backbone(name: str, spec: DatasetSpec, *, stem: str = "cifar") -> nn.Module:
@@ -97,14 +102,7 @@ def outline_backbone(name: str, spec: DatasetSpec, *, stem: str = "cifar") -> nn
         ValueError: If there is no backbone or no stem of that name.
         UserError: If another library's classifier is unknown or does not fit.
     """
-    build = partial(
-        build_backbone,
-        name,
-        num_classes=spec.num_classes,
-        channels=spec.channels,
-        stem=stem,
-        image_size=spec.image_size,
-    )
+    build = partial(_backbone_for, name, spec, stem)
     try:
         with torch.device("meta"):
             return build()
@@ -135,13 +133,7 @@ def build_pixel_model(
         ValueError: If there is no backbone or no stem of that name.
         UserError: If another library's classifier is unknown or does not fit.
     """
-    backbone = build_backbone(
-        name,
-        num_classes=spec.num_classes,
-        channels=spec.channels,
-        stem=stem,
-        image_size=spec.image_size,
-    )
+    backbone = _backbone_for(name, spec, stem)
     if channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)
     return PixelModel(backbone, mean=spec.mean, std=spec.std, autocast_dtype=autocast_dtype)

@@ -27,9 +27,6 @@ class InstanceDiscrimination(Stateful):
         learning_rate: Adam rate of the head.
         temperature: Of the contrastive loss, above 0.
         num_negatives: Images of the memory that each loss compares with.
-
-    Raises:
-        ValueError: The temperature or the number of negatives is out of range.
     """
 
     kept = ("head", "_moments", "memory")
@@ -43,11 +40,6 @@ class InstanceDiscrimination(Stateful):
         temperature: float,
         num_negatives: int,
     ) -> None:
-        if temperature <= 0 or num_negatives < 0:
-            raise ValueError(
-                "need temperature > 0 and num_negatives >= 0, "
-                f"got {temperature} and {num_negatives}"
-            )
         self.head = head
         self.memory = memory
         self.temperature = temperature

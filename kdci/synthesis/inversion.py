@@ -17,7 +17,7 @@ from kdci.models.generators.generator import Generator, LatentGenerator
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SourceContext
 from kdci.synthesis.batch_statistics import variance_and_mean
-from kdci.synthesis.layer_inputs import LayerInputs
+from kdci.synthesis.layer_features import LayerInputs
 
 
 class BatchNormStatistics(LayerInputs[tuple[Tensor, Tensor]]):

@@ -16,7 +16,6 @@ from kdci.errors import NumericError
 from kdci.models import PixelModel
 from kdci.models.generators.generator import ADAM_BETAS, LatentGenerator
 from kdci.models.generators.patch_discriminator import PatchDiscriminator
-from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.inversion import frozen
 from kdci.training.losses import (
     class_balance,
@@ -25,7 +24,7 @@ from kdci.training.losses import (
     prediction_entropies,
     weighted_sum,
 )
-from kdci.training.optimizers import Adam, Moments
+from kdci.training.optimizers import Adam, Moments, set_gradients
 from kdci.training.schedules import scale_learning_rates
 from kdci.training.states import Stateful
 

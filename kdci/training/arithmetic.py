@@ -66,6 +66,11 @@ class ComputeFormat:
         return self.memory_format == "channels_last"
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The format as ``kdci.models.build_pixel_model`` takes it."""
+        return {"autocast_dtype": self.autocast_dtype, "channels_last": self.channels_last}
+
+    @property
     def layout(self) -> torch.memory_format:
         """The memory format as torch names it."""
         return torch.channels_last if self.channels_last else torch.contiguous_format

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def _mark_as_not_compiled(*methods: str) -> None:
@@ -66,10 +68,23 @@ class Adam(torch.optim.Adam):
                     state[name] = _laid_out_as(weight, value)
 
 
-def _laid_out_as(weight: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def _laid_out_as(weight: Tensor, tensor: Tensor) -> Tensor:
     if tensor.stride() == weight.stride():
         return tensor
     return torch.empty_like(weight).copy_(tensor)
+
+
+def set_gradients(loss: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Set the gradient of each leaf, replacing what it had; no other leaf receives any.
+
+    What only other leaves' gradients would need is not computed.
+
+    Args:
+        loss: A scalar that depends on every leaf.
+        leaves: Parameters, or other tensors that require gradient.
+    """
+    for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
+        leaf.grad = gradient
 
 
 class Moments:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,9 +27,6 @@ class MetaGenerator(Stateful):
             each call adapts the shared weights themselves.
         reptile_scale: Factor on Reptile's direction. Adam hardly sees it: it only lifts
             the direction over Adam's epsilon.
-
-    Raises:
-        ValueError: ``update`` is none of the three.
     """
 
     kept = ("generator", "_moments")
@@ -42,8 +39,6 @@ class MetaGenerator(Stateful):
         update: MetaUpdate,
         reptile_scale: float,
     ) -> None:
-        if update not in get_args(MetaUpdate):
-            raise ValueError(f"update must be one of {get_args(MetaUpdate)}, got {update!r}")
         self.generator = generator
         self.update = update
         self.reptile_scale = reptile_scale
