@@ -139,7 +139,7 @@ def build_distiller(sizes: Sizes, runtime: Runtime, compensation: Compensation |
             _SPEC,
             seed=seed,
             device=runtime.device,
-            autocast_dtype=runtime.autocast_dtype,
+            autocast_dtype=runtime.format.autocast_dtype,
         )
         for seed, name in enumerate((sizes.teacher, sizes.student))
     )

@@ -11,7 +11,7 @@ from kdci.config.catalog import facts_of_spec, stem_for
 from kdci.config.params import Params
 from kdci.deconfounding.arms import Arm
 from kdci.store.layout import Cell
-from kdci.training.snapshots import snapshot_name, snapshot_steps
+from kdci.training.schedules import snapshot_name, snapshot_steps
 from stages.main import main
 from stages.session import Session
 

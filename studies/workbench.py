@@ -22,7 +22,7 @@ from kdci.data.bank.image_bank import ImageBank, open_npy, save_npy
 from kdci.data.datasets.loading import load_split
 from kdci.deconfounding.compensation import Compensation
 from kdci.deconfounding.confounder import ConfounderDictionary, build_dictionary, predict
-from kdci.deconfounding.known_shift import degrade, resample_rows
+from kdci.deconfounding.known_shift import degrade_chunks, resample_rows
 from kdci.deconfounding.logit_adjustment import LogitAdjustment, log_prior
 from kdci.deconfounding.rebuilding import DictionaryRebuilder
 from kdci.deconfounding.strata import class_strata, drawn_proportions, prototype_strata
@@ -117,7 +117,7 @@ class Workbench:
             self.teacher_artifact,
             self.spec,
             device=runtime.device,
-            autocast_dtype=runtime.autocast_dtype,
+            autocast_dtype=runtime.format.autocast_dtype,
         )
         self.pool: Artifact = open_artifact(layout.pool(name, method, pool_seed), kind="pool")
         path = layout.root / params.data.path if params.data.path else None
@@ -139,8 +139,8 @@ class Workbench:
             imbalance=self.shift.imbalance,
             seed=derive_seed(self.pool_seed, "shift"),
         )
-        images = degrade(
-            torch.from_numpy(open_npy(own)[rows.numpy()]),
+        (images,) = degrade_chunks(
+            [torch.from_numpy(open_npy(own)[rows.numpy()])],
             blur=self.shift.blur,
             noise=self.shift.noise,
             contrast=self.shift.contrast,
@@ -177,7 +177,7 @@ class Workbench:
                 self.spec,
                 seed=derive_seed(seed, "student"),
                 device=self.runtime.device,
-                autocast_dtype=self.runtime.autocast_dtype,
+                autocast_dtype=self.runtime.format.autocast_dtype,
             )
             module = self._module(setting, seed)
             distiller = Distiller(

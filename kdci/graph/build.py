@@ -52,11 +52,6 @@ class Graph:
         """Return the nodes of a stage."""
         return self._by_stage.get(stage, [])
 
-    def evaluation_of(self, student: Cell) -> Node:
-        """Return the node that scores a student."""
-        axes = (student.teacher, student.student, student.method)
-        return self.by_artifact[self.layout.evaluation(*axes)]
-
     @property
     def makers(self) -> list[Node]:
         """The nodes whose results are artifacts with a card: all but the report."""
@@ -105,7 +100,7 @@ def graph_of(params: Params, root: Path) -> Graph:
     layout = Layout(root, params.preset)
     found = list(_Branch(params, layout).nodes())
     if params.grid.others:
-        found = [*_Branch(params.of_other(), layout.other).nodes_of_other(), *found]
+        found = [*_Branch(params.of_other(), layout.other).nodes(), *found]
     named: dict[str, Node] = {}
     for node in sorted(found, key=lambda node: not node.of_other):
         if node.name in named:
@@ -131,23 +126,20 @@ class _Branch:
         self._of_other = bool(layout.branch)
 
     def nodes(self) -> Iterator[Node]:
-        grid = self._params.grid
-        of_methods, of_controls = list(cells(grid)), list(control_cells(grid))
-        of_shifts = list(shift_cells(grid))
+        """Yield them, parents first; the other model's pipeline ends in its dictionaries."""
+        grid, of_shifts = self._params.grid, []
+        of_methods = of_pools = list(cells(grid))
+        if not self._of_other:
+            of_pools = [*of_methods, *control_cells(grid)]
+            of_shifts = list(shift_cells(grid))
         yield from self._teachers()
-        yield from self._pools("substitute", [*of_methods, *of_controls])
+        yield from self._pools("substitute", of_pools)
         yield from self._pools("shift", of_shifts)
         yield from self._pools("dictionary", [*of_methods, *of_shifts])
-        yield from map(self._student, all_cells(grid))
-        yield from self._evaluations()
-        yield self._report()
-
-    def nodes_of_other(self) -> Iterator[Node]:
-        """Yield what the other model's pipeline has: it ends in its dictionaries."""
-        of_methods = list(cells(self._params.grid))
-        yield from self._teachers()
-        yield from self._pools("substitute", of_methods)
-        yield from self._pools("dictionary", of_methods)
+        if not self._of_other:
+            yield from map(self._student, all_cells(grid))
+            yield from self._evaluations()
+            yield self._report()
 
     def _node(
         self,

@@ -34,11 +34,10 @@ from kdci.data.bank.resized_crop import random_resized_crop
 from kdci.models import PixelModel
 from kdci.models.generators.generating import build_beside
 from kdci.models.generators.generator import ADAM_BETAS, reset_parameters_
-from kdci.models.generators.projection_head import ProjectionHead
 from kdci.substitution.base import SourceContext
 from kdci.substitution.block import CallsBlock
 from kdci.synthesis.feature_memory import FeatureMemory
-from kdci.synthesis.instance_discrimination import InstanceDiscrimination
+from kdci.synthesis.instance_discrimination import InstanceDiscrimination, ProjectionHead
 from kdci.synthesis.inversion import BestBatch, InversionSource, frozen, generator_of
 from kdci.synthesis.layer_features import LayerFeatures, feature_layers
 from kdci.training.losses import bn_statistics_loss, disagreement, weighted_sum

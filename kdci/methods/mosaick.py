@@ -41,13 +41,12 @@ from kdci.data.bank.stratified_rows import pick_evenly
 from kdci.data.open_world.scores import OpenWorldScores
 from kdci.models import PixelModel
 from kdci.models.generators.generating import build_beside
-from kdci.models.generators.patch_discriminator import PatchDiscriminator
 from kdci.store.metrics import RunningMeans
 from kdci.substitution.bank_source import BankSource
 from kdci.substitution.base import SourceContext
 from kdci.substitution.block import BatchSize, MethodBlock
 from kdci.synthesis.inversion import generator_of
-from kdci.synthesis.patch_game import PatchGame
+from kdci.synthesis.patch_game import PatchDiscriminator, PatchGame
 from kdci.training.losses import prediction_entropies
 from kdci.training.runtime import derive_seed
 from kdci.training.schedules import learning_rate_factor

@@ -11,13 +11,12 @@ from torch import nn
 from kdci.config.catalog import FOREIGN_BACKBONE, STEMS, DatasetSpec
 from kdci.errors import UserError
 from kdci.models.backbones.foreign import build_foreign
-from kdci.models.backbones.prediction import Prediction
 from kdci.models.backbones.resnet import BLOCKS_PER_STAGE, ResNet
 from kdci.models.backbones.torchvision_nets import build_mobilenetv2, build_resnet50
 from kdci.models.backbones.vgg import Vgg11
 from kdci.models.backbones.wide_resnet import WideResNet
-from kdci.models.loading import load_state
-from kdci.models.pixel_model import PixelModel
+from kdci.models.pixel_model import PixelModel, Prediction
+from kdci.training.states import load_state
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv2": build_mobilenetv2,
@@ -94,13 +93,9 @@ def outline_backbone(name: str, spec: DatasetSpec, *, stem: str = "cifar") -> nn
     For questions about a network that is not going to be run.
 
     Args:
-        name: Key of ``BACKBONES``, or ``torchvision-NAME`` or ``timm-NAME``.
+        name: See ``build_backbone``, as for the stem and for what is raised.
         spec: Dataset whose classes, channels and image size the network takes.
-        stem: First layers of the backbone, see ``build_backbone``.
-
-    Raises:
-        ValueError: If there is no backbone or no stem of that name.
-        UserError: If another library's classifier is unknown or does not fit.
+        stem: First layers of the backbone.
     """
     build = partial(_backbone_for, name, spec, stem)
     try:
@@ -123,15 +118,11 @@ def build_pixel_model(
     """Return a freshly initialised classifier of ``spec``'s images in [0, 1].
 
     Args:
-        name: Key of ``BACKBONES``, or ``torchvision-NAME`` or ``timm-NAME``.
+        name: See ``build_backbone``, as for the stem and for what is raised.
         spec: Dataset whose classes, channels, image size and normalisation the model takes.
-        stem: First layers of the backbone, see ``build_backbone``.
+        stem: First layers of the backbone.
         autocast_dtype: Type to run the backbone in, see ``PixelModel``.
         channels_last: Whether to store the backbone's weights channels-last.
-
-    Raises:
-        ValueError: If there is no backbone or no stem of that name.
-        UserError: If another library's classifier is unknown or does not fit.
     """
     backbone = _backbone_for(name, spec, stem)
     if channels_last:

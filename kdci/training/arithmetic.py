@@ -76,17 +76,6 @@ class ComputeFormat:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
-def candidates(
-    precisions: Sequence[Precision], memory_formats: Sequence[MemoryFormat]
-) -> list[ComputeFormat]:
-    """Return what may be chosen, the most likely first: channels-last before contiguous."""
-    return [
-        ComputeFormat(precision, memory_format)
-        for memory_format in memory_formats
-        for precision in precisions
-    ]
-
-
 def choose(seconds: Mapping[ComputeFormat, float]) -> ComputeFormat:
     """Return the first format that no later one beats clearly.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdci.models.backbones.prediction import Prediction
+from kdci.models.pixel_model import Prediction
 
 BLOCKS_PER_STAGE: dict[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),

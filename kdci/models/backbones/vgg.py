@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdci.models.backbones.prediction import Prediction
 from kdci.models.backbones.wide_resnet import draw_convolutions_
+from kdci.models.pixel_model import Prediction
 
 MIN_IMAGE_SIZE = 8
 """Three 2x2 poolings leave one pixel of an 8 px image and nothing of a smaller one."""

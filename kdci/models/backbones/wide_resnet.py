@@ -12,7 +12,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdci.models.backbones.prediction import Prediction
+from kdci.models.pixel_model import Prediction
 
 
 def draw_convolutions_(network: nn.Module) -> None:

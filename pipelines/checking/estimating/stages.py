@@ -9,7 +9,7 @@ from kdci.config.params import Params
 from kdci.deconfounding.clustering import MINI_BATCH_ROWS
 from kdci.graph.node import Node
 from kdci.store.layout import all_cells
-from kdci.training.snapshots import snapshot_steps
+from kdci.training.schedules import snapshot_steps
 from pipelines.checking.estimating.counting import Counted
 from pipelines.checking.estimating.measured import Backbone, Measurements
 from pipelines.checking.estimating.pairs import Pair

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kdci.graph.node import Node
-from kdci.training.snapshots import snapshot_steps
+from kdci.training.schedules import snapshot_steps
 from pipelines.checking.estimating.counting import image_bytes
 from pipelines.checking.estimating.measured import Measurements
 from pipelines.checking.estimating.stages import Side

@@ -52,7 +52,7 @@ def test_a_methods_file_says_all_of_it(method: str) -> None:
     assert block.__module__ == registry.module_of(method) == f"kdci.methods.{method}"
     assert [name for name, field in block.model_fields.items() if not field.description] == []
     assert registry.title_of(method).lower() == method
-    assert registry.summary_of(method).startswith(registry.title_of(method))
+    assert registry._found()[method].summary.startswith(registry.title_of(method))
     assert block.is_control == (method in registry.control_names())
     assert (method in registry.method_names()) != block.is_control
     assert set(block.pool_steps) <= set(block.model_fields)
@@ -166,14 +166,14 @@ def test_a_package_brings_a_method(install: Callable[..., None]) -> None:
     install("greyish", GREY, "grey = greyish:Grey")
     assert registry.names()[-1] == "grey" and registry.control_names() == ("noise", "grey")
     assert (registry.title_of("grey"), registry.module_of("grey")) == ("Grey", "greyish")
-    assert registry.summary_of("grey") == "Grey (Fifty Shades): an example of a test."
+    assert registry._found()["grey"].summary == "Grey (Fifty Shades): an example of a test."
     assert "greyish" not in sys.modules
     assert registry.block_of("grey").__name__ == "Grey"
 
 
 def test_a_file_that_says_nothing_has_its_name_for_a_title(install: Callable[..., None]) -> None:
     install("silent", "x = 1\n", "mute = silent:Mute")
-    assert (registry.title_of("mute"), registry.summary_of("mute")) == ("mute", "")
+    assert (registry.title_of("mute"), registry._found()["mute"].summary) == ("mute", "")
 
 
 @pytest.mark.parametrize(

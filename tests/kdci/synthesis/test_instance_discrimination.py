@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdci.models.generators.projection_head import ProjectionHead
 from kdci.synthesis.feature_memory import FeatureMemory
-from kdci.synthesis.instance_discrimination import InstanceDiscrimination
+from kdci.synthesis.instance_discrimination import InstanceDiscrimination, ProjectionHead
 
 
 def seeded(seed: int = 0) -> torch.Generator:
