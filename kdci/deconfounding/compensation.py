@@ -14,7 +14,7 @@ The ablations of Table 4 replace one factor each and are plain values here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,7 @@ class Compensation(nn.Module):
 
     Raises:
         UserError: `identity` with a dictionary whose dimension is not K.
+        ValueError: An unknown choice.
     """
 
     prototypes_ND: Tensor
@@ -133,6 +134,11 @@ class Compensation(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        _require("initialisation", initialisation, get_args(Initialisation))
+        _require("fusion", fusion, get_args(Fusion))
+        _require("weights", weights, get_args(Weights))
+        _require("prototypes", prototypes, get_args(Prototypes))
+        _require("proportions", proportions, get_args(Proportions))
         dimension = prototypes_ND.shape[1]
         if fusion == "identity" and dimension != num_classes:
             raise UserError(
@@ -264,3 +270,8 @@ class Compensation(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Take the random stream up where ``get_extra_state`` left it."""
         self._generator.set_state(state.cpu())
+
+
+def _require(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {name} {value!r}, one of {sorted(allowed)}")

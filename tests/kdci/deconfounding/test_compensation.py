@@ -176,6 +176,14 @@ class TestScaleAndFusion:
         linear = Compensation(zero, proportions, num_classes=K, fusion="linear")
         assert not torch.allclose(linear(logits), logits)
 
+    @pytest.mark.parametrize(
+        "name", ["fusion", "weights", "prototypes", "proportions", "initialisation"]
+    )
+    def test_unknown_choices_are_misuse(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"unknown {name} 'other'"):
+            changes: dict[str, Any] = {name: "other"}
+            make_module(**changes)
+
 
 class TestAblations:
     def uniform(self, proportions: Proportions) -> Compensation:
