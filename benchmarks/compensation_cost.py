@@ -36,7 +36,8 @@ from kdci.deconfounding.compensation import Compensation
 from kdci.models import PixelModel
 from kdci.models.pretrained import build_network
 from kdci.store.revision import code_revision
-from kdci.substitution.base import SoftLabelCriterion, StudentCriterion, SubstitutionSource
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SoftLabelCriterion, StudentCriterion
 from kdci.training.distillation import Distiller
 from kdci.training.optimizers import SGD
 from kdci.training.runtime import Runtime, generator, processor, start
@@ -85,7 +86,7 @@ class Sizes:
 
 @dataclass
 class FixedBatch:
-    """A ``SubstitutionSource`` of one batch: as much of it as a step asks for."""
+    """A ``BankSource`` of one batch: as much of it as a step asks for."""
 
     images_BCHW: Tensor
     refresh_period: int | None = None
@@ -138,7 +139,7 @@ def build_distiller(sizes: Sizes, runtime: Runtime, compensation: Compensation |
             _SPEC,
             seed=seed,
             device=runtime.device,
-            autocast_dtype=runtime.autocast_dtype,
+            autocast_dtype=runtime.format.autocast_dtype,
         )
         for seed, name in enumerate((sizes.teacher, sizes.student))
     )
@@ -147,7 +148,7 @@ def build_distiller(sizes: Sizes, runtime: Runtime, compensation: Compensation |
     return Distiller(
         teacher=teacher.requires_grad_(False),
         student=student,
-        source=cast(SubstitutionSource, FixedBatch(images_BCHW)),
+        source=cast(BankSource, FixedBatch(images_BCHW)),
         compensation=compensation,
         sink=NoSink(),
         num_epochs=1,

@@ -26,9 +26,9 @@ from benchmarks.reference.networks import Generator, PatchDiscriminator, Project
 from kdci.methods.cmi import CmiSource
 from kdci.models import build_backbone
 from kdci.models.generators.generator import Generator as ProjectGenerator
-from kdci.models.generators.patch_discriminator import PatchDiscriminator as ProjectDiscriminator
-from kdci.models.generators.projection_head import ProjectionHead as ProjectHead
+from kdci.synthesis.instance_discrimination import ProjectionHead as ProjectHead
 from kdci.synthesis.layer_features import feature_layers
+from kdci.synthesis.patch_game import PatchDiscriminator as ProjectDiscriminator
 
 _NEVER = 10**9
 _PUBLISHED_BATCH = 256

@@ -25,7 +25,8 @@ from kdci.models.compiling import compile_trained, for_predictions
 from kdci.models.networks import Networks
 from kdci.models.pretrained import MODEL_FILE, build_network
 from kdci.store.artifacts import new_artifact, open_artifact
-from kdci.substitution.base import SourceContext, SubstitutionSource
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SourceContext
 from kdci.substitution.registry import block_of
 from kdci.training.runtime import Runtime, generator
 
@@ -110,7 +111,7 @@ class Place:
             compile_trained(student)
         return student
 
-    def source(self, method: str, teacher: PixelModel, **values: Any) -> SubstitutionSource:
+    def source(self, method: str, teacher: PixelModel, **values: Any) -> BankSource:
         """Return a method's source with the pool's images in its bank.
 
         Args:

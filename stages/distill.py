@@ -11,7 +11,7 @@ from kdci.config.catalog import facts_of_spec, stem_for
 from kdci.config.params import Params
 from kdci.deconfounding.arms import Arm
 from kdci.store.layout import Cell
-from kdci.training.snapshots import snapshot_name, snapshot_steps
+from kdci.training.schedules import snapshot_name, snapshot_steps
 from stages.main import main
 from stages.session import Session
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from kdci.deconfounding.compensation import Compensation
     from kdci.deconfounding.intervention import Intervention
     from kdci.store.artifacts import Artifact
-    from kdci.substitution.base import SourceContext, SubstitutionSource
+    from kdci.substitution.bank_source import BankSource
+    from kdci.substitution.base import SourceContext
     from kdci.training.distillation import Distiller
 
 
@@ -113,13 +114,12 @@ def run(session: Session) -> None:
     )
 
 
-def _source(params: Params, cell: Cell, context: SourceContext) -> SubstitutionSource:
+def _source(params: Params, cell: Cell, context: SourceContext) -> BankSource:
     """Build what makes the images: the method's source, or that of a known shift, which stays."""
     if cell.method in params.grid.shifts:
-        from kdci.substitution.resampled import ResampledSource
+        from kdci.substitution.bank_source import BankSource
 
-        assert params.shift is not None
-        return ResampledSource(context, temperature=params.shift.temperature)
+        return BankSource(context, params.shift)
 
     block = params.method(cell.method, teacher=cell.teacher, student=cell.student)
     return block.source(context)

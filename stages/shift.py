@@ -22,9 +22,9 @@ def run(session: Session) -> None:
     from kdci.errors import UserError
     from kdci.models.networks import Networks
     from kdci.models.pretrained import stated_accuracy
+    from kdci.substitution.bank_source import BankSource
     from kdci.substitution.base import SourceContext
     from kdci.substitution.pool_files import pool_logits, write_pool
-    from kdci.substitution.resampled import ResampledSource
     from kdci.training.runtime import derive_seed
 
     point, params = session.node.point, session.params
@@ -75,7 +75,7 @@ def run(session: Session) -> None:
             images=degraded,
             holdout=degraded_holdout,
             num_holdout=len(holdout),
-            source=ResampledSource(context, temperature=of_all.temperature),
+            source=BankSource(context, of_all),
             kept=torch.arange(len(rows)),
             tail=session.folder / "kept.bin",
         )

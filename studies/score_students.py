@@ -71,7 +71,7 @@ def _score(params: Params, layout: Layout, cell: Cell, artifact: Artifact) -> li
     rows = []
     for step, name in artifact.facts["snapshots"]:
         student = snapshot_of(artifact, name).to(runtime.device)
-        student.backbone.autocast_dtype = runtime.autocast_dtype
+        student.backbone.autocast_dtype = runtime.format.autocast_dtype
         student.deploy = "backbone"
         logits = predict_logits(student, test.images, batch_size=BATCH, device=runtime.device)
         row = {"cell": cell.name, "method": cell.method, "variant": cell.variant, "step": step}

@@ -22,7 +22,7 @@ from kdci.data.bank.image_bank import ImageBank, open_npy, save_npy
 from kdci.data.datasets.loading import load_split
 from kdci.deconfounding.compensation import Compensation
 from kdci.deconfounding.confounder import ConfounderDictionary, build_dictionary, predict
-from kdci.deconfounding.known_shift import degrade, resample_rows
+from kdci.deconfounding.known_shift import degrade_chunks, resample_rows
 from kdci.deconfounding.logit_adjustment import LogitAdjustment, log_prior
 from kdci.deconfounding.rebuilding import DictionaryRebuilder
 from kdci.deconfounding.strata import class_strata, drawn_proportions, prototype_strata
@@ -30,8 +30,8 @@ from kdci.models.pretrained import build_network, load_teacher
 from kdci.store.artifacts import Artifact, open_artifact
 from kdci.store.checkpoints import load_state
 from kdci.store.layout import Layout
-from kdci.substitution.base import SourceContext, SubstitutionSource
-from kdci.substitution.resampled import ResampledSource
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SourceContext
 from kdci.training.distillation import Distiller
 from kdci.training.evaluation import image_batches, predict_logits
 from kdci.training.runtime import Runtime, derive_seed
@@ -117,7 +117,7 @@ class Workbench:
             self.teacher_artifact,
             self.spec,
             device=runtime.device,
-            autocast_dtype=runtime.autocast_dtype,
+            autocast_dtype=runtime.format.autocast_dtype,
         )
         self.pool: Artifact = open_artifact(layout.pool(name, method, pool_seed), kind="pool")
         path = layout.root / params.data.path if params.data.path else None
@@ -139,8 +139,8 @@ class Workbench:
             imbalance=self.shift.imbalance,
             seed=derive_seed(self.pool_seed, "shift"),
         )
-        images = degrade(
-            torch.from_numpy(open_npy(own)[rows.numpy()]),
+        (images,) = degrade_chunks(
+            [torch.from_numpy(open_npy(own)[rows.numpy()])],
             blur=self.shift.blur,
             noise=self.shift.noise,
             contrast=self.shift.contrast,
@@ -177,7 +177,7 @@ class Workbench:
                 self.spec,
                 seed=derive_seed(seed, "student"),
                 device=self.runtime.device,
-                autocast_dtype=self.runtime.autocast_dtype,
+                autocast_dtype=self.runtime.format.autocast_dtype,
             )
             module = self._module(setting, seed)
             distiller = Distiller(
@@ -194,7 +194,7 @@ class Workbench:
                 pass
         return self._score(student, module)
 
-    def _source(self, folder: Path, seed: int) -> SubstitutionSource:
+    def _source(self, folder: Path, seed: int) -> BankSource:
         shape = (self.spec.channels, self.spec.image_size, self.spec.image_size)
         bank = ImageBank(folder / "bank.bin", shape=shape, base=self.images_file)
         context = SourceContext(
@@ -207,13 +207,13 @@ class Workbench:
         )
         block = self.params.method(self.method)
         if self.shift is not None:
-            return ResampledSource(context, temperature=getattr(block, "temperature", 4.0))
+            return BankSource(context, block)
         source = block.source(context)
         source.load_state_dict(load_state(self.pool.path / "source"))
         source.reseed(context.seed)
         return source
 
-    def _stratify(self, source: SubstitutionSource, setting: Setting) -> None:
+    def _stratify(self, source: BankSource, setting: Setting) -> None:
         if setting.strata == "classes":
             source.stratify(class_strata(self.teacher), max_repeats=setting.max_repeats)
         elif setting.strata == "prototypes":
@@ -245,7 +245,7 @@ class Workbench:
         )
 
     def _rebuilder(
-        self, setting: Setting, module: Any, source: SubstitutionSource
+        self, setting: Setting, module: Any, source: BankSource
     ) -> DictionaryRebuilder | None:
         if setting.rebuild is None:
             return None

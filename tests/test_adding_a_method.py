@@ -261,8 +261,8 @@ def test_kdci_knows_and_accepts_the_method(experiment: Experiment) -> None:
 @pytest.mark.slow
 def test_listing_and_titles_load_neither_the_method_nor_torch(experiment: Experiment) -> None:
     code = (
-        "import sys; from kdci.substitution.registry import module_of, title_of, summary_of; "
-        "print(title_of('blobs'), module_of('blobs'), summary_of('blobs')); "
+        "import sys; from kdci.substitution.registry import _found, module_of, title_of; "
+        "print(title_of('blobs'), module_of('blobs'), _found()['blobs'].summary); "
         "sys.exit([m for m in ('torch', 'blobs') if m in sys.modules] or 0)"
     )
     assert experiment.python("-c", code).startswith("Blobs blobs Blobs (an example, no paper): ")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,26 +66,28 @@ def cluster(
         NumericError: A value is not finite.
         ValueError: A pass has another number of rows.
     """
-    with _torch_threads():
-        return _cluster(batches, num_rows, num_clusters, seed, start_ND)
+    from threadpoolctl import threadpool_limits
 
-
-def _cluster(
-    batches: Batches, num_rows: int, num_clusters: int, seed: int, start_ND: Tensor | None
-) -> Clusters:
     labelled: Iterable[tuple[Tensor, Tensor]]
     again: Iterable[Tensor]
-    if num_rows > MINI_BATCH_ROWS:
-        kmeans = _fit_to_sample(batches, num_rows, num_clusters, seed, start_ND)
-        again = _pass(batches, num_rows)
-        labelled = ((rows_BD, _labels(kmeans, rows_BD)) for rows_BD in _pass(batches, num_rows))
-    else:
-        rows_MD = _gather(batches, torch.arange(num_rows), num_rows, torch.float64)
-        kmeans = _fit(rows_MD, num_clusters, seed, start_ND)
-        labels_M = torch.from_numpy(kmeans.labels_).long()
-        again = torch.split(rows_MD, CHUNK_ROWS)
-        labelled = zip(again, torch.split(labels_M, CHUNK_ROWS), strict=True)
-    return _measure(labelled, again, num_rows=num_rows, num_clusters=num_clusters)
+    # scikit-learn computes on as many threads as torch, for its own count is the machine's: how
+    # sums are split among threads decides their last bits.
+    with threadpool_limits(torch.get_num_threads()):
+        if num_rows > MINI_BATCH_ROWS:
+            # A random sample: the first rows alone may be of one class, or of one time.
+            generator = torch.Generator().manual_seed(seed)
+            chosen = torch.randperm(num_rows, generator=generator)[:MINI_BATCH_ROWS]
+            rows_SD = _gather(batches, chosen.sort().values, num_rows, torch.float32)
+            kmeans = _fit(rows_SD, num_clusters, seed, start_ND, mini_batches=True)
+            again = _pass(batches, num_rows)
+            labelled = ((rows, _labels(kmeans, rows)) for rows in _pass(batches, num_rows))
+        else:
+            rows_MD = _gather(batches, torch.arange(num_rows), num_rows, torch.float64)
+            kmeans = _fit(rows_MD, num_clusters, seed, start_ND)
+            labels_M = torch.from_numpy(kmeans.labels_).long()
+            again = torch.split(rows_MD, CHUNK_ROWS)
+            labelled = zip(again, torch.split(labels_M, CHUNK_ROWS), strict=True)
+        return _measure(labelled, again, num_rows=num_rows, num_clusters=num_clusters)
 
 
 def _pass(batches: Batches, num_rows: int) -> Iterator[Tensor]:
@@ -117,16 +118,6 @@ def _gather(batches: Batches, chosen_S: Tensor, num_rows: int, dtype: torch.dtyp
     return rows_SD
 
 
-def _fit_to_sample(
-    batches: Batches, num_rows: int, num_clusters: int, seed: int, start_ND: Tensor | None
-) -> Any:
-    """Fit to a random sample: the first rows alone may be of one class, or of one time."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen_S = torch.randperm(num_rows, generator=generator)[:MINI_BATCH_ROWS].sort().values
-    rows_SD = _gather(batches, chosen_S, num_rows, torch.float32)
-    return _fit(rows_SD, num_clusters, seed, start_ND, mini_batches=True)
-
-
 def _fit(
     rows_SD: Tensor,
     num_clusters: int,
@@ -155,17 +146,6 @@ def _fit(
         return kmeans.fit(rows_SD.numpy())
 
 
-def _torch_threads() -> AbstractContextManager[Any]:
-    """Let scikit-learn compute on as many threads as torch; its own count is the machine's.
-
-    How sums are split among threads decides their last bits.
-    """
-    from threadpoolctl import threadpool_limits
-
-    limits: AbstractContextManager[Any] = threadpool_limits(torch.get_num_threads())
-    return limits
-
-
 def _labels(kmeans: Any, rows_BD: Tensor) -> Tensor:
     return torch.from_numpy(kmeans.predict(rows_BD.float().numpy())).long()
 
@@ -181,12 +161,6 @@ def _measure(
 
     What stays of each batch goes into tensors made beforehand. As small tensors of their own they
     would lie in the gaps that batches leave in memory, and each next batch would need a new one.
-
-    Args:
-        labelled: Rows (B, D) with their clusters (B,), batch by batch.
-        again: The rows once more.
-        num_rows: M.
-        num_clusters: N.
     """
     labels_M = torch.empty(num_rows, dtype=torch.int64)
     distances_M = torch.empty(num_rows, dtype=torch.float64)

@@ -24,7 +24,7 @@ from torch import Tensor
 from kdci.deconfounding.clustering import CHUNK_ROWS, Batches, Clusters, cluster
 from kdci.errors import UserError
 from kdci.models import PixelModel
-from kdci.models.backbones.prediction import Prediction
+from kdci.models.pixel_model import Prediction
 
 Space = Literal["logits", "probabilities", "features"]
 
@@ -116,14 +116,12 @@ def build_dictionary_by_batches(
         batches: Starts a pass over the predictions: batches (B, D), the same rows in the same
             order every time. There are three, or one where all predictions can be held.
         num_rows: M, the rows of a pass.
-        num_prototypes: N asked for. Empty clusters (duplicates) are dropped.
-        seed: Seed of k-means++ and of the sample that a large pool is clustered by.
-        start_ND: See ``build_dictionary``.
+        num_prototypes: See ``build_dictionary``, as for the others.
+        seed: Of the sample, too, that a large pool is clustered by.
+        start_ND: See there.
 
     Raises:
-        UserError: There are fewer predictions than prototypes.
-        NumericError: A prediction is not finite.
-        ValueError: A pass has another number of rows.
+        ValueError: A pass has another number of rows; see also there.
     """
     if num_rows < num_prototypes:
         raise UserError(

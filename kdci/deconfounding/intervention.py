@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kdci.deconfounding.rebuilding import DictionaryRebuilder
     from kdci.models import PixelModel
     from kdci.store.artifacts import Artifact
-    from kdci.substitution.base import SubstitutionSource
+    from kdci.substitution.bank_source import BankSource
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Intervention:
         strata_M = self.logits_MK.argmax(dim=1) if self._strata == "classes" else assigned_M
         return drawn_proportions(assigned_M, strata_M, max_repeats=self._max_repeats)
 
-    def stratify(self, source: SubstitutionSource, teacher: PixelModel) -> None:
+    def stratify(self, source: BankSource, teacher: PixelModel) -> None:
         """Let the source draw evenly over the arm's strata, if it has any.
 
         Raises:
@@ -166,7 +166,7 @@ class Intervention:
         source.stratify(stratum_of, max_repeats=self._max_repeats)
 
     def rebuilder(
-        self, source: SubstitutionSource, teacher: PixelModel, *, growth: float | None, seed: int
+        self, source: BankSource, teacher: PixelModel, *, growth: float | None, seed: int
     ) -> DictionaryRebuilder | None:
         """Return what builds the teacher's own dictionary anew, if that is asked for.
 

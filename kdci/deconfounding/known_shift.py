@@ -85,49 +85,25 @@ def resample_rows(
     return rows_B[torch.randperm(len(rows_B), generator=random)]
 
 
-def degrade(
-    images_BCHW: Tensor, *, blur: float, noise: float, contrast: float, seed: int
-) -> Tensor:
-    """Lower the quality of images: blur, then contrast, then noise.
-
-    Args:
-        images_BCHW: uint8.
-        blur: Standard deviation of a Gaussian in pixels; 0 for none.
-        noise: Standard deviation of Gaussian noise on the [0, 1] scale; 0 for none.
-        contrast: Factor on the distance to the image's own mean, above 0; 1 for none.
-        seed: Of the noise.
-
-    Returns:
-        uint8 of the same shape; the images themselves where nothing is asked for.
-
-    Raises:
-        ValueError: A strength is negative, or the contrast not above 0.
-    """
-    (degraded,) = degrade_chunks(
-        [images_BCHW], blur=blur, noise=noise, contrast=contrast, seed=seed
-    )
-    return degraded
-
-
 def degrade_chunks(
     chunks: Iterable[Tensor], *, blur: float, noise: float, contrast: float, seed: int
 ) -> Iterator[Tensor]:
-    """Lower the quality of images that need not fit into memory; see ``degrade``.
+    """Lower the quality of images that need not fit into memory: blur, then contrast, then noise.
 
     Args:
         chunks: Parts of the images in order, uint8 (B, C, H, W). Of the same parts the same
             bytes come out; of one part for all, where the parts have whole multiples of 16
             values, as torch draws normal numbers by sixteens.
-        blur: As ``degrade``.
-        noise: As ``degrade``.
-        contrast: As ``degrade``.
-        seed: As ``degrade``.
+        blur: Standard deviation of a Gaussian in pixels; 0 for none.
+        noise: Standard deviation of Gaussian noise on the [0, 1] scale; 0 for none.
+        contrast: Factor on the distance to the image's own mean, above 0; 1 for none.
+        seed: Of the noise.
 
     Yields:
-        Each part degraded.
+        Each part degraded, uint8 of the same shape; the part itself where nothing is asked for.
 
     Raises:
-        ValueError: As ``degrade``.
+        ValueError: A strength is negative, or the contrast not above 0.
     """
     if not (blur >= 0 and noise >= 0 and contrast > 0):
         raise ValueError(

@@ -7,6 +7,7 @@ lambda_i keeps its meaning.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from kdci.models import PixelModel
 _BATCH = 512
 
 
+@dataclass
 class DictionaryRebuilder:
     """Builds Z from a bank again, each time it has grown by a share.
 
-    Args:
+    Attributes:
         teacher: The pre-trained model of the dictionary, in eval mode.
         bank: The pool that grows.
         space: Space of the predictions.
@@ -30,32 +32,21 @@ class DictionaryRebuilder:
         growth: Share of the bank that has to be new since the dictionary was last built, above 0.
         prototypes_ND: z_i so far, where k-means starts; (N, D).
         seed: Of k-means.
-
-    Attributes:
         built: Each dictionary with the step it was built at, in order.
     """
 
-    def __init__(
-        self,
-        *,
-        teacher: PixelModel,
-        bank: ImageBank,
-        space: Space,
-        num_prototypes: int,
-        growth: float,
-        prototypes_ND: Tensor,
-        seed: int,
-    ) -> None:
-        self.teacher = teacher
-        self.bank = bank
-        self.space: Space = space
-        self.num_prototypes = num_prototypes
-        self.growth = growth
-        self.seed = seed
-        self.built: list[tuple[int, ConfounderDictionary]] = []
-        self._prototypes_ND = prototypes_ND
-        self._num_clustered = len(bank)
-        self._predictions_MD = torch.empty(0, prototypes_ND.shape[1])
+    teacher: PixelModel
+    bank: ImageBank
+    space: Space
+    num_prototypes: int
+    growth: float
+    prototypes_ND: Tensor
+    seed: int
+    built: list[tuple[int, ConfounderDictionary]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._num_clustered = len(self.bank)
+        self._predictions_MD = torch.empty(0, self.prototypes_ND.shape[1])
 
     def offer(self, step: int) -> ConfounderDictionary | None:
         """Return a new dictionary if the bank has grown enough.
@@ -66,14 +57,14 @@ class DictionaryRebuilder:
         if len(self.bank) < (1 + self.growth) * self._num_clustered:
             return None
         self._predict_new_rows()
-        start = self._prototypes_ND if len(self._prototypes_ND) == self.num_prototypes else None
+        start = self.prototypes_ND if len(self.prototypes_ND) == self.num_prototypes else None
         dictionary = build_dictionary(
             self._predictions_MD,
             num_prototypes=self.num_prototypes,
             seed=self.seed,
             start_ND=start,
         )
-        self._prototypes_ND = dictionary.prototypes_ND
+        self.prototypes_ND = dictionary.prototypes_ND
         self._num_clustered = len(self.bank)
         self.built.append((step, dictionary))
         return dictionary
@@ -88,7 +79,7 @@ class DictionaryRebuilder:
     def state_dict(self) -> dict[str, Any]:
         """Return all that rebuilding on needs; the bank is kept by its source."""
         return {
-            "prototypes": self._prototypes_ND,
+            "prototypes": self.prototypes_ND,
             "num_clustered": self._num_clustered,
             "predictions": self._predictions_MD,
             "built": [
@@ -104,7 +95,7 @@ class DictionaryRebuilder:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
-        self._prototypes_ND = state["prototypes"]
+        self.prototypes_ND = state["prototypes"]
         self._num_clustered = state["num_clustered"]
         self._predictions_MD = state["predictions"]
         self.built = [

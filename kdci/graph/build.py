@@ -19,8 +19,6 @@ from kdci.substitution.registry import module_of
 
 _DATA = ("data.name", "data.facts")
 """What every stage but those that open the data knows of it."""
-_RESAMPLED = "kdci.substitution.resampled"
-"""The source of a pool with a known shift."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,6 @@ class Graph:
     def of_stage(self, stage: str) -> list[Node]:
         """Return the nodes of a stage."""
         return self._by_stage.get(stage, [])
-
-    def evaluation_of(self, student: Cell) -> Node:
-        """Return the node that scores a student."""
-        axes = (student.teacher, student.student, student.method)
-        return self.by_artifact[self.layout.evaluation(*axes)]
 
     @property
     def makers(self) -> list[Node]:
@@ -107,7 +100,7 @@ def graph_of(params: Params, root: Path) -> Graph:
     layout = Layout(root, params.preset)
     found = list(_Branch(params, layout).nodes())
     if params.grid.others:
-        found = [*_Branch(params.of_other(), layout.other).nodes_of_other(), *found]
+        found = [*_Branch(params.of_other(), layout.other).nodes(), *found]
     named: dict[str, Node] = {}
     for node in sorted(found, key=lambda node: not node.of_other):
         if node.name in named:
@@ -133,23 +126,20 @@ class _Branch:
         self._of_other = bool(layout.branch)
 
     def nodes(self) -> Iterator[Node]:
-        grid = self._params.grid
-        of_methods, of_controls = list(cells(grid)), list(control_cells(grid))
-        of_shifts = list(shift_cells(grid))
+        """Yield them, parents first; the other model's pipeline ends in its dictionaries."""
+        grid, of_shifts = self._params.grid, []
+        of_methods = of_pools = list(cells(grid))
+        if not self._of_other:
+            of_pools = [*of_methods, *control_cells(grid)]
+            of_shifts = list(shift_cells(grid))
         yield from self._teachers()
-        yield from self._pools("substitute", [*of_methods, *of_controls])
+        yield from self._pools("substitute", of_pools)
         yield from self._pools("shift", of_shifts)
         yield from self._pools("dictionary", [*of_methods, *of_shifts])
-        yield from map(self._student, all_cells(grid))
-        yield from self._evaluations()
-        yield self._report()
-
-    def nodes_of_other(self) -> Iterator[Node]:
-        """Yield what the other model's pipeline has: it ends in its dictionaries."""
-        of_methods = list(cells(self._params.grid))
-        yield from self._teachers()
-        yield from self._pools("substitute", of_methods)
-        yield from self._pools("dictionary", of_methods)
+        if not self._of_other:
+            yield from map(self._student, all_cells(grid))
+            yield from self._evaluations()
+            yield self._report()
 
     def _node(
         self,
@@ -236,12 +226,12 @@ class _Branch:
             "pool": Parent(self._layout.pool(*pool), "pool"),
             **self._borrowed(cell, arm),
         }
-        source = _RESAMPLED if is_shift else module_of(method)
+        source = () if is_shift else (module_of(method),)
         name = "distill-" + ("shift" if is_shift else method) + f"-{cell.variant}"
         code = Code(
             name,
-            ("stages.distill", "kdci.config.recipes", source, *_modules_of(arm)),
-            cut=frozenset({_RESAMPLED, *_OF_SOME_ARMS}),
+            ("stages.distill", "kdci.config.recipes", *source, *_modules_of(arm)),
+            cut=_OF_SOME_ARMS,
             values=repr(arm),
         )
         artifact = self._layout.student(cell)

@@ -22,32 +22,26 @@ Where this differs from the authors' public code, on purpose:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import model_validator
-from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from kdci.config.block import Count, NonNegative, Positive
+from kdci.config.block import Count, NonNegative, Positive, raise_first
 from kdci.data.bank.resized_crop import random_resized_crop
 from kdci.models import PixelModel
 from kdci.models.generators.generating import build_beside
-from kdci.models.generators.generator import ADAM_BETAS, Generator, reset_parameters_
-from kdci.models.generators.projection_head import ProjectionHead
-from kdci.substitution.bank_source import BankSource
-from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.models.generators.generator import ADAM_BETAS, reset_parameters_
+from kdci.substitution.base import SourceContext
 from kdci.substitution.block import CallsBlock
-from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.feature_memory import FeatureMemory
-from kdci.synthesis.instance_discrimination import InstanceDiscrimination
-from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
+from kdci.synthesis.instance_discrimination import InstanceDiscrimination, ProjectionHead
+from kdci.synthesis.inversion import BestBatch, InversionSource, frozen, generator_of
 from kdci.synthesis.layer_features import LayerFeatures, feature_layers
-from kdci.training.losses import bn_statistics_loss, disagreement
-from kdci.training.optimizers import Adam
+from kdci.training.losses import bn_statistics_loss, disagreement, weighted_sum
+from kdci.training.optimizers import Adam, set_gradients
 
 LOCAL_SCALE = (0.25, 1.0)
 """Share of the image's area that a local view shows."""
@@ -89,12 +83,9 @@ class Cmi(CallsBlock):
 
     @model_validator(mode="after")
     def _memory_holds_a_batch(self) -> Self:
-        if self.memory_size < self.batch_size:
-            raise PydanticCustomError(
-                "cross_field",
-                "has to hold a batch of {batch_size}",
-                {"key": "memory_size", "batch_size": self.batch_size},
-            )
+        too_small = self.memory_size < self.batch_size
+        problem = f"has to hold a batch of {self.batch_size}" if too_small else None
+        raise_first({"memory_size": problem})
         return self
 
     def source(self, context: SourceContext) -> CmiSource:
@@ -102,41 +93,20 @@ class Cmi(CallsBlock):
         return CmiSource(context, self)
 
 
-class CmiSource(BankSource):
-    """Substitution images by CMI; see the module's docstring and ``SubstitutionSource``.
+class CmiSource(InversionSource):
+    """Substitution images by CMI; see the module's docstring and ``BankSource``.
 
-    Args:
-        context: Teacher, dataset, bank and seed.
-        params: The method's values.
-
-    Raises:
-        UserError: The teacher has no BatchNorm statistics to invert.
+    Head, memory and random streams are what goes on; the generator starts anew at each call.
     """
 
+    method = "cmi"
+    kept = ("calls", "discrimination")
+    params: Cmi
+
     def __init__(self, context: SourceContext, params: Cmi) -> None:
-        require_batch_norm(context.teacher, "cmi", type(context.teacher.backbone).__name__)
-        super().__init__(context)
-        self.params = params
-        self.weights = {
-            "bn": params.bn_weight,
-            "one_hot": params.one_hot_weight,
-            "adversarial": params.adversarial_weight,
-            "contrastive": params.contrastive_weight,
-        }
-        self.calls = 0
-        self._statistics = BatchNormStatistics(context.teacher) if params.bn_weight > 0 else None
+        super().__init__(context, params)
         self._layers = LayerFeatures(feature_layers(context.teacher))
-        spec = context.spec
-        self._generator = build_beside(
-            context.teacher,
-            lambda: Generator(
-                latent_dim=params.latent_dim,
-                image_size=spec.image_size,
-                channels=spec.channels,
-                width=params.generator_width,
-            ),
-            self.random,
-        )
+        self._generator = generator_of(self)
         num_features = self._num_features()
         head = build_beside(
             context.teacher,
@@ -151,38 +121,6 @@ class CmiSource(BankSource):
             num_negatives=params.num_negatives,
         )
 
-    @property
-    def num_preparations(self) -> int:
-        """The calls of the warm-up."""
-        return self.params.warmup_calls
-
-    def prepare(self) -> Iterator[dict[str, float]]:
-        """Make the calls of the warm-up, which need no student; see the protocol."""
-        while self.calls < self.params.warmup_calls:
-            yield self._synthesise(None)
-
-    def refresh(self, student: PixelModel) -> dict[str, float]:
-        """Make one call, adversarial to ``student``; see the protocol."""
-        return self._synthesise(student if self.weights["adversarial"] else None)
-
-    def criterion(self) -> StudentCriterion:
-        """Return the soft-label loss at the method's temperature."""
-        return SoftLabelCriterion(self.params.temperature)
-
-    def state_dict(self) -> State:
-        """Return head, memory and random streams; the generator starts anew at each call."""
-        return {
-            **super().state_dict(),
-            "calls": self.calls,
-            "discrimination": self.discrimination.state_dict(),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """Continue from ``state``; the bank is cut back to the length it had then."""
-        super().load_state_dict(state)
-        self.calls = state["calls"]
-        self.discrimination.load_state_dict(state["discrimination"])
-
     def _num_features(self) -> int:
         """Return how many features the teacher's layers give an image."""
         spec, teacher = self.context.spec, self.context.teacher
@@ -191,36 +129,16 @@ class CmiSource(BankSource):
             teacher(blank.to(self.context.device))
             return layers.features.shape[1]
 
-    def _synthesise(self, student: PixelModel | None) -> dict[str, float]:
-        """Add one inverted batch to the bank, and its features to the memory.
-
-        Returns:
-            The unweighted terms and the weighted sum ``inversion_loss`` of the kept batch,
-            and the bank's new length.
-        """
-        teacher = self.context.teacher
-        models = [teacher] if student is None else [teacher, student]
-        with frozen(*models):
-            kept, metrics = self._invert(student)
-        if "local" in kept:
-            self.discrimination.remember(kept["local"], kept["global_"])
-        self.bank.append(kept["images"])
-        self.calls += 1
-        return {**metrics, "bank": float(len(self.bank))}
-
-    def _invert(self, student: PixelModel | None) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Fit a new generator for K steps; return the best batch with its readings."""
-        device, size = self.context.device, (self.params.batch_size,)
+    def invert(self, student: PixelModel | None) -> tuple[Tensor, dict[str, float]]:
+        """Fit a new generator for K steps, and remember the best batch's features."""
         reset_parameters_(self._generator, self.random)
-        latents = torch.randn(*size, self.params.latent_dim, generator=self.random).to(device)
-        latents.requires_grad_()
-        num_classes = self.context.spec.num_classes
-        targets = torch.randint(num_classes, size, generator=self.random).sort().values.to(device)
+        latents = self._generator.latents(self.params.batch_size, self.random).requires_grad_()
+        targets = self.targets().sort().values.to(self.context.device)
         fitted = [*self._generator.parameters(), latents]
         optimizer = Adam(fitted, lr=self.params.learning_rate, betas=ADAM_BETAS)
         head = self.discrimination.head.parameters() if self.weights["contrastive"] else ()
         leaves = [*fitted, *head]
-        best = BestBatch("cmi")
+        best = BestBatch(self.method)
         for _ in range(self.params.num_steps):
             images = self._generator(latents)
             readings, features = self._readings(images, targets, student)
@@ -229,7 +147,10 @@ class CmiSource(BankSource):
             optimizer.step()
             self.discrimination.learn()
         optimizer.zero_grad()
-        return best.result()
+        kept, metrics = best.result()
+        if self.weights["contrastive"]:
+            self.discrimination.remember(kept["local"], kept["global_"])
+        return kept["images"], metrics
 
     def _readings(
         self, images: Tensor, targets: Tensor, student: PixelModel | None
@@ -238,11 +159,10 @@ class CmiSource(BankSource):
 
         The features of both views, (B, d) each, are left out where nothing compares them.
         """
-        views, statistics = self.view(images), self._statistics
-        reading = nullcontext() if statistics is None else statistics
-        with reading, self._layers as layers:
+        views = self.view(images)
+        with self.reading() as statistics, self._layers as layers:
             logits, global_features = self.context.teacher(views).logits, layers.features
-            bn = logits.new_zeros(()) if statistics is None else _bn_loss(statistics)
+            bn = bn_statistics_loss(*statistics.compared) if statistics else logits.new_zeros(())
         terms = {"bn": bn, "one_hot": F.cross_entropy(logits, targets)}
         terms["adversarial"] = terms["contrastive"] = logits.new_zeros(())
         features = {}
@@ -254,8 +174,7 @@ class CmiSource(BankSource):
             terms["contrastive"] = self.discrimination.loss(
                 local_features, global_features, self.random
             )
-        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        return {"inversion_loss": total, **terms}, features
+        return {"inversion_loss": weighted_sum(terms, self.weights), **terms}, features
 
     def _local_features(self, images: Tensor) -> Tensor:
         """Return the teacher's features of a random part of each image, enlarged, (B, d)."""
@@ -265,12 +184,3 @@ class CmiSource(BankSource):
         with self._layers as layers:
             self.context.teacher(views)
             return layers.features
-
-
-def _bn_loss(statistics: BatchNormStatistics) -> Tensor:
-    return bn_statistics_loss(
-        statistics.means,
-        statistics.variances,
-        statistics.running_means,
-        statistics.running_variances,
-    )

@@ -27,23 +27,19 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from kdci.config.block import Count, NonNegative, Positive
+from kdci.config.block import Count, NonNegative, Positive, raise_first
 from kdci.config.recipes import scaled_count
 from kdci.errors import NumericError
-from kdci.models import PixelModel
-from kdci.models.generators.generating import build_beside
 from kdci.models.generators.generator import ADAM_BETAS, DaflGenerator, Generator
 from kdci.store.metrics import RunningMeans
 from kdci.substitution.bank_source import BankSource
-from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.substitution.base import SourceContext
 from kdci.substitution.block import TIMED_PARTS, BatchSize, MethodBlock
-from kdci.synthesis.descent import set_gradients
-from kdci.synthesis.inversion import frozen
-from kdci.training.losses import activation_loss, class_balance, one_hot_costs
-from kdci.training.optimizers import Adam, load_moments, moments_of
+from kdci.synthesis.inversion import frozen, generator_of
+from kdci.training.losses import activation_loss, class_balance, one_hot_costs, weighted_sum
+from kdci.training.optimizers import Adam, Moments, set_gradients
 
 
 class Dafl(MethodBlock):
@@ -85,12 +81,9 @@ class Dafl(MethodBlock):
 
     @model_validator(mode="after")
     def _some_steps_are_kept(self) -> Self:
-        if self.skip_steps >= self.num_steps:
-            raise PydanticCustomError(
-                "cross_field",
-                "skips all {steps} steps: no image would be left",
-                {"key": "skip_steps", "steps": self.num_steps},
-            )
+        skips_all = self.skip_steps >= self.num_steps
+        problem = f"skips all {self.num_steps} steps: no image would be left" if skips_all else None
+        raise_first({"skip_steps": problem})
         return self
 
     def source(self, context: SourceContext) -> DaflSource:
@@ -120,37 +113,21 @@ class Dafl(MethodBlock):
 
 
 class DaflSource(BankSource):
-    """Substitution images by DAFL; see the module's docstring and ``SubstitutionSource``.
+    """Substitution images by DAFL; see the module's docstring and ``BankSource``."""
 
-    Args:
-        context: Teacher, dataset, bank and seed.
-        params: The method's values.
-    """
+    kept = ("steps", "generator", "_moments")
+    params: Dafl
 
     def __init__(self, context: SourceContext, params: Dafl) -> None:
-        super().__init__(context)
-        self.params = params
-        self.weights = {
-            "one_hot": params.one_hot_weight,
-            "activation": params.activation_weight,
-            "entropy": params.entropy_weight,
-        }
+        super().__init__(context, params)
+        self.weights = params.weights
         self.steps = 0
         self.emits_pixels = params.generator == "small"
-        kind = Generator if self.emits_pixels else DaflGenerator
-        self.generator = build_beside(
-            context.teacher,
-            lambda: kind(
-                latent_dim=params.latent_dim,
-                image_size=context.spec.image_size,
-                channels=context.spec.channels,
-                width=params.generator_width,
-            ),
-            self.random,
-        )
+        self.generator = generator_of(self, Generator if self.emits_pixels else DaflGenerator)
         self._optimizer = Adam(
             self.generator.parameters(), lr=params.learning_rate, betas=ADAM_BETAS
         )
+        self._moments = Moments(self._optimizer)
 
     @property
     def num_preparations(self) -> int:
@@ -158,7 +135,7 @@ class DaflSource(BankSource):
         return -(-self.params.num_steps // self.params.sample_every)
 
     def prepare(self) -> Iterator[dict[str, float]]:
-        """Train the generator, leaving images of its trajectory in the bank; see the protocol.
+        """Train the generator, leaving images of its trajectory in the bank; see the base class.
 
         Yields:
             Means of the unweighted terms and of their weighted sum ``generator_loss`` over a
@@ -167,37 +144,11 @@ class DaflSource(BankSource):
         while self.steps < self.params.num_steps:
             yield self._train_part()
 
-    def refresh(self, student: PixelModel) -> dict[str, float]:
-        """Do nothing: no loss of the generator asks for the student."""
-        return {}
-
     def batch(self, size: int) -> Tensor:
-        """Return images of the bank, augmented where asked for; see the protocol."""
+        """Return images of the bank, augmented where asked for; see the base class."""
         if self.params.augment_pool:
             return super().batch(size)
         return self.draw(size).float() / 255
-
-    def criterion(self) -> StudentCriterion:
-        """Return the soft-label loss at the method's temperature."""
-        return SoftLabelCriterion(self.params.temperature)
-
-    def state_dict(self) -> State:
-        """Return the generator, Adam's moments, the steps taken and the random streams."""
-        return {
-            **super().state_dict(),
-            "steps": self.steps,
-            "generator": {
-                name: value.clone() for name, value in self.generator.state_dict().items()
-            },
-            "moments": moments_of(self._optimizer),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """Continue from ``state``; the bank is cut back to the length it had then."""
-        super().load_state_dict(state)
-        self.steps = state["steps"]
-        self.generator.load_state_dict(state["generator"])
-        load_moments(self._optimizer, state["moments"])
 
     def _train_part(self) -> dict[str, float]:
         means = RunningMeans()
@@ -217,7 +168,7 @@ class DaflSource(BankSource):
             "activation": activation_loss(features),
             "entropy": class_balance(logits),
         }
-        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        total = weighted_sum(terms, self.weights)
         set_gradients(total, list(self.generator.parameters()))
         self._optimizer.step()
         self.steps += 1
@@ -232,8 +183,7 @@ class DaflSource(BankSource):
 
     def _images(self) -> Tensor:
         """Return fresh images on the [0, 1] scale; the original generator's may leave it."""
-        latents = torch.randn(self.params.batch_size, self.params.latent_dim, generator=self.random)
-        images: Tensor = self.generator(latents.to(self.context.device))
+        images: Tensor = self.generator(self.generator.latents(self.params.batch_size, self.random))
         if self.emits_pixels:
             return images
         teacher = self.context.teacher

@@ -19,26 +19,22 @@ Where this differs from public code, on purpose:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from kdci.config.block import Count, NonNegative, Positive
+from kdci.config.block import Count, NonNegative, Positive, raise_first
 from kdci.models import PixelModel
-from kdci.substitution.bank_source import BankSource
-from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.substitution.base import SourceContext
 from kdci.substitution.block import CallsBlock
-from kdci.synthesis.descent import set_gradients
 from kdci.synthesis.image_priors import jitter, mean_norm, total_variation
-from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
-from kdci.training.losses import bn_statistics_loss, competition
-from kdci.training.optimizers import Adam
+from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, InversionSource
+from kdci.training.losses import bn_statistics_loss, competition, weighted_sum
+from kdci.training.optimizers import Adam, set_gradients
 from kdci.training.schedules import learning_rate_factor, scale_learning_rates
 
 # Side of the average pool of the low-resolution stage.
@@ -97,12 +93,9 @@ class DeepInv(CallsBlock):
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:
-        if self.lr_warmup_steps >= self.num_steps:
-            raise PydanticCustomError(
-                "cross_field",
-                "has to be shorter than the {num_steps} steps",
-                {"key": "lr_warmup_steps", "num_steps": self.num_steps},
-            )
+        too_long = self.lr_warmup_steps >= self.num_steps
+        problem = f"has to be shorter than the {self.num_steps} steps" if too_long else None
+        raise_first({"lr_warmup_steps": problem})
         return self
 
     def source(self, context: SourceContext) -> DeepInvSource:
@@ -120,8 +113,11 @@ class DeepInv(CallsBlock):
         return scaled.model_copy(update=update)
 
 
-class DeepInvSource(BankSource):
-    """Substitution images by DeepInv; see the module's docstring and ``SubstitutionSource``.
+class DeepInvSource(InversionSource):
+    """Substitution images by DeepInv; see the module's docstring and ``BankSource``.
+
+    Pixels start anew at each call: nothing else goes on. Of the terms ``tv`` is weighted, by its
+    two weights.
 
     Args:
         context: Teacher, dataset, bank and seed.
@@ -132,89 +128,32 @@ class DeepInvSource(BankSource):
         ValueError: Images of an odd size can not be halved.
     """
 
+    method = "deepinv"
+    params: DeepInv
+
     def __init__(self, context: SourceContext, params: DeepInv) -> None:
         if params.low_resolution_steps and context.spec.image_size % _POOLING:
             raise ValueError("deepinv needs an even image size to halve")
-        require_batch_norm(context.teacher, "deepinv", type(context.teacher.backbone).__name__)
-        super().__init__(context)
-        self.params = params
-        self.weights = {
-            "bn": params.bn_weight,
-            "one_hot": params.one_hot_weight,
-            "adversarial": params.adversarial_weight,
-            "tv": 1.0,
-            "l2": params.l2_weight,
-        }
-        self.calls = 0
+        super().__init__(context, params)
+        self.weights["tv"] = 1.0
 
-    @property
-    def num_preparations(self) -> int:
-        """The calls of the warm-up."""
-        return self.params.warmup_calls
-
-    def prepare(self) -> Iterator[dict[str, float]]:
-        """Make the calls of the warm-up, which need no student; see the protocol."""
-        while self.calls < self.params.warmup_calls:
-            yield self._synthesise(None)
-
-    def refresh(self, student: PixelModel) -> dict[str, float]:
-        """Make one call in competition with ``student``; see the protocol."""
-        return self._synthesise(student if self.weights["adversarial"] > 0 else None)
-
-    def criterion(self) -> StudentCriterion:
-        """Return the soft-label loss at the method's temperature."""
-        return SoftLabelCriterion(self.params.temperature)
-
-    def state_dict(self) -> State:
-        """Return the number of calls and the random streams; pixels start anew each call."""
-        return {**super().state_dict(), "calls": self.calls}
-
-    def load_state_dict(self, state: State) -> None:
-        """Continue from ``state``; the bank is cut back to the length it had then."""
-        super().load_state_dict(state)
-        self.calls = state["calls"]
-
-    def _synthesise(self, student: PixelModel | None) -> dict[str, float]:
-        """Add one inverted batch to the bank.
-
-        Returns:
-            Of the kept batch the terms, unweighted except for ``tv``, which has two weights,
-            and the weighted sum ``inversion_loss``; and the bank's new length.
-        """
-        teacher = self.context.teacher
-        models = [teacher] if student is None else [teacher, student]
-        with frozen(*models), self._reading() as statistics:
-            images, metrics = self._invert(student, statistics)
-        self.bank.append(images)
-        self.calls += 1
-        return {**metrics, "bank": float(len(self.bank))}
-
-    def _reading(self) -> AbstractContextManager[BatchNormStatistics | None]:
-        """Return what reads the teacher's batch statistics, where a term asks for them."""
-        if self.weights["bn"] > 0:
-            return BatchNormStatistics(self.context.teacher)
-        return nullcontext()
-
-    def _invert(
-        self, student: PixelModel | None, statistics: BatchNormStatistics | None
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Optimise pixels from noise; return the best batch in [0, 1] with its readings."""
+    def invert(self, student: PixelModel | None) -> tuple[Tensor, dict[str, float]]:
+        """Optimise pixels from noise."""
         context, spec = self.context, self.context.spec
         shape = (self.params.batch_size, spec.channels, spec.image_size, spec.image_size)
         pixels = torch.randn(shape, generator=self.random).to(context.device).requires_grad_()
-        targets = torch.randint(spec.num_classes, shape[:1], generator=self.random)
-        targets = targets.sort().values.to(context.device)
+        targets = self.targets().sort().values.to(context.device)
         mean, std = context.teacher.mean, context.teacher.std
         black, white = -mean / std, (1 - mean) / std
         betas = (self.params.beta1, self.params.beta2)
-        best = BestBatch("deepinv")
+        best = BestBatch(self.method)
         for pooling, num_steps in (
             (_POOLING, self.params.low_resolution_steps),
             (1, self.params.num_steps),
         ):
             optimizer = Adam([pixels], lr=self.params.learning_rate, betas=betas)
             for step in range(num_steps):
-                readings = self._readings(self._view(pixels, pooling), targets, student, statistics)
+                readings = self._readings(self._view(pixels, pooling), targets, student)
                 if pooling == 1:
                     best.offer(readings, images=pixels * std + mean)
                 set_gradients(readings["inversion_loss"], [pixels])
@@ -246,19 +185,17 @@ class DeepInvSource(BankSource):
         )
 
     def _readings(
-        self,
-        view: Tensor,
-        targets: Tensor,
-        student: PixelModel | None,
-        statistics: BatchNormStatistics | None,
+        self, view: Tensor, targets: Tensor, student: PixelModel | None
     ) -> dict[str, Tensor]:
         """Return the terms for a view in normalised space, and their weighted sum."""
         teacher = self.context.teacher
         images = view * teacher.std + teacher.mean
-        logits = teacher(images).logits
-        zero = logits.new_zeros(())
+        with self.reading() as statistics:
+            logits = teacher(images).logits
+            zero = logits.new_zeros(())
+            bn = zero if statistics is None else self._bn_loss(statistics)
         terms = {
-            "bn": zero if statistics is None else self._bn_loss(statistics),
+            "bn": bn,
             "one_hot": F.cross_entropy(logits, targets),
             "adversarial": zero
             if student is None
@@ -270,15 +207,9 @@ class DeepInvSource(BankSource):
             ),
             "l2": mean_norm(view) if self.weights["l2"] > 0 else zero,
         }
-        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        return {"inversion_loss": total, **terms}
+        return {"inversion_loss": weighted_sum(terms, self.weights), **terms}
 
     def _bn_loss(self, statistics: BatchNormStatistics) -> Tensor:
-        compared = (
-            statistics.means,
-            statistics.variances,
-            statistics.running_means,
-            statistics.running_variances,
-        )
+        compared = statistics.compared
         first = bn_statistics_loss(*(layers[:1] for layers in compared))
         return bn_statistics_loss(*compared) + (self.params.first_bn_factor - 1) * first

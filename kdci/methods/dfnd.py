@@ -23,9 +23,8 @@ from kdci.config.block import Count, Fraction, Positive
 from kdci.config.open_world import OpenWorld
 from kdci.data.open_world.scores import OpenWorldScores
 from kdci.errors import UserError
-from kdci.models import PixelModel
 from kdci.substitution.bank_source import BankSource
-from kdci.substitution.base import SourceContext, State, StudentCriterion
+from kdci.substitution.base import SourceContext, StudentCriterion
 from kdci.substitution.block import MethodBlock
 from kdci.training.losses import one_hot_costs, soft_label_kl
 
@@ -120,7 +119,7 @@ class Dfnd(MethodBlock):
 
 
 class DfndSource(BankSource):
-    """Substitution images by DFND; see the module's docstring and ``SubstitutionSource``.
+    """Substitution images by DFND; see the module's docstring and ``BankSource``.
 
     Args:
         context: Teacher, dataset, bank, seed, and what opens the unlabelled pool.
@@ -130,9 +129,11 @@ class DfndSource(BankSource):
         UserError: ``teacher_accuracy`` is `auto`, and the context does not know it.
     """
 
+    kept = ("_scores",)
+    params: Dfnd
+
     def __init__(self, context: SourceContext, params: Dfnd) -> None:
-        super().__init__(context)
-        self.params = params
+        super().__init__(context, params)
         self._scores = OpenWorldScores(
             "dfnd",
             name="score",
@@ -149,17 +150,12 @@ class DfndSource(BankSource):
         self.criterion()  # refuses a bad accuracy now, not after hours of scoring
 
     @property
-    def num_preparations(self) -> int:
-        """Not known: the pool's size is, once it is opened."""
-        return 0
-
-    @property
     def num_open_world(self) -> int:
         """All of the bank."""
         return len(self.bank)
 
     def prepare(self) -> Iterator[dict[str, float]]:
-        """Score the pool, then keep the images with the lowest scores; see the protocol.
+        """Score the pool, then keep the images with the lowest scores; see the base class.
 
         Yields:
             ``scored`` (images so far) and ``score`` (their mean -log max p_T, in nats);
@@ -171,10 +167,6 @@ class DfndSource(BankSource):
         """
         return self._scores.choose(self.context.open_world, self.context.teacher, self.bank)
 
-    def refresh(self, student: PixelModel) -> dict[str, float]:
-        """Do nothing: the choice does not depend on the student."""
-        return {}
-
     def criterion(self) -> StudentCriterion:
         """Return the student loss with an even noise matrix, on the teacher's device."""
         return NoisyStudentCriterion(
@@ -183,15 +175,6 @@ class DfndSource(BankSource):
             temperature=self.params.temperature,
             learning_rate=self.params.noise_learning_rate,
         ).to(self.context.device)
-
-    def state_dict(self) -> State:
-        """Return the scores so far, the random streams and the bank's length."""
-        return {**super().state_dict(), "scores": self._scores.state_dict()}
-
-    def load_state_dict(self, state: State) -> None:
-        """Continue from ``state``; the bank is cut back to the length it had then."""
-        super().load_state_dict(state)
-        self._scores.load_state_dict(state["scores"])
 
 
 def _known(teacher_accuracy: float | None) -> float:

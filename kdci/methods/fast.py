@@ -15,8 +15,6 @@ Where this differs from the authors' public code, on purpose:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, ClassVar, Self, cast
 
 import torch
@@ -27,16 +25,14 @@ from torch import Tensor
 from kdci.config.block import Count, NonNegative, Positive
 from kdci.config.recipes import scaled_count
 from kdci.models import PixelModel
-from kdci.models.generators.generating import build_beside
-from kdci.models.generators.generator import ADAM_BETAS, Generator
+from kdci.models.generators.generator import ADAM_BETAS
 from kdci.models.generators.meta_generator import MetaGenerator, MetaUpdate
-from kdci.substitution.bank_source import BankSource
-from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.substitution.base import SourceContext
 from kdci.substitution.block import CallsBlock
-from kdci.synthesis.descent import set_gradients
-from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, frozen, require_batch_norm
-from kdci.training.losses import blend, bn_statistics_loss, disagreement
-from kdci.training.optimizers import Adam
+from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, InversionSource, generator_of
+from kdci.training.losses import blend, bn_statistics_loss, disagreement, weighted_sum
+from kdci.training.optimizers import Adam, set_gradients
+from kdci.training.states import State
 
 
 class Fast(CallsBlock):
@@ -84,119 +80,44 @@ class Fast(CallsBlock):
         return super().scaled(budget).model_copy(update={"reset_after_calls": reset})
 
 
-class FastSource(BankSource):
-    """Substitution images by Fast; see the module's docstring and ``SubstitutionSource``.
+class FastSource(InversionSource):
+    """Substitution images by Fast; see the module's docstring and ``BankSource``."""
 
-    Args:
-        context: Teacher, dataset, bank and seed.
-        params: The method's values.
-
-    Raises:
-        UserError: The teacher has no BatchNorm statistics to invert.
-    """
+    method = "fast"
+    kept = ("calls", "meta", "_remembered")
+    params: Fast
 
     def __init__(self, context: SourceContext, params: Fast) -> None:
-        require_batch_norm(context.teacher, "fast", type(context.teacher.backbone).__name__)
-        super().__init__(context)
-        self.params = params
-        self.weights = {
-            "bn": params.bn_weight,
-            "one_hot": params.one_hot_weight,
-            "adversarial": params.adversarial_weight,
-        }
+        super().__init__(context, params)
         reset_after = params.reset_after_calls
         self._reset_at = None if reset_after is None else params.warmup_calls + reset_after
-        self.calls = 0
         self._remembered: dict[str, list[Tensor]] = {}
-        generator = build_beside(
-            context.teacher,
-            lambda: Generator(
-                latent_dim=params.latent_dim,
-                image_size=context.spec.image_size,
-                channels=context.spec.channels,
-                width=params.generator_width,
-            ),
-            self.random,
-        )
         self.meta = MetaGenerator(
-            generator,
+            generator_of(self),
             learning_rate=params.generator_learning_rate * params.num_steps,
             update=params.meta_update,
             reptile_scale=params.reptile_scale,
         )
 
-    @property
-    def num_preparations(self) -> int:
-        """The calls of the warm-up."""
-        return self.params.warmup_calls
-
-    def prepare(self) -> Iterator[dict[str, float]]:
-        """Make the calls of the warm-up, which need no student; see the protocol."""
-        while self.calls < self.params.warmup_calls:
-            yield self._synthesise(None)
-
     def refresh(self, student: PixelModel) -> dict[str, float]:
-        """Make one call, adversarial to ``student`` except at the first; see the protocol."""
+        """Make one call, adversarial to ``student`` except at the first; see the base class."""
         competes = self.weights["adversarial"] > 0 and self.calls > self.params.warmup_calls
         return self._synthesise(student if competes else None)
 
-    def criterion(self) -> StudentCriterion:
-        """Return the soft-label loss at the method's temperature."""
-        return SoftLabelCriterion(self.params.temperature)
-
-    def state_dict(self) -> State:
-        """Return generator, moments, remembered statistics and random streams."""
-        return {
-            **super().state_dict(),
-            "calls": self.calls,
-            "meta": self.meta.state_dict(),
-            "remembered": {name: list(values) for name, values in self._remembered.items()},
-        }
-
     def load_state_dict(self, state: State) -> None:
-        """Continue from ``state``; the bank is cut back to the length it had then."""
+        """Continue from ``state``; see the base class."""
         super().load_state_dict(state)
-        self.calls = state["calls"]
-        self.meta.load_state_dict(state["meta"])
         self._remembered = {
             name: [value.to(self.context.device) for value in values]
-            for name, values in state["remembered"].items()
+            for name, values in self._remembered.items()
         }
 
-    def _synthesise(self, student: PixelModel | None) -> dict[str, float]:
-        """Add one inverted batch to the bank and move the meta generator.
-
-        Returns:
-            The unweighted terms and the weighted sum ``inversion_loss`` of the kept batch,
-            and the bank's new length.
-        """
+    def invert(self, student: PixelModel | None) -> tuple[Tensor, dict[str, float]]:
+        """Adapt generator and latents for K steps, and move the meta generator."""
         if self.calls == self._reset_at:
             self.meta.reset_first_layer(self.random)
-        teacher = self.context.teacher
-        models = [teacher] if student is None else [teacher, student]
-        with frozen(*models), self._reading() as statistics:
-            images, metrics = self._invert(student, statistics)
-            if statistics is not None:
-                self._remember(statistics)
-        self.bank.append(images)
-        self.calls += 1
-        return {**metrics, "bank": float(len(self.bank))}
-
-    def _reading(self) -> AbstractContextManager[BatchNormStatistics | None]:
-        """Return what reads the teacher's batch statistics, where a term asks for them."""
-        if self.weights["bn"] > 0:
-            return BatchNormStatistics(self.context.teacher)
-        return nullcontext()
-
-    def _invert(
-        self, student: PixelModel | None, statistics: BatchNormStatistics | None
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Adapt generator and latents for K steps; return the best batch with its readings."""
-        device, size = self.context.device, (self.params.batch_size,)
-        latents = torch.randn(*size, self.params.latent_dim, generator=self.random).to(device)
-        latents.requires_grad_()
-        num_classes = self.context.spec.num_classes
-        targets = torch.randint(num_classes, size, generator=self.random).to(device)
+        latents = self.meta.generator.latents(self.params.batch_size, self.random).requires_grad_()
+        targets = self.targets().to(self.context.device)
         adapted = self.meta.start()
         weights = list(adapted.parameters())
         optimizer = Adam(
@@ -207,16 +128,19 @@ class FastSource(BankSource):
             betas=ADAM_BETAS,
         )
         summed = [torch.zeros_like(weight) for weight in weights]
-        best = BestBatch("fast")
-        for _ in range(self.params.num_steps):
-            images = adapted(latents)
-            readings = self._readings(images, targets, student, statistics)
-            best.offer(readings, images=images)
-            set_gradients(readings["inversion_loss"], [*weights, latents])
-            for total, weight in zip(summed, weights, strict=True):
-                total.add_(cast(Tensor, weight.grad))
-            optimizer.step()
-        optimizer.zero_grad()
+        best = BestBatch(self.method)
+        with self.reading() as statistics:
+            for _ in range(self.params.num_steps):
+                images = adapted(latents)
+                readings = self._readings(images, targets, student, statistics)
+                best.offer(readings, images=images)
+                set_gradients(readings["inversion_loss"], [*weights, latents])
+                for total, weight in zip(summed, weights, strict=True):
+                    total.add_(cast(Tensor, weight.grad))
+                optimizer.step()
+            optimizer.zero_grad()
+            if statistics is not None:
+                self._remember(statistics)
         kept, metrics = best.result()
         self.meta.learn(adapted, summed)
         return kept["images"], metrics
@@ -237,22 +161,19 @@ class FastSource(BankSource):
             "one_hot": F.cross_entropy(logits, targets),
             "adversarial": zero if student is None else disagreement(student(views).logits, logits),
         }
-        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        return {"inversion_loss": total, **terms}
+        return {"inversion_loss": weighted_sum(terms, self.weights), **terms}
 
     def _bn_loss(self, statistics: BatchNormStatistics) -> Tensor:
-        momentum, remembered = self.params.bn_momentum, self._remembered
+        means, variances, *running = statistics.compared
         return bn_statistics_loss(
-            blend(statistics.means, remembered.get("means"), momentum),
-            blend(statistics.variances, remembered.get("variances"), momentum),
-            statistics.running_means,
-            statistics.running_variances,
+            self._blended("means", means), self._blended("variances", variances), *running
         )
+
+    def _blended(self, name: str, current: list[Tensor]) -> list[Tensor]:
+        return blend(current, self._remembered.get(name), self.params.bn_momentum)
 
     def _remember(self, statistics: BatchNormStatistics) -> None:
         """Let the last step's batch statistics into the running blend, once per call."""
-        for name, current in (("means", statistics.means), ("variances", statistics.variances)):
-            values = [tensor.detach() for tensor in current]
-            self._remembered[name] = blend(
-                values, self._remembered.get(name), self.params.bn_momentum
-            )
+        means, variances, *_ = statistics.compared
+        for name, current in (("means", means), ("variances", variances)):
+            self._remembered[name] = self._blended(name, [tensor.detach() for tensor in current])

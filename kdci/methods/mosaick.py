@@ -41,13 +41,12 @@ from kdci.data.bank.stratified_rows import pick_evenly
 from kdci.data.open_world.scores import OpenWorldScores
 from kdci.models import PixelModel
 from kdci.models.generators.generating import build_beside
-from kdci.models.generators.generator import Generator
-from kdci.models.generators.patch_discriminator import PatchDiscriminator
 from kdci.store.metrics import RunningMeans
 from kdci.substitution.bank_source import BankSource
-from kdci.substitution.base import SoftLabelCriterion, SourceContext, State, StudentCriterion
+from kdci.substitution.base import SourceContext
 from kdci.substitution.block import BatchSize, MethodBlock
-from kdci.synthesis.patch_game import PatchGame
+from kdci.synthesis.inversion import generator_of
+from kdci.synthesis.patch_game import PatchDiscriminator, PatchGame
 from kdci.training.losses import prediction_entropies
 from kdci.training.runtime import derive_seed
 from kdci.training.schedules import learning_rate_factor
@@ -123,7 +122,7 @@ class Mosaick(MethodBlock):
 
 
 class MosaickSource(BankSource):
-    """Substitution images by MosaicKD; see the module's docstring and ``SubstitutionSource``.
+    """Substitution images by MosaicKD; see the module's docstring and ``BankSource``.
 
     The bank holds the chosen images first, then those of the generator on its way: the warm-up
     is cut into at most 20 parts of as many steps, and at the end of each part that ends in the
@@ -134,9 +133,11 @@ class MosaickSource(BankSource):
         params: The method's values.
     """
 
+    kept = ("_scores", "_num_open_world", "_game_rows", "game")
+    params: Mosaick
+
     def __init__(self, context: SourceContext, params: Mosaick) -> None:
-        super().__init__(context)
-        self.params = params
+        super().__init__(context, params)
         self._scores = OpenWorldScores(
             "mosaick",
             name="entropy",
@@ -149,21 +150,11 @@ class MosaickSource(BankSource):
         self.refresh_period = params.distillation_steps_per_game_step
         self._num_open_world = 0
         self._game_rows = _game_rows(context.seed)
-        spec = context.spec
-        generator = build_beside(
-            context.teacher,
-            lambda: Generator(
-                latent_dim=params.latent_dim,
-                image_size=spec.image_size,
-                channels=spec.channels,
-                width=params.generator_width,
-                large=True,
-            ),
-            self.random,
-        )
+        channels, width = context.spec.channels, params.discriminator_width
+        generator = generator_of(self, large=True)
         discriminator = build_beside(
             context.teacher,
-            lambda: PatchDiscriminator(channels=spec.channels, width=params.discriminator_width),
+            lambda: PatchDiscriminator(channels=channels, width=width),
             self.random,
         )
         self.game = PatchGame(
@@ -171,12 +162,7 @@ class MosaickSource(BankSource):
             generator,
             discriminator,
             learning_rate=params.learning_rate,
-            weights={
-                "local": params.local_weight,
-                "align": params.align_weight,
-                "balance": params.balance_weight,
-                "adversarial": params.adversarial_weight,
-            },
+            weights=params.weights,
         )
 
     @property
@@ -184,13 +170,8 @@ class MosaickSource(BankSource):
         """The chosen images, which come first in the bank."""
         return self._num_open_world
 
-    @property
-    def num_preparations(self) -> int:
-        """Not known: the pool's size is, once it is opened."""
-        return 0
-
     def prepare(self) -> Iterator[dict[str, float]]:
-        """Choose of the open world, then play the game without a student; see the protocol.
+        """Choose of the open world, then play the game without a student; see the base class.
 
         Yields:
             See ``OpenWorldScores.choose``, whose score is the ``entropy`` in nats; then, for
@@ -208,7 +189,7 @@ class MosaickSource(BankSource):
             yield self._warm_up()
 
     def refresh(self, student: PixelModel) -> dict[str, float]:
-        """Take one step of the game, adversarial to ``student``; see the protocol.
+        """Take one step of the game, adversarial to ``student``; see the base class.
 
         Returns:
             See ``PatchGame.step``.
@@ -219,12 +200,12 @@ class MosaickSource(BankSource):
         return self._play(student if self.game.weights["adversarial"] > 0 else None)
 
     def adopt(self, bank: ImageBank, kept: Tensor) -> None:
-        """Go on with another bank, counting its open-world rows; see the protocol."""
+        """Go on with another bank, counting its open-world rows; see the base class."""
         super().adopt(bank, kept)
         self._num_open_world = int((kept < self._num_open_world).sum())
 
     def reseed(self, seed: int) -> None:
-        """Start the random streams anew; see the protocol."""
+        """Start the random streams anew; see the base class."""
         super().reseed(seed)
         self._game_rows = _game_rows(seed)
 
@@ -239,28 +220,6 @@ class MosaickSource(BankSource):
         chosen = self.bank.rows(rows).to(self.context.device)
         return torch.cat([made, self.augment(chosen).float() / 255])
 
-    def criterion(self) -> StudentCriterion:
-        """Return the soft-label loss at the method's temperature."""
-        return SoftLabelCriterion(self.params.temperature)
-
-    def state_dict(self) -> State:
-        """Return the game, the scores so far, the number chosen and the random streams."""
-        return {
-            **super().state_dict(),
-            "scores": self._scores.state_dict(),
-            "num_open_world": self._num_open_world,
-            "game_rows": self._game_rows.state_dict(),
-            "game": self.game.state_dict(),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """Continue from ``state``; the bank is cut back to the length it had then."""
-        super().load_state_dict(state)
-        self._scores.load_state_dict(state["scores"])
-        self._num_open_world = state["num_open_world"]
-        self._game_rows.load_state_dict(state["game_rows"])
-        self.game.load_state_dict(state["game"])
-
     def _make_for_batch(self, size: int) -> Tensor:
         if self.stratum_of is None:
             return self._make(size)
@@ -271,12 +230,9 @@ class MosaickSource(BankSource):
     def _make(self, size: int) -> Tensor:
         """Return fresh images of the generator, without gradient."""
         # The generator's BatchNorm needs two images to have a batch's statistics.
-        images: Tensor = self.game.generator(self._latents(max(size, 2)))[:size]
+        latents = self.game.generator.latents(max(size, 2), self.random)
+        images: Tensor = self.game.generator(latents)[:size]
         return images
-
-    def _latents(self, size: int) -> Tensor:
-        latents = torch.randn(size, self.params.latent_dim, generator=self.random)
-        return latents.to(self.context.device)
 
     def _warm_up(self) -> dict[str, float]:
         """Play a part of the warm-up, and let the samples that are due join the bank."""
@@ -298,7 +254,7 @@ class MosaickSource(BankSource):
         """Take one step of the game, with the next chosen images as the real ones."""
         rows = self._game_rows.next(self.params.batch_size, self._num_open_world)
         real = self.bank.rows(rows).to(self.context.device).float() / 255
-        latents = self._latents(self.params.batch_size)
+        latents = self.game.generator.latents(self.params.batch_size, self.random)
         return self.game.step(latents, real, student, rate_factor=self._rate_factor())
 
     def _rate_factor(self) -> float:

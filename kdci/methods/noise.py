@@ -12,9 +12,8 @@ from typing import ClassVar
 import torch
 
 from kdci.config.block import Positive
-from kdci.models import PixelModel
 from kdci.substitution.bank_source import BankSource
-from kdci.substitution.base import SoftLabelCriterion, SourceContext, StudentCriterion
+from kdci.substitution.base import SourceContext
 from kdci.substitution.block import BatchSize, MethodBlock
 
 _BATCH = 256
@@ -41,16 +40,9 @@ class Noise(MethodBlock):
 
 
 class NoiseSource(BankSource):
-    """A pool of uniform noise; see ``SubstitutionSource``.
+    """A pool of uniform noise, which asks neither teacher nor student; see ``BankSource``."""
 
-    Args:
-        context: Dataset, bank and seed; the teacher is not asked.
-        params: The control's values.
-    """
-
-    def __init__(self, context: SourceContext, params: Noise) -> None:
-        super().__init__(context)
-        self.params = params
+    params: Noise
 
     @property
     def num_preparations(self) -> int:
@@ -58,18 +50,10 @@ class NoiseSource(BankSource):
         return -(-self.params.num_images // _BATCH)
 
     def prepare(self) -> Iterator[dict[str, float]]:
-        """Draw the pool; see the protocol."""
+        """Draw the pool; see the base class."""
         spec = self.context.spec
         while len(self.bank) < self.params.num_images:
             size = min(_BATCH, self.params.num_images - len(self.bank))
             shape = (size, spec.channels, spec.image_size, spec.image_size)
             self.bank.append(torch.rand(shape, generator=self.random))
             yield {"bank": float(len(self.bank))}
-
-    def refresh(self, student: PixelModel) -> dict[str, float]:
-        """Do nothing: noise does not depend on the student."""
-        return {}
-
-    def criterion(self) -> StudentCriterion:
-        """Return the soft-label loss."""
-        return SoftLabelCriterion(self.params.temperature)

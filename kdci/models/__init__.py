@@ -8,17 +8,15 @@ from functools import partial
 import torch
 from torch import nn
 
-from kdci.config.catalog import FOREIGN_BACKBONE, DatasetSpec
+from kdci.config.catalog import FOREIGN_BACKBONE, STEMS, DatasetSpec
 from kdci.errors import UserError
 from kdci.models.backbones.foreign import build_foreign
-from kdci.models.backbones.prediction import Prediction
 from kdci.models.backbones.resnet import BLOCKS_PER_STAGE, ResNet
-from kdci.models.backbones.stems import require_stem
 from kdci.models.backbones.torchvision_nets import build_mobilenetv2, build_resnet50
 from kdci.models.backbones.vgg import Vgg11
 from kdci.models.backbones.wide_resnet import WideResNet
-from kdci.models.loading import load_state
-from kdci.models.pixel_model import PixelModel
+from kdci.models.pixel_model import PixelModel, Prediction
+from kdci.training.states import load_state
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv2": build_mobilenetv2,
@@ -72,7 +70,8 @@ def build_backbone(
         ValueError: If there is no backbone or no stem of that name.
         UserError: If another library's classifier is unknown or does not fit.
     """
-    require_stem(stem)
+    if stem not in STEMS:
+        raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {stem!r}")
     if FOREIGN_BACKBONE.fullmatch(name):
         return build_foreign(
             name, num_classes=num_classes, channels=channels, image_size=image_size
@@ -83,28 +82,22 @@ def build_backbone(
     return BACKBONES[name](num_classes=num_classes, channels=channels, **chosen)
 
 
+def _backbone_for(name: str, spec: DatasetSpec, stem: str) -> nn.Module:
+    classes, channels, size = spec.num_classes, spec.channels, spec.image_size
+    return build_backbone(name, num_classes=classes, channels=channels, stem=stem, image_size=size)
+
+
 def outline_backbone(name: str, spec: DatasetSpec, *, stem: str = "cifar") -> nn.Module:
     """Return a backbone's layers for ``spec``'s images; most have no memory for their weights.
 
     For questions about a network that is not going to be run.
 
     Args:
-        name: Key of ``BACKBONES``, or ``torchvision-NAME`` or ``timm-NAME``.
+        name: See ``build_backbone``, as for the stem and for what is raised.
         spec: Dataset whose classes, channels and image size the network takes.
-        stem: First layers of the backbone, see ``build_backbone``.
-
-    Raises:
-        ValueError: If there is no backbone or no stem of that name.
-        UserError: If another library's classifier is unknown or does not fit.
+        stem: First layers of the backbone.
     """
-    build = partial(
-        build_backbone,
-        name,
-        num_classes=spec.num_classes,
-        channels=spec.channels,
-        stem=stem,
-        image_size=spec.image_size,
-    )
+    build = partial(_backbone_for, name, spec, stem)
     try:
         with torch.device("meta"):
             return build()
@@ -125,23 +118,13 @@ def build_pixel_model(
     """Return a freshly initialised classifier of ``spec``'s images in [0, 1].
 
     Args:
-        name: Key of ``BACKBONES``, or ``torchvision-NAME`` or ``timm-NAME``.
+        name: See ``build_backbone``, as for the stem and for what is raised.
         spec: Dataset whose classes, channels, image size and normalisation the model takes.
-        stem: First layers of the backbone, see ``build_backbone``.
+        stem: First layers of the backbone.
         autocast_dtype: Type to run the backbone in, see ``PixelModel``.
         channels_last: Whether to store the backbone's weights channels-last.
-
-    Raises:
-        ValueError: If there is no backbone or no stem of that name.
-        UserError: If another library's classifier is unknown or does not fit.
     """
-    backbone = build_backbone(
-        name,
-        num_classes=spec.num_classes,
-        channels=spec.channels,
-        stem=stem,
-        image_size=spec.image_size,
-    )
+    backbone = _backbone_for(name, spec, stem)
     if channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)
     return PixelModel(backbone, mean=spec.mean, std=spec.std, autocast_dtype=autocast_dtype)

@@ -33,13 +33,7 @@ class Networks:
         """Load a teacher, frozen; see ``kdci.models.pretrained.load_teacher``."""
         backbone, stem = str(artifact.facts["backbone"]), stem_of(artifact)
         chosen = self.format_of(backbone, spec, stem=stem, training=False)
-        return load_teacher(
-            artifact,
-            spec,
-            device=self.runtime.device,
-            autocast_dtype=chosen.autocast_dtype,
-            channels_last=chosen.channels_last,
-        )
+        return load_teacher(artifact, spec, device=self.runtime.device, **chosen.options)
 
     def stand_in(self, backbone: str, spec: DatasetSpec, *, stem: str) -> PixelModel:
         """Build a network with random weights that computes as a teacher would."""
@@ -87,12 +81,5 @@ class Networks:
     def _build(
         self, backbone: str, spec: DatasetSpec, chosen: ComputeFormat, *, stem: str, seed: int
     ) -> PixelModel:
-        return build_network(
-            backbone,
-            spec,
-            seed=seed,
-            stem=stem,
-            device=self.runtime.device,
-            autocast_dtype=chosen.autocast_dtype,
-            channels_last=chosen.channels_last,
-        )
+        device = self.runtime.device
+        return build_network(backbone, spec, seed=seed, stem=stem, device=device, **chosen.options)

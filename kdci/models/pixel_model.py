@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kdci.models.backbones.prediction import Prediction
+
+class Prediction(NamedTuple):
+    """A classifier's answer to a batch of images.
+
+    Attributes:
+        logits: Unnormalised class scores, shape (B, K).
+        features: Penultimate features, the input of the last linear layer, shape (B, D).
+    """
+
+    logits: Tensor
+    features: Tensor
 
 
 class PixelModel(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from kdci.models.backbones.prediction import Prediction
+from kdci.models.pixel_model import Prediction
 
 # torchvision's and timm's stochastic depth, each with its probability. Known by their names:
 # the libraries take seconds to import.

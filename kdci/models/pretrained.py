@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,10 +24,8 @@ def build_network(
     spec: DatasetSpec,
     *,
     seed: int,
-    stem: str = "cifar",
     device: torch.device | None = None,
-    autocast_dtype: torch.dtype | None = None,
-    channels_last: bool = True,
+    **options: Any,
 ) -> PixelModel:
     """Build a freshly initialised network; the weights depend on ``seed`` alone.
 
@@ -34,42 +33,29 @@ def build_network(
         backbone: Name of the backbone, see ``kdci.models.build_backbone``.
         spec: Dataset whose classes, image shape and normalisation the network takes.
         seed: Seed of the weights.
-        stem: First layers, ``cifar`` or ``imagenet``.
         device: Where the network goes.
-        autocast_dtype: Type to run the backbone in, see ``PixelModel``.
-        channels_last: Whether its weights are stored channels-last.
+        options: First layers and format, as of ``kdci.models.build_pixel_model``.
 
     Raises:
         UserError: Another library's classifier is unknown or does not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_pixel_model(
-            backbone,
-            spec,
-            stem=stem,
-            autocast_dtype=autocast_dtype,
-            channels_last=channels_last,
-        )
+        model = build_pixel_model(backbone, spec, **options)
     return model.to(device)
 
 
 def load_teacher(
     artifact: Artifact,
     spec: DatasetSpec,
-    *,
-    device: torch.device | None = None,
-    autocast_dtype: torch.dtype | None = None,
-    channels_last: bool = True,
+    **options: Any,
 ) -> PixelModel:
     """Load a teacher, frozen and in eval mode.
 
     Args:
         artifact: The teacher.
         spec: Dataset that it has to fit.
-        device: Where it goes.
-        autocast_dtype: Type to run the backbone in, see ``PixelModel``.
-        channels_last: Whether its weights are stored channels-last.
+        options: Device and format, as of ``build_network``.
 
     Raises:
         UserError: It was trained for another number of classes or another image shape.
@@ -87,15 +73,7 @@ def load_teacher(
             )
     # The normalisation is the teacher's own: what it was trained with, on its card.
     own = replace(spec, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
-    model = build_network(
-        facts["backbone"],
-        own,
-        seed=0,
-        stem=stem_of(artifact),
-        device=device,
-        autocast_dtype=autocast_dtype,
-        channels_last=channels_last,
-    )
+    model = build_network(facts["backbone"], own, seed=0, stem=stem_of(artifact), **options)
     load_weights(model, artifact, MODEL_FILE)
     require_finite(model, str(artifact.path))
     return model.eval().requires_grad_(requires_grad=False)

@@ -70,36 +70,29 @@ def load_student(path: Path | str, *, deploy: str = "backbone") -> Student:
 
 def student_of(artifact: Artifact) -> Student:
     """Return the finished student of an open artifact, in eval mode."""
-    student = _shape_of(artifact)
-    load_weights(student.backbone, artifact, MODEL_FILE)
-    if student.compensation is not None:
-        load_weights(student.compensation, artifact, COMPENSATION_FILE)
-    return student.eval()
+    return _loaded(artifact, (MODEL_FILE, ""), (COMPENSATION_FILE, ""))
 
 
 def snapshot_of(artifact: Artifact, file: str) -> Student:
     """Return the student as it was at a snapshot of its distillation, in eval mode."""
-    student = _shape_of(artifact)
-    load_weights(student.backbone, artifact, file, prefix="student/")
-    if student.compensation is not None:
-        load_weights(student.compensation, artifact, file, prefix="compensation/")
-    return student.eval()
+    return _loaded(artifact, (file, "student/"), (file, "compensation/"))
 
 
-def _shape_of(artifact: Artifact) -> Student:
+def _loaded(artifact: Artifact, backbone_at: tuple[str, str], phi_at: tuple[str, str]) -> Student:
+    """Return a student, its weights from a file each, where they have a prefix."""
     facts = artifact.facts
     spec = spec_of_facts(facts)
     backbone = build_network(facts["student"], spec, seed=0, stem=stem_of(artifact))
+    load_weights(backbone, artifact, backbone_at[0], prefix=backbone_at[1])
     compensation = None
     if facts["compensation"] is not None:
-        shape = facts["compensation"]
-        num_prototypes, dimension = shape["num_prototypes"], shape["dimension"]
+        shape = dict(facts["compensation"])
+        num_prototypes, dimension = shape.pop("num_prototypes"), shape.pop("dimension")
         compensation = Compensation(
             torch.zeros(num_prototypes, dimension),
             torch.full((num_prototypes,), 1 / num_prototypes),
             num_classes=spec.num_classes,
-            fusion=shape["fusion"],
-            hidden_dim=shape["hidden_dim"],
-            weights=shape["weights"],
+            **shape,
         )
-    return Student(backbone, compensation, deploy="backbone")
+        load_weights(compensation, artifact, phi_at[0], prefix=phi_at[1])
+    return Student(backbone, compensation, deploy="backbone").eval()

@@ -7,7 +7,6 @@ published CIFAR rows. Torch-free, for params are read before torch is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -18,7 +17,8 @@ from kdci.config.catalog import is_backbone
 from kdci.config.recipes import StudentRecipe, scaled_calls
 
 if TYPE_CHECKING:
-    from kdci.substitution.base import SourceContext, SubstitutionSource
+    from kdci.substitution.bank_source import BankSource
+    from kdci.substitution.base import SourceContext
 
 Value = bool | int | float | str | None
 Overrides = dict[str, dict[str, Value]]
@@ -89,7 +89,7 @@ class MethodBlock(Block):
         }
         return self._with(values) if self.by_teacher or self.by_student else self
 
-    def source(self, context: SourceContext) -> SubstitutionSource:
+    def source(self, context: SourceContext) -> BankSource:
         """Build what makes or chooses the images.
 
         Args:
@@ -114,9 +114,10 @@ class MethodBlock(Block):
         raise NotImplementedError
 
     @property
-    def num_pool_steps(self) -> int | None:
-        """Steps that make the pool; None: its images are chosen."""
-        return prod(getattr(self, name) for name in self.pool_steps) if self.pool_steps else None
+    def weights(self) -> dict[str, float]:
+        """The weights of the terms of its loss: its fields `TERM_weight`, by the terms' names."""
+        own = (name for name in type(self).model_fields if name.endswith("_weight"))
+        return {name.removesuffix("_weight"): getattr(self, name) for name in own}
 
     @property
     def num_refresh_images(self) -> int:

@@ -14,7 +14,7 @@ from kdci.data.bank.mapped_images import MappedImages, save_npy_chunks
 from kdci.models import PixelModel
 from kdci.store.artifacts import Artifact, Draft
 from kdci.store.checkpoints import load_state, save_state
-from kdci.substitution.base import SubstitutionSource
+from kdci.substitution.bank_source import BankSource
 from kdci.training.evaluation import PREDICTION_BATCH, class_proportions, predict_logits
 
 IMAGES, HOLDOUT = "images.npy", "holdout.npy"
@@ -29,7 +29,7 @@ def write_pool(
     images: Iterable[Tensor],
     holdout: Iterable[Tensor],
     num_holdout: int,
-    source: SubstitutionSource,
+    source: BankSource,
     kept: Tensor,
     tail: Path,
 ) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def pool_logits(pool: Artifact) -> Tensor:
     return pool.tensors(_PREDICTIONS)["logits"]
 
 
-def continue_source(source: SubstitutionSource, pool: Artifact, *, seed: int) -> None:
+def continue_source(source: BankSource, pool: Artifact, *, seed: int) -> None:
     """Have a source go on from a pool's state, with random streams of its own."""
     source.load_state_dict(load_state(pool.path / _STATE))
     source.reseed(seed)

@@ -170,11 +170,6 @@ def title_of(name: str) -> str:
     return _found()[name].title if name in _found() else name
 
 
-def summary_of(name: str) -> str:
-    """Return the one line that a method's file says of it, "" if it says nothing."""
-    return _found_as(name).summary
-
-
 def module_of(name: str) -> str:
     """Return the dotted name of a method's file, without importing it."""
     return _found_as(name).module

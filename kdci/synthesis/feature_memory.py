@@ -18,14 +18,9 @@ class FeatureMemory:
     Args:
         size: Most rows held; older ones are overwritten.
         num_features: Length d of each of the two vectors.
-
-    Raises:
-        ValueError: If ``size`` or ``num_features`` is not positive.
     """
 
     def __init__(self, size: int, num_features: int) -> None:
-        if size < 1 or num_features < 1:
-            raise ValueError(f"need size and num_features above 0, got {size} and {num_features}")
         self.size = size
         self._length = 0
         self._pointer = 0
@@ -69,12 +64,7 @@ class FeatureMemory:
 
         Returns:
             A copy, (min(num, len), 2, d) float32 on the CPU.
-
-        Raises:
-            ValueError: If ``num`` is negative.
         """
-        if num < 0:
-            raise ValueError(f"num must be 0 or more, got {num}")
         return self._store[torch.randperm(self._length, generator=random)[:num]]
 
     def state_dict(self) -> dict[str, Any]:

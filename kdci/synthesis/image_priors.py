@@ -23,41 +23,22 @@ def _neighbour_differences(images_BCHW: Tensor) -> list[Tensor]:
     ]
 
 
-def total_variation_l1(images_BCHW: Tensor) -> Tensor:
-    """Return the sum over the four directions of the mean absolute difference.
-
-    Args:
-        images_BCHW: Float, (B, C, H, W).
-    """
-    return torch.stack([d.abs().mean() for d in _neighbour_differences(images_BCHW)]).sum()
-
-
-def total_variation_l2(images_BCHW: Tensor) -> Tensor:
-    """Return the sum over the four directions of the L2 norm of all the differences.
-
-    One norm for the whole batch, not one an image: it grows with the square root of the
-    number of pixels, and the authors' weights count on that.
-
-    Args:
-        images_BCHW: Float, (B, C, H, W).
-    """
-    differences = _neighbour_differences(images_BCHW)
-    return torch.stack([torch.linalg.vector_norm(d) for d in differences]).sum()
-
-
 def total_variation(images_BCHW: Tensor, *, l1_weight: float, l2_weight: float) -> Tensor:
-    """Return the weighted sum of the two total variations.
+    """Return the weighted sum of two total variations, each a sum over the four directions.
 
     Args:
         images_BCHW: Float, (B, C, H, W).
-        l1_weight: Weight of ``total_variation_l1``; 0: not computed.
-        l2_weight: Weight of ``total_variation_l2``; 0: not computed.
+        l1_weight: Of the mean absolute difference; 0: not computed.
+        l2_weight: Of the L2 norm of all the differences; 0: not computed. One norm for the whole
+            batch, not one an image: it grows with the square root of the number of pixels, and
+            the authors' weights count on that.
     """
     total = images_BCHW.new_zeros(())
-    if l1_weight > 0:
-        total = total + l1_weight * total_variation_l1(images_BCHW)
-    if l2_weight > 0:
-        total = total + l2_weight * total_variation_l2(images_BCHW)
+    measures = ((l1_weight, lambda d: d.abs().mean()), (l2_weight, torch.linalg.vector_norm))
+    for weight, measure in measures:
+        if weight > 0:
+            differences = _neighbour_differences(images_BCHW)
+            total = total + weight * torch.stack([measure(d) for d in differences]).sum()
     return total
 
 

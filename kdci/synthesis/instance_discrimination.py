@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from kdci.models.generators.projection_head import ProjectionHead
+from kdci.models.generators.generating import BesideTeacher
 from kdci.synthesis.feature_memory import FeatureMemory
 from kdci.training.losses import contrastive_loss
-from kdci.training.optimizers import Adam, load_moments, moments_of
+from kdci.training.optimizers import Adam, Moments
+from kdci.training.states import Stateful
 
 
-class InstanceDiscrimination:
+class ProjectionHead(BesideTeacher):
+    """Linear d to d, ReLU, linear d to P, scaled to unit length (CMI: Fang et al., IJCAI 2021).
+
+    Args:
+        num_features: Length d of the features.
+        projection_dim: Length P of the projections.
+    """
+
+    def __init__(self, num_features: int, projection_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(num_features, num_features)
+        self.output = nn.Linear(num_features, projection_dim)
+
+    def forward(self, features_Bd: Tensor) -> Tensor:
+        """Map features (B, d) to projections of Euclidean length 1, (B, P)."""
+        with self.arithmetic.autocast(features_Bd.device):
+            projections_BP: Tensor = self.output(F.relu(self.hidden(features_Bd)))
+        return F.normalize(projections_BP.to(features_Bd.dtype), dim=1)
+
+
+class InstanceDiscrimination(Stateful):
     """The contrastive term of CMI with all that outlives a batch: head, moments and memory.
 
     Fang et al., "Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021.
@@ -28,10 +48,9 @@ class InstanceDiscrimination:
         learning_rate: Adam rate of the head.
         temperature: Of the contrastive loss, above 0.
         num_negatives: Images of the memory that each loss compares with.
-
-    Raises:
-        ValueError: The temperature or the number of negatives is out of range.
     """
+
+    kept = ("head", "_moments", "memory")
 
     def __init__(
         self,
@@ -42,16 +61,12 @@ class InstanceDiscrimination:
         temperature: float,
         num_negatives: int,
     ) -> None:
-        if temperature <= 0 or num_negatives < 0:
-            raise ValueError(
-                "need temperature > 0 and num_negatives >= 0, "
-                f"got {temperature} and {num_negatives}"
-            )
         self.head = head
         self.memory = memory
         self.temperature = temperature
         self.num_negatives = num_negatives
         self._optimizer = Adam(head.parameters(), lr=learning_rate)
+        self._moments = Moments(self._optimizer)
 
     def loss(self, local_Bd: Tensor, global_Bd: Tensor, random: torch.Generator) -> Tensor:
         """Return the contrastive loss of a batch against itself and a part of the memory.
@@ -80,17 +95,3 @@ class InstanceDiscrimination:
     def remember(self, local_Bd: Tensor, global_Bd: Tensor) -> None:
         """Let a batch's features into the memory, as they are: heads to come project them."""
         self.memory.add(torch.stack([local_Bd, global_Bd], dim=1))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return copies of the head's weights, of Adam's moments and of the memory."""
-        return {
-            "head": {name: value.clone() for name, value in self.head.state_dict().items()},
-            "moments": moments_of(self._optimizer),
-            "memory": self.memory.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
-        self.head.load_state_dict(state["head"])
-        load_moments(self._optimizer, state["moments"])
-        self.memory.load_state_dict(state["memory"])

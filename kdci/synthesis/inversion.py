@@ -1,16 +1,23 @@
-"""Tools of model inversion: a frozen teacher, its BatchNorm statistics, the best batch."""
+"""Model inversion in calls: a frozen teacher, its BatchNorm statistics, the best batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from kdci.errors import NumericError, UserError
+from kdci.models import PixelModel
+from kdci.models.generators.generating import build_beside
+from kdci.models.generators.generator import Generator, LatentGenerator
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SourceContext
 from kdci.synthesis.batch_statistics import variance_and_mean
-from kdci.synthesis.layer_inputs import LayerInputs
+from kdci.synthesis.layer_features import LayerInputs
 
 
 class BatchNormStatistics(LayerInputs[tuple[Tensor, Tensor]]):
@@ -34,26 +41,17 @@ class BatchNormStatistics(LayerInputs[tuple[Tensor, Tensor]]):
         return len(self._norms)
 
     @property
-    def means(self) -> list[Tensor]:
-        """Batch means at the last forward pass, L tensors of shape (C,), float32."""
-        return [mean_C for _, mean_C in self.readings]
+    def compared(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """What ``bn_statistics_loss`` compares, each L tensors of shape (C,), float32.
 
-    @property
-    def variances(self) -> list[Tensor]:
-        """Biased batch variances at the last forward pass, like ``means``."""
-        return [variance_C for variance_C, _ in self.readings]
-
-    @property
-    def running_means(self) -> list[Tensor]:
-        """Running means of the layers, float32."""
-        return [
-            layer.running_mean.float() for layer in self._norms if layer.running_mean is not None
-        ]
-
-    @property
-    def running_variances(self) -> list[Tensor]:
-        """Running variances of the layers, float32."""
-        return [layer.running_var.float() for layer in self._norms if layer.running_var is not None]
+        Means and biased variances of the last forward pass's batch, then the running ones.
+        """
+        variances_LC, means_LC = (list(one) for one in zip(*self.readings, strict=True))
+        running_means_LC, running_variances_LC = (
+            [getattr(norm, name).float() for norm in self._norms]
+            for name in ("running_mean", "running_var")
+        )
+        return means_LC, variances_LC, running_means_LC, running_variances_LC
 
 
 def require_batch_norm(model: nn.Module, method: str, backbone: str) -> None:
@@ -94,6 +92,29 @@ def frozen(*models: nn.Module) -> Iterator[None]:
             module.training = training
         for weight, requires_grad in flags:
             weight.requires_grad_(requires_grad)
+
+
+def generator_of(
+    source: BankSource, kind: Callable[..., LatentGenerator] = Generator, **options: Any
+) -> LatentGenerator:
+    """Build a generator of a dataset's images beside a method's teacher.
+
+    Args:
+        source: Its block has a ``latent_dim`` and a ``generator_width``; its stream decides the
+            weights.
+        kind: Class of the generator.
+        options: Of that class alone.
+    """
+    spec, params = source.context.spec, source.params
+    build = partial(
+        kind,
+        latent_dim=params.latent_dim,
+        image_size=spec.image_size,
+        channels=spec.channels,
+        width=params.generator_width,
+        **options,
+    )
+    return build_beside(source.context.teacher, build, source.random)
 
 
 class BestBatch:
@@ -149,3 +170,73 @@ class BestBatch:
             )
         kept = self._readings[int(losses.argmin())]
         return self._kept, {name: float(value) for name, value in kept.items()}
+
+
+class InversionSource(BankSource):
+    """Images made in calls that invert the teacher: some without a student, then one a refresh.
+
+    A method says in ``invert`` how a call comes to its images.
+
+    Attributes:
+        method: Key of the method, for messages.
+        weights: Of the terms of its loss, by their names.
+        calls: Calls made so far.
+
+    Args:
+        context: Teacher, dataset, bank and seed.
+        params: The method's values, of a ``CallsBlock``.
+
+    Raises:
+        UserError: The teacher has no BatchNorm statistics to invert.
+    """
+
+    method: ClassVar[str]
+    kept: ClassVar[tuple[str, ...]] = ("calls",)
+
+    def __init__(self, context: SourceContext, params: Any) -> None:
+        require_batch_norm(context.teacher, self.method, type(context.teacher.backbone).__name__)
+        super().__init__(context, params)
+        self.weights = params.weights
+        self.calls = 0
+        self._statistics = BatchNormStatistics(context.teacher)
+
+    @property
+    def num_preparations(self) -> int:
+        """The calls of the warm-up."""
+        return int(self.params.warmup_calls)
+
+    def prepare(self) -> Iterator[dict[str, float]]:
+        """Make the calls of the warm-up, which need no student; see the base class."""
+        while self.calls < self.params.warmup_calls:
+            yield self._synthesise(None)
+
+    def refresh(self, student: PixelModel) -> dict[str, float]:
+        """Make one call, against ``student`` if that has a weight; see the base class."""
+        return self._synthesise(student if self.weights["adversarial"] > 0 else None)
+
+    def _synthesise(self, student: PixelModel | None) -> dict[str, float]:
+        """Add one inverted batch to the bank; return its readings, and the bank's new length."""
+        with frozen(self.context.teacher, *([] if student is None else [student])):
+            images, readings = self.invert(student)
+        self.bank.append(images)
+        self.calls += 1
+        return {**readings, "bank": float(len(self.bank))}
+
+    def invert(self, student: PixelModel | None) -> tuple[Tensor, dict[str, float]]:
+        """Return the best batch that a call finds, in [0, 1], and its readings.
+
+        These are the unweighted terms of the loss, and ``inversion_loss``, their weighted sum.
+
+        Args:
+            student: Frozen, as the teacher is; None: the call is without one.
+        """
+        raise NotImplementedError
+
+    def reading(self) -> AbstractContextManager[BatchNormStatistics | None]:
+        """Return what reads the teacher's batch statistics, where a term asks for them."""
+        return self._statistics if self.weights["bn"] > 0 else nullcontext()
+
+    def targets(self) -> Tensor:
+        """Draw the classes that a batch of images is to show, (B,), on the CPU."""
+        size = (self.params.batch_size,)
+        return torch.randint(self.context.spec.num_classes, size, generator=self.random)

@@ -8,23 +8,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdci.errors import NumericError
 from kdci.models import PixelModel
-from kdci.models.generators.generator import ADAM_BETAS, Generator
-from kdci.models.generators.patch_discriminator import PatchDiscriminator
-from kdci.synthesis.descent import set_gradients
+from kdci.models.generators.generating import BesideTeacher
+from kdci.models.generators.generator import ADAM_BETAS, SLOPE, LatentGenerator
 from kdci.synthesis.inversion import frozen
-from kdci.training.losses import class_balance, divergence, patch_loss, prediction_entropies
-from kdci.training.optimizers import Adam, load_moments, moments_of
+from kdci.training.losses import (
+    class_balance,
+    divergence,
+    patch_loss,
+    prediction_entropies,
+    weighted_sum,
+)
+from kdci.training.optimizers import Adam, Moments, set_gradients
 from kdci.training.schedules import scale_learning_rates
+from kdci.training.states import Stateful
 
 
-class PatchGame:
+class PatchDiscriminator(BesideTeacher):
+    """Tells real patches of 10 x 10 pixels, 4 pixels apart, from made ones.
+
+    Two strided convolutions and a 1 x 1 one: each logit depends on one patch alone, so that a
+    generator that fools it borrows local patterns, not whole foreign objects (MosaicKD: Fang et
+    al., NeurIPS 2021). Meant to stay in train mode, in which BatchNorm also lets the batch's
+    statistics into every logit.
+
+    Args:
+        channels: Number of image channels C.
+        width: Channels after the first convolution; the field calls it ndf.
+    """
+
+    def __init__(self, *, channels: int, width: int = 128) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(SLOPE, inplace=True),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(2 * width),
+            nn.LeakyReLU(SLOPE, inplace=True),
+            nn.Conv2d(2 * width, 1, 1, bias=False),
+        )
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Map normalised images (B, C, H, W) to logits of being real, (B, 1, H / 4, W / 4)."""
+        with self.arithmetic.autocast(images_BCHW.device):
+            logits_B1hw: Tensor = self.layers(self.arithmetic.lay_out(images_BCHW))
+        return logits_B1hw.to(images_BCHW.dtype)
+
+
+class PatchGame(Stateful):
     """Trains a generator and a discriminator against each other, a step at a time.
 
     Attributes:
@@ -39,10 +75,12 @@ class PatchGame:
             of `local` is the discriminator's, too.
     """
 
+    kept = ("steps", "_nets", "_moments")
+
     def __init__(
         self,
         teacher: PixelModel,
-        generator: Generator,
+        generator: LatentGenerator,
         discriminator: PatchDiscriminator,
         *,
         learning_rate: float,
@@ -58,6 +96,7 @@ class PatchGame:
             name: Adam(net.parameters(), lr=learning_rate, betas=ADAM_BETAS)
             for name, net in self._nets.items()
         }
+        self._moments = {name: Moments(each) for name, each in self._optimizers.items()}
 
     def step(
         self,
@@ -91,28 +130,10 @@ class PatchGame:
         _descend(self._optimizers["discriminator"], self.weights["local"] * discriminator)
         with frozen(*([self.teacher] if student is None else [self.teacher, student])):
             terms = self._generator_terms(made, student)
-            total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+            total = weighted_sum(terms, self.weights)
             _descend(self._optimizers["generator"], total)
         self.steps += 1
         return self._readings(generator_loss=total, discriminator=discriminator, **terms)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return copies of both nets' weights and of Adam's moments, and the steps taken."""
-        return {
-            "steps": self.steps,
-            "nets": {
-                name: {key: value.clone() for key, value in net.state_dict().items()}
-                for name, net in self._nets.items()
-            },
-            "moments": {name: moments_of(each) for name, each in self._optimizers.items()},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
-        self.steps = state["steps"]
-        for name, net in self._nets.items():
-            net.load_state_dict(state["nets"][name])
-            load_moments(self._optimizers[name], state["moments"][name])
 
     def _generator_terms(self, made: Tensor, student: PixelModel | None) -> dict[str, Tensor]:
         """Return the generator's unweighted terms; teacher and student are frozen."""

@@ -66,20 +66,14 @@ class ComputeFormat:
         return self.memory_format == "channels_last"
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The format as ``kdci.models.build_pixel_model`` takes it."""
+        return {"autocast_dtype": self.autocast_dtype, "channels_last": self.channels_last}
+
+    @property
     def layout(self) -> torch.memory_format:
         """The memory format as torch names it."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
-
-
-def candidates(
-    precisions: Sequence[Precision], memory_formats: Sequence[MemoryFormat]
-) -> list[ComputeFormat]:
-    """Return what may be chosen, the most likely first: channels-last before contiguous."""
-    return [
-        ComputeFormat(precision, memory_format)
-        for memory_format in memory_formats
-        for precision in precisions
-    ]
 
 
 def choose(seconds: Mapping[ComputeFormat, float]) -> ComputeFormat:

@@ -12,24 +12,23 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdci.errors import NumericError
-from kdci.models import PixelModel, load_state
+from kdci.models import PixelModel
 from kdci.store.metrics import MetricSink, RunningMeans
-from kdci.substitution.base import StudentCriterion, SubstitutionSource
 from kdci.training.optimizers import SGD, Adam
 from kdci.training.schedules import Schedule, learning_rate_factor, scale_learning_rates
+from kdci.training.states import Stateful
 
 if TYPE_CHECKING:
     from kdci.deconfounding.compensation import Compensation
     from kdci.deconfounding.logit_adjustment import LogitAdjustment
     from kdci.deconfounding.rebuilding import DictionaryRebuilder
+    from kdci.substitution.bank_source import BankSource
 
-State = dict[str, Any]
 
-
-class Distiller:
+class Distiller(Stateful):
     """Distils a teacher into a student on a source's substitution images.
 
     Args:
@@ -54,12 +53,25 @@ class Distiller:
             stays.
     """
 
+    kept = (
+        "step",
+        "student",
+        "compensation",
+        "criterion",
+        "optimizer",
+        "criterion_optimizer",
+        "source",
+        "rebuilder",
+        "means",
+        "refreshed",
+    )
+
     def __init__(
         self,
         *,
         teacher: PixelModel,
         student: PixelModel,
-        source: SubstitutionSource,
+        source: BankSource,
         compensation: Compensation | LogitAdjustment | None,
         sink: MetricSink,
         num_epochs: int,
@@ -88,7 +100,7 @@ class Distiller:
         self.means = RunningMeans()
         self.refreshed = RunningMeans()
         self.refresh_period = source.refresh_period or steps_per_epoch
-        self.criterion = source.criterion().to(device_of(student))
+        self.criterion = source.criterion().to(next(student.parameters()).device)
         groups: list[dict[str, Any]] = [{"params": list(student.parameters())}]
         if compensation is not None and list(compensation.parameters()):
             rate = (
@@ -96,7 +108,8 @@ class Distiller:
             )
             groups.append({"params": list(compensation.parameters()), "lr": rate})
         self.optimizer = SGD(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
-        self.criterion_optimizer = _criterion_optimizer(self.criterion)
+        own = list(self.criterion.parameters())
+        self.criterion_optimizer = Adam(own, lr=self.criterion.learning_rate) if own else None
 
     def run(self) -> Iterator[int]:
         """Train to the end, yielding the number of steps taken after each one.
@@ -184,48 +197,3 @@ class Distiller:
             if module is not None
             for key, value in module.state_dict().items()
         }
-
-    def state_dict(self) -> State:
-        """Return all that resuming between two steps needs."""
-        return {
-            "step": self.step,
-            "student": self.student.state_dict(),
-            "compensation": self.compensation.state_dict() if self.compensation else None,
-            "criterion": self.criterion.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "criterion_optimizer": (
-                self.criterion_optimizer.state_dict() if self.criterion_optimizer else None
-            ),
-            "source": self.source.state_dict(),
-            "rebuilder": self.rebuilder.state_dict() if self.rebuilder else None,
-            "means": self.means.state_dict(),
-            "refreshed": self.refreshed.state_dict(),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """Continue from ``state``."""
-        self.step = state["step"]
-        load_state(self.student, state["student"])
-        if self.compensation is not None:
-            self.compensation.load_state_dict(state["compensation"])
-        self.criterion.load_state_dict(state["criterion"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.criterion_optimizer is not None:
-            self.criterion_optimizer.load_state_dict(state["criterion_optimizer"])
-        self.source.load_state_dict(state["source"])
-        if self.rebuilder is not None:
-            self.rebuilder.load_state_dict(state["rebuilder"])
-        self.means.load_state_dict(state["means"])
-        self.refreshed.load_state_dict(state["refreshed"])
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's weights."""
-    return next(model.parameters()).device
-
-
-def _criterion_optimizer(criterion: StudentCriterion) -> torch.optim.Optimizer | None:
-    parameters = list(criterion.parameters())
-    if not parameters:
-        return None
-    return Adam(parameters, lr=criterion.learning_rate)

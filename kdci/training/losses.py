@@ -7,11 +7,16 @@ All divergences and entropies are in nats.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Return the sum of a loss's terms, each times the weight of its name."""
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
 def soft_label_kl(

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def _mark_as_not_compiled(*methods: str) -> None:
@@ -66,20 +68,38 @@ class Adam(torch.optim.Adam):
                     state[name] = _laid_out_as(weight, value)
 
 
-def _laid_out_as(weight: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def _laid_out_as(weight: Tensor, tensor: Tensor) -> Tensor:
     if tensor.stride() == weight.stride():
         return tensor
     return torch.empty_like(weight).copy_(tensor)
 
 
-def moments_of(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
-    """Return a copy of what an optimiser remembers of its parameters, by their number."""
-    moments: dict[int, Any] = copy.deepcopy(optimizer.state_dict()["state"])
-    return moments
+def set_gradients(loss: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Set the gradient of each leaf, replacing what it had; no other leaf receives any.
+
+    What only other leaves' gradients would need is not computed.
+
+    Args:
+        loss: A scalar that depends on every leaf.
+        leaves: Parameters, or other tensors that require gradient.
+    """
+    for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
+        leaf.grad = gradient
 
 
-def load_moments(optimizer: torch.optim.Optimizer, moments: dict[int, Any]) -> None:
-    """Restore what ``moments_of`` returned; rates and other options stay as they are."""
-    # The optimiser works in place on what it loads, and the caller's state is not ours to change.
-    state = copy.deepcopy(moments)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+class Moments:
+    """What an optimiser remembers of its parameters; its rates and other options are left alone."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def state_dict(self) -> dict[int, Any]:
+        """Return a copy of the moments, by the number of the parameter."""
+        moments: dict[int, Any] = copy.deepcopy(self._optimizer.state_dict()["state"])
+        return moments
+
+    def load_state_dict(self, moments: dict[int, Any]) -> None:
+        """Restore moments."""
+        # The optimiser works in place on what it loads, and the caller's state is not ours.
+        state = {**self._optimizer.state_dict(), "state": copy.deepcopy(moments)}
+        self._optimizer.load_state_dict(state)

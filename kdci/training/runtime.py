@@ -14,13 +14,7 @@ import torch
 from torch import nn
 
 from kdci.errors import NumericError, UserError
-from kdci.training.arithmetic import (
-    MEMORY_FORMATS,
-    PRECISIONS,
-    ComputeFormat,
-    Precision,
-    candidates,
-)
+from kdci.training.arithmetic import MEMORY_FORMATS, PRECISIONS, ComputeFormat, Precision
 from kdci.training.host_memory import keep_freed_memory
 
 
@@ -46,11 +40,6 @@ class Runtime:
     def format(self) -> ComputeFormat:
         """What a network that nobody measures computes in: the likeliest of ``formats``."""
         return self.formats[0] if self.formats else ComputeFormat(self.precision, "channels_last")
-
-    @property
-    def autocast_dtype(self) -> torch.dtype | None:
-        """Type the forward passes of such networks are cast to; None: no autocast."""
-        return self.format.autocast_dtype
 
     def card(self) -> dict[str, Any]:
         """Return the entry for an artifact's card; wall-clock facts are kept out."""
@@ -100,8 +89,12 @@ def start(
     # Emulated bf16 is not even tried.
     precisions = PRECISIONS[computes_bf16(chosen)] if precision == "auto" else (precision,)
     memory_formats = MEMORY_FORMATS if memory_format == "auto" else (memory_format,)
-    formats = candidates(cast("Any", precisions), cast("Any", memory_formats))
-    return Runtime(chosen, num_threads, formats[0].precision, tuple(formats))
+    formats = tuple(
+        ComputeFormat(cast("Any", one), cast("Any", layout))
+        for layout in memory_formats
+        for one in precisions
+    )
+    return Runtime(chosen, num_threads, formats[0].precision, formats)
 
 
 def available_cores() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,16 +13,15 @@ from kdci.data.bank.augmentation import augment
 from kdci.data.bank.shuffled_rows import ShuffledRows
 from kdci.data.datasets.labelled import LabelledImages
 from kdci.errors import NumericError
-from kdci.models import PixelModel, load_state
+from kdci.models import PixelModel
 from kdci.store.metrics import MetricSink, RunningMeans
 from kdci.training.optimizers import SGD
 from kdci.training.runtime import derive_seed, generator
 from kdci.training.schedules import learning_rate_factor, scale_learning_rates
+from kdci.training.states import Stateful
 
-State = dict[str, Any]
 
-
-class SupervisedTrainer:
+class SupervisedTrainer(Stateful):
     """Cross-entropy training with SGD, Nesterov momentum and a cosine schedule.
 
     Args:
@@ -38,6 +36,8 @@ class SupervisedTrainer:
         weight_decay: Weight decay.
         seed: Seed of batch order and augmentation.
     """
+
+    kept = ("step", "model", "optimizer", "rows", "augmentation", "means")
 
     def __init__(
         self,
@@ -112,23 +112,3 @@ class SupervisedTrainer:
         images = self.data.images[rows].to(device).float() / 255
         images = augment(images, self.spec, self.augmentation)
         return images, self.data.labels[rows].to(device)
-
-    def state_dict(self) -> State:
-        """Return all that resuming between two steps needs."""
-        return {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rows": self.rows.state_dict(),
-            "augmentation": self.augmentation.get_state(),
-            "means": self.means.state_dict(),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """Continue from ``state``."""
-        self.step = state["step"]
-        load_state(self.model, state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rows.load_state_dict(state["rows"])
-        self.augmentation.set_state(state["augmentation"])
-        self.means.load_state_dict(state["means"])

@@ -190,9 +190,9 @@ def fingerprints(graph: Graph, stages: Iterable[StageCall]) -> dict[str, str]:
     nodes = [graph.by_artifact[graph.layout.root / call.artifact] for call in stages]
     student = next(node.student for node in nodes if node.student is not None)
     sources = sources_of(graph)
-    return {
-        node.name: sources.fingerprint(node.code) for node in (*nodes, graph.evaluation_of(student))
-    }
+    place = graph.layout.evaluation(student.teacher, student.student, student.method)
+    nodes.append(graph.by_artifact[place])
+    return {node.name: sources.fingerprint(node.code) for node in nodes}
 
 
 def _chain(graph: Graph, search: Search) -> list[Node]:

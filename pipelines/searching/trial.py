@@ -21,7 +21,7 @@ from kdci.graph.node import KINDS
 from kdci.graph.standing import card_at
 from kdci.store.artifacts import Artifact, open_artifact, replace_file, storage_errors
 from kdci.store.layout import Cell, Layout
-from kdci.training.snapshots import snapshot_name, snapshot_steps
+from kdci.training.schedules import snapshot_name, snapshot_steps
 from pipelines.searching.criteria import Scorer, load_snapshot
 from pipelines.searching.plan import contents
 from pipelines.searching.results import (

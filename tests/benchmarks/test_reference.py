@@ -34,7 +34,7 @@ from kdci.data.bank.resized_crop import random_resized_crop
 from kdci.deconfounding.confounder import build_dictionary
 from kdci.methods.cmi import CmiSource
 from kdci.models.pretrained import build_network
-from kdci.substitution.base import SubstitutionSource
+from kdci.substitution.bank_source import BankSource
 from kdci.substitution.registry import method_names
 from kdci.training.distillation import Distiller
 from kdci.training.runtime import Runtime, available_cores
@@ -65,7 +65,7 @@ def copied(plain: nn.Module, project: nn.Module) -> Any:
     return plain
 
 
-def same_stream(source: SubstitutionSource) -> torch.Generator:
+def same_stream(source: BankSource) -> torch.Generator:
     """Return a stream that draws what a method will draw next."""
     return torch.Generator().set_state(cast(Any, source).random.get_state())
 
@@ -120,7 +120,7 @@ def test_the_students_loss(method: str, place: Place) -> None:
     distiller = Distiller(
         teacher=teacher,
         student=place.student(STUDENT),
-        source=cast(SubstitutionSource, fixed),
+        source=cast(BankSource, fixed),
         compensation=None,
         sink=sink,
         num_epochs=3,

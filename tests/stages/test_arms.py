@@ -15,7 +15,7 @@ from kdci.data.bank.image_bank import ImageBank
 from kdci.data.datasets import loading as datasets
 from kdci.deconfounding.arms import ARMS, FURTHER_ARMS
 from kdci.deconfounding.compensation import Compensation
-from kdci.deconfounding.known_shift import degrade, long_tail_counts
+from kdci.deconfounding.known_shift import degrade_chunks, long_tail_counts
 from kdci.deconfounding.logit_adjustment import LogitAdjustment
 from kdci.models.folding import fold_batch_norms
 from kdci.models.pretrained import build_network, load_teacher
@@ -349,7 +349,8 @@ def test_quality_is_lowered_of_the_same_images(everything):
     seed = derive_seed(0, "shift")
     for before, after, role in ((plain, images, "pool"), (plain_holdout, holdout, "holdout")):
         noise = derive_seed(seed, "noise", role)
-        expected = degrade(torch.from_numpy(before), blur=0.7, noise=0.2, contrast=1.0, seed=noise)
+        chunk = torch.from_numpy(before)
+        (expected,) = degrade_chunks([chunk], blur=0.7, noise=0.2, contrast=1.0, seed=noise)
         assert np.array_equal(after, expected.numpy())
     assert pool.facts["confidence"] > 0
 

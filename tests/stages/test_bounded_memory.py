@@ -11,8 +11,8 @@ from torch import nn
 from kdci.data.bank.mapped_images import MappedImages, save_npy_chunks
 from kdci.deconfounding import clustering
 from kdci.models import PixelModel
-from kdci.models.backbones.prediction import Prediction
 from kdci.models.networks import Networks
+from kdci.models.pixel_model import Prediction
 from kdci.training.scoring import ScoredSet
 from tests.peak import peak_of
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kdci.errors import UserError
-from kdci.models.backbones.prediction import Prediction
+from kdci.models.pixel_model import Prediction
 from kdci.models.predicting import last_linear, predict_with_, set_channels_, without_chance_
 
 # Arguments without which a network would have more outputs than one, or warn.

@@ -10,13 +10,33 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdci.models.backbones.prediction import Prediction
-from kdci.models.backbones.stems import stem_convolution, stem_pooling
+from kdci.models.pixel_model import Prediction
 
 BLOCKS_PER_STAGE: dict[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
 }
+
+
+WIDTH = 64
+"""Channels that a ResNet's first convolution gives."""
+
+
+def stem_convolution(channels: int, stem: str) -> nn.Conv2d:
+    """Return a ResNet's first convolution, with PyTorch's default initialisation.
+
+    Args:
+        channels: Number of image channels C.
+        stem: ``cifar``: 3x3 of stride 1; ``imagenet``: 7x7 of stride 2.
+    """
+    if stem == "cifar":
+        return nn.Conv2d(channels, WIDTH, 3, padding=1, bias=False)
+    return nn.Conv2d(channels, WIDTH, 7, stride=2, padding=3, bias=False)
+
+
+def stem_pooling(stem: str) -> nn.Module:
+    """Return what follows the first activation: nothing, or 3x3 max-pooling of stride 2."""
+    return nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, stride=2, padding=1)
 
 
 class BasicBlock(nn.Module):
@@ -62,9 +82,6 @@ class ResNet(nn.Module):
         channels: Number of image channels C.
         stem: ``cifar``: a 3x3 convolution; ``imagenet``: a 7x7 one of stride 2, then 3x3
             max-pooling of stride 2.
-
-    Raises:
-        ValueError: If there is no such stem.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from kdci.models.backbones.stems import require_stem, stem_convolution, stem_pooling
+from kdci.models.backbones.resnet import stem_convolution, stem_pooling
 from kdci.models.predicting import last_linear, predict_with_, without_chance_
 
 # Expansion, width, blocks and stride of the stages of MobileNetV2 (Sandler et al., CVPR 2018).
@@ -31,9 +31,6 @@ def build_resnet50(*, num_classes: int, channels: int, stem: str = "cifar") -> n
         channels: Number of image channels C.
         stem: ``cifar``: a 3x3 convolution; ``imagenet``: a 7x7 one of stride 2, then 3x3
             max-pooling of stride 2.
-
-    Raises:
-        ValueError: If there is no such stem.
     """
     from torchvision.models import resnet50  # seconds to import
 
@@ -53,13 +50,9 @@ def build_mobilenetv2(*, num_classes: int, channels: int, stem: str = "cifar") -
         channels: Number of image channels C.
         stem: ``imagenet`` is the network as published; in ``cifar``, as is usual for images
             of 32 px, the first convolution and the first stage with a stride have none.
-
-    Raises:
-        ValueError: If there is no such stem.
     """
     from torchvision.models import mobilenet_v2  # seconds to import
 
-    require_stem(stem)
     stages = [list(stage) for stage in _STAGES]
     if stem == "cifar":
         stages[1][-1] = 1

@@ -6,12 +6,11 @@ Attribute names are those of the field's public checkpoints (CMI, Fast-Datafree)
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdci.models.backbones.prediction import Prediction
+from kdci.models.backbones.wide_resnet import draw_convolutions_
+from kdci.models.pixel_model import Prediction
 
 MIN_IMAGE_SIZE = 8
 """Three 2x2 poolings leave one pixel of an 8 px image and nothing of a smaller one."""
@@ -50,16 +49,7 @@ class Vgg11(nn.Module):
         self.block3 = _group(256, 512, num_convolutions=2)
         self.block4 = _group(512, 512, num_convolutions=2)
         self.classifier = nn.Linear(512, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Draw convolutions from N(0, 2 / (k^2 out)), the linear layer from N(0, 0.01^2)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = math.prod(module.kernel_size) * module.out_channels
-                nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        draw_convolutions_(self)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 

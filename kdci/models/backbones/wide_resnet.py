@@ -12,7 +12,17 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdci.models.backbones.prediction import Prediction
+from kdci.models.pixel_model import Prediction
+
+
+def draw_convolutions_(network: nn.Module) -> None:
+    """Draw convolutions from N(0, 2 / (k^2 out)), with biases of 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = math.prod(module.kernel_size) * module.out_channels
+            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class WideBlock(nn.Module):
@@ -45,15 +55,9 @@ class WideBlock(nn.Module):
 
 def _stage(in_width: int, out_width: int, *, num_blocks: int, stride: int) -> nn.Sequential:
     """Return ``num_blocks`` blocks under the name ``layer``; the first has the stride."""
-    blocks = [
-        WideBlock(
-            in_width if index == 0 else out_width,
-            out_width,
-            stride if index == 0 else 1,
-        )
-        for index in range(num_blocks)
-    ]
-    return nn.Sequential(OrderedDict(layer=nn.Sequential(*blocks)))
+    first = WideBlock(in_width, out_width, stride)
+    others = (WideBlock(out_width, out_width, 1) for _ in range(1, num_blocks))
+    return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *others)))
 
 
 class WideResNet(nn.Module):
@@ -66,16 +70,11 @@ class WideResNet(nn.Module):
         widen_factor: k, the multiple of the basic widths.
         num_classes: Number of classes K.
         channels: Number of image channels C.
-
-    Raises:
-        ValueError: If ``depth`` is not 6n + 4 with n of at least 1.
     """
 
     def __init__(self, depth: int, widen_factor: int, *, num_classes: int, channels: int) -> None:
         super().__init__()
-        num_blocks, rest = divmod(depth - 4, 6)
-        if rest or num_blocks < 1:
-            raise ValueError(f"depth must be 6n + 4 with n >= 1 (10, 16, 22, ...), got {depth}")
+        num_blocks = (depth - 4) // 6
         stem = 16
         width1, width2, width3 = (stem * 2**stage * widen_factor for stage in range(3))
         self.conv1 = nn.Conv2d(channels, stem, 3, padding=1, bias=False)
@@ -84,14 +83,7 @@ class WideResNet(nn.Module):
         self.block3 = _stage(width2, width3, num_blocks=num_blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(width3)
         self.fc = nn.Linear(width3, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Draw convolutions from N(0, 2 / (k^2 out)); BN starts at 1 and 0 by default."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = math.prod(module.kernel_size) * module.out_channels
-                nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        draw_convolutions_(self)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, images_BCHW: Tensor) -> Prediction:

@@ -7,6 +7,9 @@ and what makes them of the last convolution, have the latents' type, whatever th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -43,26 +46,54 @@ def _block(
     )
 
 
-def _start_size(image_size: int) -> int:
-    """Return the side of the first feature map, which two blocks upsample.
+class LatentGenerator(BesideTeacher):
+    """A linear layer, then two upsampling blocks up to the image.
+
+    Attributes:
+        linear: Latent to the first feature map.
+        norm: BatchNorm of the first feature map.
+
+    Args:
+        latent_dim: Length Z of a latent.
+        image_size: Height and width of the images in pixels, a multiple of 4.
+        channels: Number of image channels C.
+        width: Channels before the last convolution; the field calls it ngf.
+        start_width: Channels of the first feature map.
+        block_options: Of the blocks' layers.
+        ending: What makes images of the last convolution.
 
     Raises:
         ValueError: If ``image_size`` is no positive multiple of 4.
     """
-    start, rest = divmod(image_size, 4)
-    if rest or start < 1:
-        raise ValueError(f"image_size must be a multiple of 4, got {image_size}")
-    return start
 
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        image_size: int,
+        channels: int,
+        width: int,
+        start_width: int,
+        ending: Sequence[nn.Module],
+        **block_options: Any,
+    ) -> None:
+        super().__init__()
+        start_size, rest = divmod(image_size, 4)
+        if rest or start_size < 1:
+            raise ValueError(f"image_size must be a multiple of 4, got {image_size}")
+        self.start_shape = (start_width, start_size, start_size)
+        self.linear = nn.Linear(latent_dim, start_width * start_size**2)
+        self.norm = nn.BatchNorm2d(start_width)
+        self.blocks = nn.Sequential(
+            _block(start_width, 2 * width, **block_options),
+            _block(2 * width, width, **block_options),
+        )
+        self.to_image = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), *ending)
 
-class _FromVector(BesideTeacher):
-    """A generator whose latents are vectors: a linear layer first, then its ``blocks``."""
-
-    linear: nn.Linear
-    norm: nn.BatchNorm2d
-    blocks: nn.Sequential
-    to_image: nn.Sequential
-    start_shape: tuple[int, int, int]
+    def latents(self, size: int, random: torch.Generator) -> Tensor:
+        """Return normal latents (size, Z), drawn on the CPU from ``random``, on its own device."""
+        latents_BZ = torch.randn(size, self.linear.in_features, generator=random)
+        return latents_BZ.to(self.linear.weight.device)
 
     def forward(self, latents_BZ: Tensor) -> Tensor:
         """Map latents (B, Z) to images, shape (B, C, H, W), on the scale of the last layer."""
@@ -76,69 +107,30 @@ class _FromVector(BesideTeacher):
         return images
 
 
-class Generator(_FromVector):
-    """G-small and G-large: a linear layer, then two upsampling blocks up to the image.
+class Generator(LatentGenerator):
+    """G-small and G-large; images are in [0, 1].
 
     G-small is the generator of Fast, CMI and the DAFL of Fast-Datafree; G-large, which
     starts from twice the width, that of MosaicKD.
 
-    Attributes:
-        latent_shape: Shape of one latent, ``(latent_dim,)``.
-        linear: Latent to the first feature map.
-        norm: BatchNorm of the first feature map.
-
     Args:
-        latent_dim: Length Z of a latent.
-        image_size: Height and width of the images in pixels, a multiple of 4.
-        channels: Number of image channels C.
-        width: Channels before the last convolution; the field calls it ngf.
         large: Whether to start from 4 times the width (G-large) instead of 2 (G-small).
-
-    Raises:
-        ValueError: If ``image_size`` is no multiple of 4.
+        width: See the base class, as for all others.
+        options: See there.
     """
 
-    def __init__(
-        self,
-        *,
-        latent_dim: int,
-        image_size: int,
-        channels: int,
-        width: int = 64,
-        large: bool = False,
-    ) -> None:
-        super().__init__()
-        start_size = _start_size(image_size)
+    def __init__(self, *, width: int = 64, large: bool = False, **options: Any) -> None:
         start_width = width * (4 if large else 2)
-        self.latent_shape = (latent_dim,)
-        self.start_shape = (start_width, start_size, start_size)
-        self.linear = nn.Linear(latent_dim, start_width * start_size**2)
-        self.norm = nn.BatchNorm2d(start_width)
-        self.blocks = nn.Sequential(_block(start_width, 2 * width), _block(2 * width, width))
-        self.to_image = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
+        super().__init__(width=width, start_width=start_width, ending=[nn.Sigmoid()], **options)
 
 
-class DaflGenerator(_FromVector):
+class DaflGenerator(LatentGenerator):
     """G-DAFL, the generator of the original DAFL (Chen et al., ICCV 2019, authors' code).
 
     Its images are *normalised*, not in [0, 1]: tanh and a last BatchNorm without weights
     give them zero mean and unit variance over the batch, unbounded, and the authors feed
     them to the teacher as they are. Whoever keeps them takes them back to pixels with the
     dataset's mean and deviation.
-
-    Attributes:
-        latent_shape: Shape of one latent, ``(latent_dim,)``.
-        linear: Latent to the first feature map.
-        norm: BatchNorm of the first feature map.
-
-    Args:
-        latent_dim: Length Z of a latent.
-        image_size: Height and width of the images in pixels, a multiple of 4.
-        channels: Number of image channels C.
-        width: Channels before the last convolution.
-
-    Raises:
-        ValueError: If ``image_size`` is no multiple of 4.
     """
 
     # The authors pass 0.8 as BatchNorm's second positional argument. That is eps; momentum
@@ -146,23 +138,17 @@ class DaflGenerator(_FromVector):
     BLOCK_EPS = 0.8
 
     def __init__(
-        self, *, latent_dim: int = 1000, image_size: int, channels: int, width: int = 64
+        self, *, latent_dim: int = 1000, channels: int, width: int = 64, **options: Any
     ) -> None:
-        super().__init__()
-        start_size = _start_size(image_size)
-        start_width = 2 * width
-        self.latent_shape = (latent_dim,)
-        self.start_shape = (start_width, start_size, start_size)
-        self.linear = nn.Linear(latent_dim, start_width * start_size**2)
-        self.norm = nn.BatchNorm2d(start_width)
-        self.blocks = nn.Sequential(
-            _block(start_width, 2 * width, bias=True, eps=self.BLOCK_EPS),
-            _block(2 * width, width, bias=True, eps=self.BLOCK_EPS),
-        )
-        self.to_image = nn.Sequential(
-            nn.Conv2d(width, channels, 3, padding=1),
-            nn.Tanh(),
-            nn.BatchNorm2d(channels, affine=False),
+        super().__init__(
+            latent_dim=latent_dim,
+            channels=channels,
+            width=width,
+            start_width=2 * width,
+            ending=[nn.Tanh(), nn.BatchNorm2d(channels, affine=False)],
+            bias=True,
+            eps=self.BLOCK_EPS,
+            **options,
         )
 
 

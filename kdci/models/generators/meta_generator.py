@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kdci.models.generators.generator import ADAM_BETAS, Generator, reset_parameters_
-from kdci.training.optimizers import Adam, load_moments, moments_of
+from kdci.models.generators.generator import ADAM_BETAS, LatentGenerator, reset_parameters_
+from kdci.training.optimizers import Adam, Moments
+from kdci.training.states import Stateful
 
 MetaUpdate = Literal["fomaml", "reptile", "none"]
 
 
-class MetaGenerator:
+class MetaGenerator(Stateful):
     """The generator that learns across calls, with the optimiser of its meta step.
 
     Args:
@@ -26,31 +27,29 @@ class MetaGenerator:
             each call adapts the shared weights themselves.
         reptile_scale: Factor on Reptile's direction. Adam hardly sees it: it only lifts
             the direction over Adam's epsilon.
-
-    Raises:
-        ValueError: ``update`` is none of the three.
     """
+
+    kept = ("generator", "_moments")
 
     def __init__(
         self,
-        generator: Generator,
+        generator: LatentGenerator,
         *,
         learning_rate: float,
         update: MetaUpdate,
         reptile_scale: float,
     ) -> None:
-        if update not in get_args(MetaUpdate):
-            raise ValueError(f"update must be one of {get_args(MetaUpdate)}, got {update!r}")
         self.generator = generator
         self.update = update
         self.reptile_scale = reptile_scale
         self._optimizer = Adam(generator.parameters(), lr=learning_rate, betas=ADAM_BETAS)
+        self._moments = Moments(self._optimizer)
 
-    def start(self) -> Generator:
+    def start(self) -> LatentGenerator:
         """Return the generator that one call adapts."""
         return self.generator if self.update == "none" else copy.deepcopy(self.generator)
 
-    def learn(self, adapted: Generator, summed_gradients: Sequence[Tensor]) -> None:
+    def learn(self, adapted: LatentGenerator, summed_gradients: Sequence[Tensor]) -> None:
         """Take one meta step.
 
         Args:
@@ -76,13 +75,3 @@ class MetaGenerator:
             reset_parameters_(layer, random)
             for weight in layer.parameters():
                 self._optimizer.state.pop(weight, None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return copies of the weights and of Adam's moments."""
-        weights = {name: value.clone() for name, value in self.generator.state_dict().items()}
-        return {"generator": weights, "moments": moments_of(self._optimizer)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
-        self.generator.load_state_dict(state["generator"])
-        load_moments(self._optimizer, state["moments"])

@@ -11,7 +11,7 @@ from kdci.data.open_world.candidates import PoolPart
 from kdci.deconfounding.clustering import MINI_BATCH_ROWS
 from kdci.graph.node import Node
 from kdci.store.layout import Cell, all_cells
-from kdci.training.snapshots import snapshot_steps
+from kdci.training.schedules import snapshot_steps
 from pipelines.checking.estimating.counting import Counted, image_bytes
 from pipelines.checking.estimating.measured import Measurements
 from pipelines.checking.estimating.subjects import Backbone, Pair, Subject

@@ -26,9 +26,9 @@ from kdci.deconfounding.intervention import Intervention, StoredDictionary
 from kdci.errors import KdciError
 from kdci.models import PixelModel
 from kdci.models.compiling import compile_trained, for_predictions
-from kdci.substitution.base import SourceContext, SubstitutionSource
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SourceContext
 from kdci.substitution.block import TIMED_PARTS, MethodBlock
-from kdci.substitution.resampled import ResampledSource
 from kdci.training.distillation import Distiller
 from kdci.training.evaluation import PREDICTION_BATCH, predict_logits
 from kdci.training.supervised import SupervisedTrainer
@@ -252,12 +252,12 @@ class _Bench:
             open_world=partial(self._open_world, candidates),
         )
 
-    def _source(self, counts: Mapping[str, int]) -> SubstitutionSource:
+    def _source(self, counts: Mapping[str, int]) -> BankSource:
         own = {name: value for name, value in counts.items() if name != CANDIDATES}
         block = self.block(self.machine.params).shortened(own)
         return block.source(self._context(counts.get(CANDIDATES, 0)))
 
-    def _prepare(self, source: SubstitutionSource) -> float:
+    def _prepare(self, source: BankSource) -> float:
         """Return the seconds of a part; of all parts, where it is not known how many there are."""
         parts = source.prepare()
         number = source.num_preparations
@@ -268,7 +268,7 @@ class _Bench:
             deque(parts, maxlen=0)
         return seconds
 
-    def _have_images(self, source: SubstitutionSource) -> None:
+    def _have_images(self, source: BankSource) -> None:
         if len(source.bank) == 0:
             source.bank.append(self.machine.noise(_FEW_CANDIDATES).float() / 255)
 
@@ -295,9 +295,8 @@ class _Bench:
     def _distiller(self, arm: Arm) -> Distiller:
         params, runtime = self.machine.params, self.machine.params.runtime
         recipe = params.recipe(self.pair.method)
-        source: SubstitutionSource
         if self.is_shift:
-            source = ResampledSource(self._context())
+            source = BankSource(self._context(), params.shift)
         else:
             source = self._source(self.least)
             self._prepare(source)
@@ -327,7 +326,7 @@ class _Bench:
             weight_decay=recipe.weight_decay,
         )
 
-    def _intervention(self, arm: Arm, source: SubstitutionSource) -> Intervention:
+    def _intervention(self, arm: Arm, source: BankSource) -> Intervention:
         """Return what the arm works on: a dictionary of as many random prototypes."""
         params, random = self.machine.params, torch.Generator().manual_seed(0)
         spec, number = self.machine.spec, params.dictionary.num_prototypes

@@ -16,7 +16,7 @@ from kdci.deconfounding.logit_adjustment import LogitAdjustment
 from kdci.deconfounding.strata import drawn_proportions
 from kdci.errors import UserError
 from kdci.models import PixelModel
-from kdci.substitution.base import SubstitutionSource
+from kdci.substitution.bank_source import BankSource
 
 MakeModel = Callable[[int], PixelModel]
 
@@ -65,7 +65,7 @@ def proportions(made: Intervention) -> Tensor:
 
 
 def source() -> Any:
-    return cast("SubstitutionSource", Source())
+    return cast("BankSource", Source())
 
 
 def test_vanilla_loads_nothing() -> None:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from kdci.deconfounding.known_shift import degrade, degrade_chunks, long_tail_counts, resample_rows
+from kdci.deconfounding.known_shift import degrade_chunks, long_tail_counts, resample_rows
 
 SEED = 4
 
@@ -123,6 +124,11 @@ class TestResampleRows:
     def test_a_class_without_images_is_refused(self) -> None:
         with pytest.raises(ValueError, match="no image of class 1"):
             resample_rows(torch.tensor([0, 2, 2]), num_images=6, num_classes=3, imbalance=1, seed=0)
+
+
+def degrade(images: Tensor, **strengths: Any) -> Tensor:
+    (degraded,) = degrade_chunks([images], **strengths)
+    return degraded
 
 
 def make_images(height: int = 7, width: int = 9) -> Tensor:

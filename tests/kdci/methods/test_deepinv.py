@@ -359,65 +359,6 @@ class TestRefresh:
         assert not any(module._forward_pre_hooks for module in source.context.teacher.modules())
 
 
-class TestState:
-    def test_continues_bit_identically(self, tmp_path: Path) -> None:
-        def build(name: str) -> DeepInvSource:
-            return make_source(tmp_path / name, spec=FLIPPED, warmup_calls=3, l2_weight=0.1)
-
-        def distil(source: DeepInvSource) -> list[Tensor]:
-            batches = []
-            for _ in range(3):
-                source.refresh(student)
-                batches += [source.batch(5), source.batch(5)]
-            return batches
-
-        whole, torn, student = build("whole"), build("torn"), make_student()
-        list(whole.prepare())
-        parts = torn.prepare()
-        next(parts)
-        middle = torn.state_dict()
-        next(parts)  # lost with the crash; its images are cut from the bank
-        torn = build("torn")
-        torn.load_state_dict(middle)
-        assert len(torn.bank) == 6 and torn.calls == 1
-        assert len(list(torn.prepare())) == 2
-
-        assert torch.equal(whole.batch(5), torn.batch(5))
-        state = torn.state_dict()
-        distil(torn)
-        torn = build("torn")
-        torn.load_state_dict(state)
-        expected, got = distil(whole), distil(torn)
-        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
-        assert torn.calls == whole.calls == 6
-        rows = torch.arange(len(whole.bank))
-        assert len(rows) == 36
-        assert torch.equal(torn.bank.rows(rows), whole.bank.rows(rows))
-
-    def test_reseeded_students_meet_other_images(self, tmp_path: Path) -> None:
-        student, images = make_student(), []
-        for name, seed in (("one", 1), ("same", 1), ("other", 2)):
-            source = make_source(tmp_path / name)
-            next(source.prepare())
-            source.reseed(seed)
-            source.refresh(student)
-            images.append(source.bank.rows(torch.arange(12)))
-        assert torch.equal(images[0], images[1])
-        assert torch.equal(images[0][:6], images[2][:6])  # made before the new seed
-        assert not torch.equal(images[0][6:], images[2][6:])
-
-    def test_seed_decides_all_and_the_global_stream_is_left_alone(self, tmp_path: Path) -> None:
-        teacher = make_model(1)
-        one = make_source(tmp_path / "one", teacher=teacher)
-        list(one.prepare())
-        torch.manual_seed(2)
-        before = torch.get_rng_state()
-        two = make_source(tmp_path / "two", teacher=teacher)
-        list(two.prepare())
-        assert torch.equal(torch.get_rng_state(), before)
-        assert torch.equal(one.bank.rows(torch.arange(12)), two.bank.rows(torch.arange(12)))
-
-
 def test_targets_are_sorted_and_of_all_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

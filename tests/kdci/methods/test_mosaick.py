@@ -443,7 +443,7 @@ def test_nets_have_the_asked_widths_and_at_the_defaults_the_reference_sizes(
     tmp_path: Path,
 ) -> None:
     small = make_source(tmp_path).game
-    assert small.generator.latent_shape == (7,) and small.generator.start_shape == (16, 2, 2)
+    assert small.generator.linear.in_features == 7 and small.generator.start_shape == (16, 2, 2)
     assert small.discriminator.layers[0].out_channels == 4
     spec = DatasetSpec("big", 3, 32, 3, (0.5,) * 3, (0.5,) * 3, 4, True, ("a", "b", "c"))
     teacher = PixelModel(LinearNet(1), mean=spec.mean, std=spec.std)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ import torch
 from kdci.config.catalog import DatasetSpec
 from kdci.data.bank.image_bank import ImageBank
 from kdci.models import PixelModel
-from kdci.substitution.base import SourceContext, SubstitutionSource
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SourceContext
 from kdci.substitution.registry import block_of
-from kdci.substitution.resampled import ResampledSource
 from tests.kdci._tensor_pool import TensorPool
 
 SPEC = DatasetSpec("tiny", 3, 8, 1, (0.4,), (0.3,), 1, True, ("a", "b", "c"))
@@ -39,12 +40,12 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def make_source() -> Callable[..., SubstitutionSource]:
+def make_source() -> Callable[..., BankSource]:
     """Return a maker of the source of a method, or of `resampled`, with seed 11."""
 
     def make(
         method: str, folder: Path, teacher: PixelModel, *, spec: DatasetSpec = SPEC
-    ) -> SubstitutionSource:
+    ) -> BankSource:
         folder.mkdir(exist_ok=True)
         generator = torch.Generator().manual_seed(0)
         pool = torch.randint(0, 256, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
@@ -52,7 +53,7 @@ def make_source() -> Callable[..., SubstitutionSource]:
         context = SourceContext(teacher, spec, bank, 11, 0.9, lambda: TensorPool(pool))
         if method == "resampled":
             bank.append(pool[:12].float() / 255)
-            return ResampledSource(context)
+            return BankSource(context, SimpleNamespace(temperature=4.0))
         return block_of(method)(**TINY[method]).source(context)
 
     return make

@@ -1,4 +1,4 @@
-"""What every source promises, whatever its method: see ``SubstitutionSource``."""
+"""What every source promises, whatever its method: see ``BankSource``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from kdci.models import PixelModel
 from kdci.store.checkpoints import load_state, save_state
-from kdci.substitution.base import SubstitutionSource
+from kdci.substitution.bank_source import BankSource
 from kdci.substitution.registry import names
 
 ALL = names()
 MakeModel = Callable[[int], PixelModel]
-MakeSource = Callable[[str, Path, PixelModel], SubstitutionSource]
+MakeSource = Callable[[str, Path, PixelModel], BankSource]
 
 
 class Spy(PixelModel):

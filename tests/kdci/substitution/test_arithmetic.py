@@ -14,7 +14,8 @@ from kdci.data.bank.image_bank import ImageBank
 from kdci.models import PixelModel, build_backbone
 from kdci.models.generators.generating import BesideTeacher
 from kdci.store.checkpoints import load_state, save_state
-from kdci.substitution.base import SourceContext, SubstitutionSource
+from kdci.substitution.bank_source import BankSource
+from kdci.substitution.base import SourceContext
 from kdci.substitution.registry import block_of
 from kdci.synthesis.inversion import BatchNormStatistics
 from tests.kdci._tensor_pool import TensorPool
@@ -63,7 +64,7 @@ def make_source(method: str, folder: Path, teacher: PixelModel, **changes: Any) 
     return block_of(method)(**{"batch_size": 6, **SMALL[method], **changes}).source(context)
 
 
-def run(source: SubstitutionSource, student: PixelModel) -> list[dict[str, float]]:
+def run(source: BankSource, student: PixelModel) -> list[dict[str, float]]:
     reports = [*source.prepare(), source.refresh(student), source.refresh(student)]
     return [report for report in reports if set(report) - {"scored", "entropy", "bank"}]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_methods_file_says_all_of_it(method: str) -> None:
     assert block.__module__ == registry.module_of(method) == f"kdci.methods.{method}"
     assert [name for name, field in block.model_fields.items() if not field.description] == []
     assert registry.title_of(method).lower() == method
-    assert registry.summary_of(method).startswith(registry.title_of(method))
+    assert registry._found()[method].summary.startswith(registry.title_of(method))
     assert block.is_control == (method in registry.control_names())
     assert (method in registry.method_names()) != block.is_control
     assert set(block.pool_steps) <= set(block.model_fields)
@@ -63,16 +64,14 @@ def test_a_methods_file_says_all_of_it(method: str) -> None:
         (Fast(batch_size=8, warmup_calls=3, num_steps=4), 6, 8, 12),
         (Dafl(num_steps=9), 0, 0, 9),
         (Mosaick(num_selected=5, warmup_steps=7), 12, 0, 7),
-        (Dfnd(num_selected=5), 0, 0, None),
+        (Dfnd(num_selected=5), 0, 0, 1),
     ],
 )
-def test_counts_of_a_method(
-    block: MethodBlock, refreshes: int, added: int, steps: int | None
-) -> None:
+def test_counts_of_a_method(block: MethodBlock, refreshes: int, added: int, steps: int) -> None:
     recipe = StudentRecipe(num_epochs=6, steps_per_epoch=10, batch_size=4)  # a game step each 5
     assert block.num_refreshes(recipe) == refreshes
     assert block.num_refresh_images == block.num_first_images == added
-    assert block.num_pool_steps == steps
+    assert prod(getattr(block, name) for name in block.pool_steps) == steps
 
 
 def test_every_value_reaches_the_source(tmp_path: Path) -> None:
@@ -167,14 +166,14 @@ def test_a_package_brings_a_method(install: Callable[..., None]) -> None:
     install("greyish", GREY, "grey = greyish:Grey")
     assert registry.names()[-1] == "grey" and registry.control_names() == ("noise", "grey")
     assert (registry.title_of("grey"), registry.module_of("grey")) == ("Grey", "greyish")
-    assert registry.summary_of("grey") == "Grey (Fifty Shades): an example of a test."
+    assert registry._found()["grey"].summary == "Grey (Fifty Shades): an example of a test."
     assert "greyish" not in sys.modules
     assert registry.block_of("grey").__name__ == "Grey"
 
 
 def test_a_file_that_says_nothing_has_its_name_for_a_title(install: Callable[..., None]) -> None:
     install("silent", "x = 1\n", "mute = silent:Mute")
-    assert (registry.title_of("mute"), registry.summary_of("mute")) == ("mute", "")
+    assert (registry.title_of("mute"), registry._found()["mute"].summary) == ("mute", "")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Batches drawn evenly over strata, with every method: see ``SubstitutionSource.stratify``."""
+"""Batches drawn evenly over strata, with every method: see ``BankSource.stratify``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdci.data.bank.shuffled_rows import ShuffledRows
 from kdci.deconfounding.strata import class_strata
 from kdci.models import PixelModel
 from kdci.store.checkpoints import load_state, save_state
-from kdci.substitution.base import SubstitutionSource
+from kdci.substitution.bank_source import BankSource
 from kdci.substitution.registry import names
 
 ALL = (*names(), "resampled")
@@ -32,16 +32,16 @@ WHITE = 3
 """The stratum of white images, which no method makes."""
 
 MakeModel = Callable[[int], PixelModel]
-Prepared = Callable[..., SubstitutionSource]
+Prepared = Callable[..., BankSource]
 
 
 @pytest.fixture
 def prepared(
-    tmp_path: Path, tiny_model: MakeModel, make_source: Callable[..., SubstitutionSource]
+    tmp_path: Path, tiny_model: MakeModel, make_source: Callable[..., BankSource]
 ) -> Prepared:
     """Return a maker of sources with their pool, by method and folder."""
 
-    def make(method: str, place: str = "a") -> SubstitutionSource:
+    def make(method: str, place: str = "a") -> BankSource:
         source = make_source(method, tmp_path / place, tiny_model(0).eval(), spec=PLAIN)
         list(source.prepare())
         return source
@@ -63,13 +63,13 @@ class Strata:
         return torch.where(white, WHITE, (values % 7).clamp(max=2))
 
 
-def bank_strata(source: SubstitutionSource, num_rows: int | None = None) -> Tensor:
+def bank_strata(source: BankSource, num_rows: int | None = None) -> Tensor:
     """Return the stratum of each row that batches are drawn from."""
     num_rows = len(source.bank) if num_rows is None else num_rows
     return Strata()(source.bank.rows(torch.arange(num_rows)).float() / 255)
 
 
-def drawn_part(method: str, source: SubstitutionSource, size: int) -> tuple[Tensor, Tensor]:
+def drawn_part(method: str, source: BankSource, size: int) -> tuple[Tensor, Tensor]:
     """Return the images of a batch that are out of the bank, and the strata to draw from."""
     batch = source.batch(size)
     assert batch.shape == (size, 1, 8, 8) and batch.dtype == torch.float32

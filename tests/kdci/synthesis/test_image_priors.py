@@ -1,20 +1,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from kdci.synthesis.image_priors import (
-    jitter,
-    mean_norm,
-    total_variation,
-    total_variation_l1,
-    total_variation_l2,
-)
+from kdci.synthesis.image_priors import jitter, mean_norm, total_variation
 
 CORNERS = torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]]])
+total_variation_l1 = partial(total_variation, l1_weight=1.0, l2_weight=0.0)
+total_variation_l2 = partial(total_variation, l1_weight=0.0, l2_weight=1.0)
 DIRECTIONS = [(0, 1), (1, 0), (1, 1), (1, -1)]
 
 

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdci.models.generators.projection_head import ProjectionHead
 from kdci.synthesis.feature_memory import FeatureMemory
-from kdci.synthesis.instance_discrimination import InstanceDiscrimination
+from kdci.synthesis.instance_discrimination import InstanceDiscrimination, ProjectionHead
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -124,16 +123,3 @@ def test_state_continues_and_shares_nothing() -> None:
     for index, moments in state["moments"].items():
         assert all(torch.equal(value, frozen["moments"][index][k]) for k, value in moments.items())
         assert float(moments["step"]) == 2.0
-
-
-def test_misuse_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_negatives >= 0"):
-        make(num_negatives=-1)
-    with pytest.raises(ValueError, match="temperature > 0"):
-        InstanceDiscrimination(
-            ProjectionHead(6, 4),
-            FeatureMemory(3, 6),
-            learning_rate=0.1,
-            temperature=0.0,
-            num_negatives=2,
-        )

@@ -47,9 +47,7 @@ def images(seed: int) -> Tensor:
 def distance(model: PixelModel, pixels: Tensor) -> Tensor:
     with BatchNormStatistics(model) as found:
         model(pixels)
-        return bn_statistics_loss(
-            found.means, found.variances, found.running_means, found.running_variances
-        )
+        return bn_statistics_loss(*found.compared)
 
 
 @pytest.mark.slow

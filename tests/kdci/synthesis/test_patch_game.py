@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from kdci.errors import NumericError
 from kdci.models import PixelModel, Prediction
 from kdci.models.generators.generator import Generator
-from kdci.models.generators.patch_discriminator import PatchDiscriminator
-from kdci.synthesis.patch_game import PatchGame
+from kdci.synthesis.patch_game import PatchDiscriminator, PatchGame
 
 WEIGHTS = {"local": 0.5, "align": 2.0, "balance": 3.0, "adversarial": 7.0}
 MEAN, STD = (0.4,), (0.3,)

@@ -15,7 +15,6 @@ from kdci.training.arithmetic import (
     CLEARLY_FASTER,
     MOST_IMAGES,
     ComputeFormat,
-    candidates,
     choose,
     measure,
     pass_of,
@@ -26,12 +25,6 @@ LAST, CONTIGUOUS = ComputeFormat("fp32", "channels_last"), ComputeFormat("fp32",
 HALF = ComputeFormat("bf16", "channels_last")
 CPU = torch.device("cpu")
 SUBJECT = {"backbone": "wrn-10-1", "role": "frozen"}
-
-
-def test_candidates_are_in_the_order_of_their_likelihood() -> None:
-    found = candidates(("bf16", "fp32"), ("channels_last", "contiguous"))
-    names = ["bf16 channels_last", "fp32 channels_last", "bf16 contiguous", "fp32 contiguous"]
-    assert [str(one) for one in found] == names
 
 
 def test_a_later_candidate_has_to_be_clearly_faster() -> None:

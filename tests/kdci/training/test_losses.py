@@ -120,16 +120,11 @@ class TestBnStatisticsLoss:
         with torch.no_grad(), BatchNormStatistics(model) as statistics:
             # A layer's own statistics change what the next one sees: set them front to back.
             model(images)
-            first.running_mean, first.running_var = statistics.means[0], statistics.variances[0]
-            model(images)
-            last.running_mean, last.running_var = statistics.means[1], statistics.variances[1]
-            model(images)
-            loss = bn_statistics_loss(
-                statistics.means,
-                statistics.variances,
-                statistics.running_means,
-                statistics.running_variances,
-            )
+            for index, layer in enumerate((first, last)):
+                means, variances, *_ = statistics.compared
+                layer.running_mean, layer.running_var = means[index], variances[index]
+                model(images)
+            loss = bn_statistics_loss(*statistics.compared)
         assert float(loss) == pytest.approx(0.0, abs=1e-6)
 
     def test_momentum_scales_the_gradient(self) -> None:
@@ -154,7 +149,7 @@ class TestBatchNormStatistics:
         images = torch.rand(4, 2, 5, 5)
         with torch.no_grad(), BatchNormStatistics(model) as statistics:
             model(images)
-            seen = list(zip(statistics.means, statistics.variances, strict=True))
+            seen = list(zip(*statistics.compared[:2], strict=True))
         inputs = [images, model[2](model[1](model[0](images)))]
         for features, (means, variances) in zip(inputs, seen, strict=True):
             for channel in range(features.shape[1]):
@@ -175,7 +170,7 @@ class TestBatchNormStatistics:
         assert not any(module._forward_pre_hooks for module in model.modules())
         model(torch.rand(2, 2, 5, 5))
         with pytest.raises(KeyError):
-            _ = statistics.means
+            _ = statistics.compared
 
     def test_float32_under_autocast(self) -> None:
         model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval()
@@ -184,7 +179,7 @@ class TestBatchNormStatistics:
             torch.autocast("cpu", dtype=torch.bfloat16),
         ):
             model(torch.rand(2, 1, 5, 5))
-            assert {value.dtype for value in statistics.means + statistics.variances} == {
+            assert {one.dtype for values in statistics.compared for one in values} == {
                 torch.float32
             }
 

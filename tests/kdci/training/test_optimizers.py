@@ -55,12 +55,12 @@ def test_memory_formats_of_gradients_and_moments_do_not_matter(weights_last: boo
         plain.grad = gradient.clone()
         own.grad = gradient.clone(memory_format=formats[not weights_last])
         if step == 3:
-            moments = optimizers.moments_of(optimizer)
+            moments = optimizers.Moments(optimizer).state_dict()
             for value in moments[0].values():
                 if value.dim() == 4:
                     value.data = value.clone(memory_format=formats[not weights_last])
             optimizer = optimizers.Adam([own], lr=0.1)
-            optimizers.load_moments(optimizer, moments)
+            optimizers.Moments(optimizer).load_state_dict(moments)
         optimizer.step()
         reference.step()
         torch.testing.assert_close(own.data, plain.data, rtol=1e-5, atol=1e-6)

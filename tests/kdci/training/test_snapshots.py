@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdci.training.snapshots import snapshot_steps
+from kdci.training.schedules import snapshot_steps
 
 
 @pytest.mark.parametrize(

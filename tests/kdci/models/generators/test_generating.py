@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from kdci.models import PixelModel, build_backbone
-from kdci.models.generators.generating import Arithmetic, BesideTeacher, arithmetic_of, build_beside
+from kdci.models.generators.generating import (
+    Arithmetic,
+    BesideTeacher,
+    arithmetic_of,
+    build_beside,
+    build_seeded,
+)
 from kdci.models.generators.generator import DaflGenerator, Generator
-from kdci.models.generators.patch_discriminator import PatchDiscriminator
-from kdci.models.generators.projection_head import ProjectionHead
-from kdci.models.seeded import build_seeded
+from kdci.synthesis.instance_discrimination import ProjectionHead
+from kdci.synthesis.patch_game import PatchDiscriminator
 
 SIZE = {"latent_dim": 6, "image_size": 16, "channels": 3, "width": 8}
 NETWORKS: dict[str, tuple[Callable[[], BesideTeacher], tuple[int, ...]]] = {

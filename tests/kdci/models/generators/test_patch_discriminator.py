@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdci.models.generators.patch_discriminator import PatchDiscriminator
+from kdci.synthesis.patch_game import PatchDiscriminator
 
 
 def test_parameters_and_shape_of_the_reference() -> None:

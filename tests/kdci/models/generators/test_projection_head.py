@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from kdci.models.generators.projection_head import ProjectionHead
+from kdci.synthesis.instance_discrimination import ProjectionHead
 
 
 def test_shapes_and_parameters() -> None:

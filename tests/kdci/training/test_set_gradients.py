@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdci.synthesis.descent import set_gradients
-from kdci.training.optimizers import Adam
+from kdci.training.optimizers import Adam, set_gradients
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
