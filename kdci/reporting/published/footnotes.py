@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kdci.reporting.published.pairs import R34_R18, VGG11_R18, W402_W161, Pair
-from kdci.reporting.published.tables import PublishedCell, ScratchCell
+from kdci.reporting.published.tables import R34_R18, VGG11_R18, WRN_PAIRS, Pair, PublishedCell
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class Footnote:
     variants: tuple[str, ...] = ()
     scratch: bool = False
 
-    def applies(self, cell: PublishedCell | ScratchCell) -> bool:
+    def applies(self, cell: PublishedCell) -> bool:
         """Tell whether this is about a cell."""
-        if isinstance(cell, ScratchCell):
+        if cell.method is None:
             wanted = self.scratch
         else:
             wanted = _among(cell.method, self.methods) and _among(cell.variant, self.variants)
@@ -55,7 +54,6 @@ def _among(value: object, allowed: tuple[object, ...]) -> bool:
 
 
 _VANILLA = ("vanilla",)
-_WRN_PAIRS = (W402_W161, ("wrn-40-2", "wrn-40-1"), ("wrn-40-2", "wrn-16-2"))
 
 FOOTNOTES: tuple[Footnote, ...] = (
     Footnote(
@@ -102,7 +100,7 @@ FOOTNOTES: tuple[Footnote, ...] = (
         "open-world images; the vgg-11 number of the same line is of other images.",
         tables=(1,),
         datasets=("cifar100",),
-        pairs=(R34_R18, *_WRN_PAIRS),
+        pairs=(R34_R18, *WRN_PAIRS),
         methods=("mosaick",),
         variants=_VANILLA,
     ),
@@ -182,6 +180,6 @@ FOOTNOTES: tuple[Footnote, ...] = (
 """In the order that reports list them."""
 
 
-def footnotes_of(cell: PublishedCell | ScratchCell) -> tuple[str, ...]:
+def footnotes_of(cell: PublishedCell) -> tuple[str, ...]:
     """Return the keys of the footnotes on a cell."""
     return tuple(note.key for note in FOOTNOTES if note.applies(cell))

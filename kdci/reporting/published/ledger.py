@@ -10,17 +10,11 @@ from typing import Any, Literal
 from kdci.reporting.costs import Cost
 from kdci.reporting.evidence import Evidence
 from kdci.reporting.published.footnotes import footnotes_of
-from kdci.reporting.published.tables import (
-    PublishedCell,
-    ScratchCell,
-    published_cells,
-    scratch_cells,
-)
+from kdci.reporting.published.tables import PublishedCell, published_cells
 from kdci.reporting.results import Row
 from kdci.reporting.statistics import Estimate, estimate
 
 State = Literal["run", "not run", "not tested"]
-SCRATCH_VARIANTS = {"teacher": "teacher_from_scratch", "student": "student_from_scratch"}
 
 
 @dataclass(frozen=True)
@@ -28,38 +22,21 @@ class LedgerLine:
     """A published number beside ours; of a cell that was run at several budgets, a line each.
 
     Attributes:
-        table: Number of the published table.
-        teacher: The teacher's backbone; null: a student trained on the original data.
-        student: The student's backbone; null: a teacher.
-        method: Key of the method; null: a network trained on the original data.
-        variant: The arm, or one of ``SCRATCH_VARIANTS``.
-        published: Accuracy in percent.
+        cell: What is published.
         state: `not tested`: students are there, but no test data.
         ours: Accuracy in percent over our replicates, the deployed prediction.
-        part: Which prediction that is, `backbone` or `compensated`.
         budget: Of ours.
+        part: Which prediction ours is, `backbone` or `compensated`.
         num_steps: Of ours, in distillation; more than one where replicates differ.
-        footnotes: Keys of ``kdci.reporting.published.footnotes``.
-        published_seconds: Of an epoch.
-        published_memory: In MB.
         cost: What ours took; null where it is not known.
     """
 
-    table: int
-    dataset: str
-    teacher: str | None
-    student: str | None
-    method: str | None
-    variant: str
-    published: float
+    cell: PublishedCell
     state: State
     ours: Estimate | None
-    part: str | None
     budget: float | None
-    num_steps: tuple[int, ...]
-    footnotes: tuple[str, ...]
-    published_seconds: float | None = None
-    published_memory: float | None = None
+    part: str | None = None
+    num_steps: tuple[int, ...] = ()
     cost: Cost | None = None
 
     @property
@@ -67,21 +44,21 @@ class LedgerLine:
         """Ours minus published, in points; the interval is ours, published numbers have none."""
         if self.ours is None:
             return None
-        bounds, published = self.ours.interval, self.published
+        bounds, published = self.ours.interval, self.cell.accuracy
         interval = None if bounds is None else (bounds[0] - published, bounds[1] - published)
-        return Estimate(self.ours.mean - self.published, interval, self.ours.n)
+        return Estimate(self.ours.mean - published, interval, self.ours.n)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as ``report/ledger.json`` has it."""
-        ours, delta = self.ours, self.delta
+        cell, ours, delta = self.cell, self.ours, self.delta
         return {
-            "table": self.table,
-            "dataset": self.dataset,
-            "teacher": self.teacher,
-            "student": self.student,
-            "method": self.method,
-            "variant": self.variant,
-            "published": self.published,
+            "table": cell.table,
+            "dataset": cell.dataset,
+            "teacher": cell.teacher,
+            "student": cell.student,
+            "method": cell.method,
+            "variant": cell.variant,
+            "published": cell.accuracy,
             "state": self.state,
             "ours": ours.mean if ours else None,
             "n": ours.n if ours else 0,
@@ -90,9 +67,9 @@ class LedgerLine:
             "budget": self.budget,
             "num_steps": list(self.num_steps),
             "delta": delta.mean if delta else None,
-            "footnotes": list(self.footnotes),
-            "published_seconds_per_epoch": self.published_seconds,
-            "published_memory_mb": self.published_memory,
+            "footnotes": list(footnotes_of(cell)),
+            "published_seconds_per_epoch": cell.seconds_per_epoch,
+            "published_memory_mb": cell.memory_mb,
             "cost": asdict(self.cost) if self.cost else None,
         }
 
@@ -103,44 +80,30 @@ def ledger(evidence: Evidence) -> list[LedgerLine]:
     Empty for a dataset that no table has.
     """
     dataset = evidence.spec.name
-    rows: dict[tuple[str, ...], list[Row]] = {}
+    rows: dict[tuple[str | None, ...], list[Row]] = {}
     for row in evidence.rows:
         if row.dataset == dataset:
             rows.setdefault((*row.key, row.variant), []).append(row)
     costs = _costs(evidence)
-    lines = [*_scratch_lines(evidence, scratch_cells(dataset))]
+    lines: list[LedgerLine] = []
     for cell in published_cells(dataset):
-        lines += _lines(cell, rows.get(cell.key, []), costs)
-    return sorted(lines, key=lambda line: line.table)  # in a table as they are
+        if cell.method is None:
+            lines.append(_scratch_line(cell, evidence))
+        else:
+            lines += _lines(cell, rows.get(cell.key, []), costs)
+    return lines
 
 
-def _scratch_lines(evidence: Evidence, cells: Sequence[ScratchCell]) -> Iterator[LedgerLine]:
-    """Yield a line a network: a teacher stands in the columns of all its students."""
-    seen = set()
-    for cell in cells:
-        network = (cell.table, cell.role, cell.backbone)
-        if network in seen:
-            continue
-        seen.add(network)
-        is_teacher = cell.role == "teacher"
-        facts = evidence.teachers.get(cell.backbone) if is_teacher else None
-        accuracy = facts.get("accuracy") if facts else None
-        ours = None if accuracy is None else estimate([accuracy])
-        yield LedgerLine(
-            table=cell.table,
-            dataset=cell.dataset,
-            teacher=cell.backbone if is_teacher else None,
-            student=None if is_teacher else cell.backbone,
-            method=None,
-            variant=SCRATCH_VARIANTS[cell.role],
-            published=cell.accuracy,
-            state="run" if ours else ("not tested" if facts else "not run"),
-            ours=ours,
-            part=None,
-            budget=1.0 if ours else None,  # no budget scales a teacher
-            num_steps=(),
-            footnotes=footnotes_of(cell),
-        )
+def _scratch_line(cell: PublishedCell, evidence: Evidence) -> LedgerLine:
+    facts = evidence.teachers.get(cell.teacher) if cell.teacher else None
+    accuracy = facts.get("accuracy") if facts else None
+    ours = None if accuracy is None else estimate([accuracy])
+    return LedgerLine(
+        cell,
+        state="run" if ours else ("not tested" if facts else "not run"),
+        ours=ours,
+        budget=1.0 if ours else None,  # no budget scales a teacher
+    )
 
 
 def _lines(
@@ -150,21 +113,12 @@ def _lines(
         own = [row for row in rows if row.budget == budget]
         ours = estimate([row.accuracy for row in own if row.accuracy is not None])
         yield LedgerLine(
-            table=cell.table,
-            dataset=cell.dataset,
-            teacher=cell.teacher,
-            student=cell.student,
-            method=cell.method,
-            variant=cell.variant,
-            published=cell.accuracy,
+            cell,
             state="run" if ours else ("not tested" if own else "not run"),
             ours=ours,
-            part=own[0].deployed if own else None,
             budget=budget,
+            part=own[0].deployed if own else None,
             num_steps=tuple(sorted({row.num_steps for row in own})),
-            footnotes=footnotes_of(cell),
-            published_seconds=cell.seconds_per_epoch,
-            published_memory=cell.memory_mb,
             cost=_together(costs.get((*cell.key, budget), ())),
         )
 

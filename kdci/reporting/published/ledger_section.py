@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kdci.deconfounding.arms import arm_title
-from kdci.reporting.published.footnotes import FOOTNOTES
-from kdci.reporting.published.ledger import SCRATCH_VARIANTS, LedgerLine
-from kdci.reporting.published.tables import HARDWARE
+from kdci.reporting.published.footnotes import FOOTNOTES, footnotes_of
+from kdci.reporting.published.ledger import LedgerLine
+from kdci.reporting.published.tables import HARDWARE, SCRATCH_VARIANTS, PublishedCell
 from kdci.reporting.text.text_table import markdown
 from kdci.reporting.text.wording import (
     BUDGET_NOTE,
@@ -26,10 +26,9 @@ _SUBJECTS = {
     4: "prior information ablated",
     5: "whose dictionary",
 }
-_SCRATCH_TITLES = {
-    SCRATCH_VARIANTS["teacher"]: "teacher, original data",
-    SCRATCH_VARIANTS["student"]: "student, original data",
-}
+_SCRATCH_TITLES = dict(
+    zip(SCRATCH_VARIANTS, ("teacher, original data", "student, original data"), strict=True)
+)
 _DECIMALS = 2
 _COSTS_NOTE = (
     f"Published: one {HARDWARE}. Ours: distillation alone, its mean time for as many steps as an "
@@ -49,30 +48,28 @@ def ledger_section(lines: Sequence[LedgerLine]) -> str:
         return ""
     numbers = _numbered(lines)
     parts = [_introduction(lines)]
-    for table in dict.fromkeys(line.table for line in lines):
-        of_table = [line for line in lines if line.table == table]
-        everywhere = set.intersection(*(set(line.footnotes) for line in of_table))
+    for table in dict.fromkeys(line.cell.table for line in lines):
+        of_table = [line for line in lines if line.cell.table == table]
+        everywhere = set.intersection(*(set(footnotes_of(line.cell)) for line in of_table))
         parts.append(f"### Table {table}: {_SUBJECTS[table]}")
         parts.append(_table(of_table, numbers, everywhere))
         if everywhere:
             parts.append(f"All lines: {_marks(everywhere, numbers)}.")
-        if any(line.published_seconds is not None for line in of_table):
+        if any(line.cell.seconds_per_epoch is not None for line in of_table):
             parts += [_costs_table(of_table), _COSTS_NOTE]
     return "\n\n".join([*parts, "### Footnotes", _footnotes(numbers)])
 
 
 def _introduction(lines: Sequence[LedgerLine]) -> str:
-    cells = [line for line in lines if line.method is not None]
-    keys = {(line.table, line.teacher, line.student, line.method, line.variant) for line in cells}
-    run = {
-        (line.table, line.teacher, line.student, line.method, line.variant)
-        for line in cells
-        if line.ours is not None
-    }
-    parts = dict.fromkeys(line.part for line in cells if line.variant == "kdci" and line.part)
+    of_methods = [line for line in lines if line.cell.method is not None]
+    cells = {line.cell for line in of_methods}
+    run = {line.cell for line in of_methods if line.ours is not None}
+    kdci = [line.part for line in of_methods if line.cell.variant == "kdci" and line.part]
+    parts = dict.fromkeys(kdci)
     deployed = f", `{'` and `'.join(parts)}`" if parts else ""
+    dataset = lines[0].cell.dataset
     return (
-        f"{len(run)} of the {len(keys)} cells that are published for {lines[0].dataset} were run "
+        f"{len(run)} of the {len(cells)} cells that are published for {dataset} were run "
         "here. Accuracies are of the test split, in percent. Published: as printed. Ours: the "
         f"deployed prediction{deployed}, at the last epoch; mean ± half of the 95 % t-interval "
         "over n replicates (pool seed and student seed), and no interval for n = 1. Delta: ours "
@@ -85,7 +82,7 @@ def _introduction(lines: Sequence[LedgerLine]) -> str:
 
 def _numbered(lines: Sequence[LedgerLine]) -> dict[str, int]:
     """Return the numbers of the footnotes that are on any line."""
-    used = {key for line in lines for key in line.footnotes}
+    used = {key for line in lines for key in footnotes_of(line.cell)}
     keys = [note.key for note in FOOTNOTES if note.key in used]
     return {key: number for number, key in enumerate(keys, start=1)}
 
@@ -104,25 +101,25 @@ def _table(lines: Sequence[LedgerLine], numbers: Mapping[str, int], everywhere: 
     head += ["delta", "notes"]
     body = [
         [
-            *_names(line),
-            number(line.published, _DECIMALS),
+            *_names(line.cell),
+            number(line.cell.accuracy, _DECIMALS),
             _ours(line),
             str(line.ours.n) if line.ours else UNKNOWN,
-            UNKNOWN if line.budget is None else f"{line.budget:g}",
+            _budget(line),
             ", ".join(f"{steps:,}" for steps in line.num_steps) or UNKNOWN,
             difference_text(line.delta, _DECIMALS) if line.ours else UNKNOWN,
-            _marks(set(line.footnotes) - everywhere, numbers),
+            _marks(set(footnotes_of(line.cell)) - everywhere, numbers),
         ]
         for line in lines
     ]
     return markdown([head, *body], num_names=3)
 
 
-def _names(line: LedgerLine) -> list[str]:
-    if line.method is None:
-        return [str(line.teacher or line.student), UNKNOWN, _SCRATCH_TITLES[line.variant]]
-    pair = f"{line.teacher} to {line.student}"
-    return [pair, title_of(line.method), arm_title(line.variant)]
+def _names(cell: PublishedCell) -> list[str]:
+    if cell.method is None:
+        return [str(cell.teacher or cell.student), UNKNOWN, _SCRATCH_TITLES[cell.variant]]
+    pair = f"{cell.teacher} to {cell.student}"
+    return [pair, title_of(cell.method), arm_title(cell.variant)]
 
 
 def _ours(line: LedgerLine) -> str:
@@ -134,22 +131,24 @@ def _ours(line: LedgerLine) -> str:
 def _costs_table(lines: Sequence[LedgerLine]) -> str:
     head = ["method", "arm", "published, s an epoch", "ours", "published, MB", "ours", "budget"]
     head.append("ours on")
-    timed = [line for line in lines if line.method is not None]
+    timed = [line for line in lines if line.cell.method is not None]
     return markdown([head, *(_costs_line(line) for line in timed)], num_names=2)
 
 
 def _costs_line(line: LedgerLine) -> list[str]:
-    seconds, memory = number(line.published_seconds, 2), number(line.published_memory, 0)
-    cost = line.cost
+    cell, cost = line.cell, line.cost
     ours = [NOT_RUN, NOT_RUN, UNKNOWN, UNKNOWN]
     if cost is not None:
         held = f"{number(cost.memory_mb, 0)} ({'GPU' if cost.on_gpu else 'process'})"
-        budget = UNKNOWN if line.budget is None else f"{line.budget:g}"
         ours = [
             number(cost.seconds_per_epoch, 2),
             UNKNOWN if cost.memory_mb is None else held,
-            budget,
+            _budget(line),
             cost.hardware,
         ]
-    names = [title_of(str(line.method)), arm_title(line.variant)]
-    return [*names, seconds, ours[0], memory, *ours[1:]]
+    seconds, memory = number(cell.seconds_per_epoch, 2), number(cell.memory_mb, 0)
+    return [*_names(cell)[1:], seconds, ours[0], memory, *ours[1:]]
+
+
+def _budget(line: LedgerLine) -> str:
+    return UNKNOWN if line.budget is None else f"{line.budget:g}"
