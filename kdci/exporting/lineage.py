@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,9 @@ class Lineage:
         return found
 
 
-def cell_of(facts: dict[str, Any]) -> Cell:
-    """Return the cell that a student's card, or an evaluation's row, belongs to."""
-    return Cell(**{field.name: facts[field.name] for field in fields(Cell)})
-
-
 def lineage_of(student: Artifact) -> Lineage:
     """Look for a student's relatives where the layout has them."""
-    cell = cell_of(student.facts)
+    cell = Cell.of(student.facts)
     layout = _layout_of(student.path, cell)
     teacher = pool = dictionary = scores = None
     if layout is not None:
@@ -123,7 +118,7 @@ def _scores(layout: Layout, cell: Cell, student: Artifact) -> Scores | None:
     if artifact.card["parents"].get(cell.name) != student.content:
         return None
     of_arm = [row for row in artifact.json("cells.json") if row["variant"] == cell.variant]
-    own = next(row for row in of_arm if cell_of(row) == cell)
+    own = next(row for row in of_arm if Cell.of(row) == cell)
     return Scores(artifact.card, own, of_arm, _num_images(artifact))
 
 

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kdci.deconfounding.arms import ARMS, BASE_ARMS
-from kdci.reporting.results import Group, Measure, Part, Row, grouped
+from kdci.reporting.results import Group, Measure, Part, Replicate, Row, grouped
 from kdci.reporting.statistics import (
     Estimate,
-    Replicate,
     by_replicate,
     estimate,
     holm,
@@ -33,6 +32,7 @@ class ArmResult:
     """An arm against vanilla, of one teacher and student; null where nothing was run.
 
     Attributes:
+        group: The pair, and the budget of all its students.
         method: A method or a known shift; null: over all methods.
         measure: What the numbers are, `accuracy` or `agreement`.
         deploy: Which prediction is deployed.
@@ -42,11 +42,9 @@ class ArmResult:
         p: Of the two-sided paired t-test.
         adjusted_p: The same, adjusted for all comparisons of its family (Holm).
         num_methods: How many methods it is a mean over.
-        budget: Of all its students.
     """
 
-    teacher: str
-    student: str
+    group: Group
     method: str | None
     arm: str
     measure: Measure
@@ -57,12 +55,6 @@ class ArmResult:
     p: float | None
     adjusted_p: float | None = None
     num_methods: int = 1
-    budget: float = 1.0
-
-    @property
-    def group(self) -> Group:
-        """Teacher, student and budget."""
-        return (self.teacher, self.student, self.budget)
 
     @property
     def mean(self) -> Estimate | None:
@@ -72,7 +64,7 @@ class ArmResult:
     @property
     def difference(self) -> Estimate | None:
         """Paired difference of the deployed prediction."""
-        return estimate(list(self.paired.values()))
+        return estimate(self.paired.values())
 
 
 @dataclass(frozen=True)
@@ -80,24 +72,17 @@ class ShiftResult:
     """One known shift: what it costs the plain method, and what each arm gives back.
 
     Attributes:
+        group: The pair, and the budget of all its students.
         vanilla: The plain method on this pool.
         cost: Paired, vanilla here minus vanilla on the balanced pool; null: there is none.
         arms: Every arm but vanilla.
-        budget: Of all its students.
     """
 
-    teacher: str
-    student: str
+    group: Group
     shift: str
     vanilla: Estimate | None
     cost: Estimate | None
     arms: Sequence[ArmResult]
-    budget: float = 1.0
-
-    @property
-    def group(self) -> Group:
-        """Teacher, student and budget."""
-        return (self.teacher, self.student, self.budget)
 
 
 def has_further_arms(rows: Iterable[Row]) -> bool:
@@ -123,12 +108,12 @@ def compare_arms(
     """
     rows = [row for row in rows if row.method not in control_names()]
     results = []
-    for of_group in grouped(rows).values():
+    for group, of_group in grouped(rows, lambda row: row.group).items():
         arms = arms_of(of_group)
-        methods = list(dict.fromkeys(row.method for row in of_group))
+        methods = grouped(of_group, lambda row: row.method)
         single = [
-            _result([row for row in of_group if row.method == method], arm, measure)
-            for method in methods
+            arm_result(group, method, of_method, arm, measure)
+            for method, of_method in methods.items()
             for arm in arms
         ]
         results += _adjusted(single)
@@ -138,21 +123,23 @@ def compare_arms(
     return results
 
 
-def _result(rows: Sequence[Row], arm: str, measure: Measure) -> ArmResult:
-    """Compare an arm with vanilla on one pool's method."""
+def arm_result(
+    group: Group, method: str, rows: Sequence[Row], arm: str, measure: Measure
+) -> ArmResult:
+    """Compare an arm with vanilla on one pool's method; ``rows`` are all of these."""
     own = [row for row in rows if row.variant == arm]
     deploy: Part = own[0].deployed if own else "backbone"
     paired = paired_differences(rows, measure, arm=arm, part=deploy)
     return ArmResult(
-        *rows[0].key,
+        group,
+        method,
         arm=arm,
         measure=measure,
         deploy=deploy,
-        backbone=estimate(list(by_replicate(own, measure, "backbone").values())),
-        compensated=estimate(list(by_replicate(own, measure, "compensated").values())),
+        backbone=estimate(by_replicate(own, measure, "backbone").values()),
+        compensated=estimate(by_replicate(own, measure, "compensated").values()),
         paired=paired,
         p=paired_t_test(list(paired.values())),
-        budget=rows[0].budget,
     )
 
 
@@ -186,17 +173,13 @@ def compare_shifts(rows: Sequence[Row], measure: Measure) -> list[ShiftResult]:
     """
     results = compare_arms(rows, measure, over_methods=False)
     found = []
-    for group, of_group in grouped(rows).items():
-        teacher, student, budget = group
+    for group, of_group in grouped(rows, lambda row: row.group).items():
+        plain = grouped((r for r in of_group if r.variant == "vanilla"), lambda row: row.method)
         for shift in dict.fromkeys(row.method for row in of_group):
-            here, balanced = (_vanilla(of_group, name, measure) for name in (shift, BALANCED))
-            cost = None if shift == BALANCED else estimate(list(minus(here, balanced).values()))
-            arms = [one for one in results if one.group == group and one.method == shift]
-            vanilla = estimate(list(here.values()))
-            found.append(ShiftResult(teacher, student, shift, vanilla, cost, arms, budget))
+            here, balanced = (
+                by_replicate(plain.get(name, ()), measure, "backbone") for name in (shift, BALANCED)
+            )
+            cost = None if shift == BALANCED else estimate(minus(here, balanced).values())
+            arms = [one for one in results if (one.group, one.method) == (group, shift)]
+            found.append(ShiftResult(group, shift, estimate(here.values()), cost, arms))
     return found
-
-
-def _vanilla(rows: Sequence[Row], shift: str, measure: Measure) -> dict[Replicate, float]:
-    own = (row for row in rows if row.method == shift and row.variant == "vanilla")
-    return by_replicate(own, measure, "backbone")

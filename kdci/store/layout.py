@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from kdci.config.params import Grid
 
@@ -28,6 +29,15 @@ class Cell:
     variant: str
     pool_seed: int
     seed: int
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Cell:
+        """Return the cell that a student's facts, or a row of results, are of.
+
+        Raises:
+            KeyError: A value is missing.
+        """
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     @property
     def name(self) -> str:

@@ -79,13 +79,11 @@ def choose(
 
 
 def _of_folder(folder: Path, axes: Mapping[str, str | int | None]) -> Chosen:
-    from kdci.exporting.lineage import cell_of
-
     given = [name for name, value in axes.items() if value is not None]
     if given:
         option = f"--{given[0].replace('_', '-')}"
         raise UserError(option, "does not go with a folder", "leave it out")
-    return Chosen(folder, cell_of(read_card(folder, kind="student")["facts"]))
+    return Chosen(folder, Cell.of(read_card(folder, kind="student")["facts"]))
 
 
 def _is_meant(cell: Cell, what: str | None, axes: Mapping[str, str | int | None]) -> bool:

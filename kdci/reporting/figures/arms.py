@@ -15,23 +15,20 @@ from kdci.reporting.figures.style import (
     BOTH,
     COMPENSATED,
     FAINT,
-    HEADING,
     INK,
     KDCI,
     MARGIN,
     MUTED,
     SMALL,
     VANILLA,
-    WIDTH,
-    heading,
-    place,
-    signed_tick,
+    gain_axis,
+    panels,
 )
+from kdci.reporting.results import grouped
 from kdci.reporting.text.arm_tables import where
 
 _COLUMNS = 3
 _ARM_ROW = 0.2
-_TITLE = 0.3
 _AXIS = 0.42
 _LEFT = MARGIN + 1.25
 _GAP = 0.25
@@ -47,29 +44,27 @@ def arm_gains(results: Sequence[ArmResult], *, title: str) -> Figure:
         title: Of the figure.
     """
     arms = list(dict.fromkeys(one.arm for one in results))
-    panels = list(dict.fromkeys(one.method for one in results))
-    columns = min(_COLUMNS, len(panels))
-    num_rows = -(-len(panels) // columns)
-    body = len(arms) * _ARM_ROW + 0.1
-    figure = Figure(figsize=(WIDTH, HEADING + num_rows * (_TITLE + body + _AXIS)))
+    by_method = grouped(results, lambda one: one.method)
     what = "points" if results[0].measure == "accuracy" else "points of agreement"
-    heading(
-        figure,
-        title,
-        f"Paired difference of the deployed prediction to vanilla, {what}: mean and 95 % interval; "
-        "ticks: replicates",
+    figure, places = panels(
+        len(by_method),
+        _COLUMNS,
+        body=len(arms) * _ARM_ROW + 0.1,
+        below=_AXIS,
+        left=_LEFT,
+        gap=_GAP,
+        title=title,
+        subtitle=f"Paired difference of the deployed prediction to vanilla, {what}: mean and 95 % "
+        "interval; ticks: replicates",
     )
     limits = axis_limits(results)
-    width = (WIDTH - MARGIN - _LEFT - _GAP * (columns - 1)) / columns
-    num_methods = len([name for name in panels if name is not None])
-    for index, name in enumerate(panels):
-        row, column = divmod(index, columns)
-        top = HEADING + _TITLE + row * (_TITLE + body + _AXIS)
-        axes = place(figure, _LEFT + column * (width + _GAP), top, width, body)
-        own = {one.arm: one for one in results if one.method == name}
-        axes.set_title(where(next(iter(own.values())), num_methods))
+    num_methods = len(by_method.keys() - {None})
+    for index, (axes, of_method) in enumerate(zip(places, by_method.values(), strict=True)):
+        own = {one.arm: one for one in of_method}
+        axes.set_title(where(of_method[0], num_methods))
         _panel(axes, [own.get(arm) for arm in arms], limits)
-        axes.set_yticks(range(len(arms)), [arm_title(arm) for arm in arms] if not column else [])
+        named = index % _COLUMNS == 0
+        axes.set_yticks(range(len(arms)), [arm_title(arm) for arm in arms] if named else [])
     return figure
 
 
@@ -88,7 +83,7 @@ def axis_limits(results: Iterable[ArmResult]) -> tuple[float, float]:
 
 
 def _panel(axes: Axes, results: Sequence[ArmResult | None], limits: tuple[float, float]) -> None:
-    axes.axvline(0, color=MUTED, linewidth=0.8)
+    gain_axis(axes)
     for height, one in enumerate(results):
         known = one.difference if one else None
         if one is None or known is None:
@@ -105,11 +100,8 @@ def _panel(axes: Axes, results: Sequence[ArmResult | None], limits: tuple[float,
         axes.plot(each, [height - 0.3] * len(each), "|", color=color, markersize=3.5, alpha=0.9)
         axes.plot(known.mean, height, "o", color=color, markersize=4.5)
     axes.set(xlim=limits, ylim=(len(results) - 0.4, -0.7))
-    axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0, pad=7, labelsize=SMALL, labelcolor=INK)
-    axes.tick_params(axis="x", labelsize=6.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(lambda value, _: signed_tick(value))
     axes.set_axisbelow(True)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
 

@@ -13,30 +13,30 @@ from numpy.typing import NDArray
 from kdci.reporting.evidence import DictionaryView, PoolView
 from kdci.reporting.figures.style import (
     DIVERGING,
-    FAINT,
     HEADING,
     INK,
     MARGIN,
     MUTED,
+    PANEL_TITLE,
     POOL,
     SEQUENTIAL,
     SMALL,
     WIDTH,
     WRONG,
+    beside,
     blank,
-    few_ticks,
-    heading,
+    headed,
+    panels,
     place,
     short,
+    value_axis,
 )
-from kdci.substitution.registry import title_of
 
 MAX_NAMED = 20
 MAX_ROWS = 60
 """Prototypes of a dictionary that are drawn, the most frequent ones."""
 _UPRIGHT = 4
 """Longest class name, in characters, that stands upright below its bar."""
-_TITLE = 0.3
 _NAMED_LEFT = MARGIN + 1.15
 
 
@@ -47,35 +47,22 @@ def _slanted(class_names: Sequence[str]) -> bool:
 
 def proportions(pools: Sequence[PoolView], class_names: Sequence[str]) -> Figure:
     """Draw the share of each class in each pool of a teacher against uniform."""
-    columns = 1 if len(pools) == 1 else 2
-    num_rows = -(-len(pools) // columns)
-    below = 0.8 if _slanted(class_names) else 0.5
-    panel = (1.75, _TITLE + below)  # inches: a panel, and the space above and below it
-    figure = Figure(figsize=(WIDTH, HEADING + num_rows * sum(panel)))
-    heading(
-        figure,
-        "How far the pools are from balanced",
-        f"Share of each class as the teacher {pools[0].teacher} sees it, percent; "
+    figure, places = panels(
+        len(pools),
+        2,
+        body=1.75,
+        below=0.8 if _slanted(class_names) else 0.5,
+        left=MARGIN + 0.25,
+        gap=0.55,
+        title="How far the pools are from balanced",
+        subtitle=f"Share of each class as the teacher {pools[0].teacher} sees it, percent; "
         "dashed: all classes alike",
     )
-    gap = 0.55
-    width = (WIDTH - 2 * MARGIN - 0.25 - gap * (columns - 1)) / columns
-    for index, pool in enumerate(pools):
-        row, column = divmod(index, columns)
-        left = MARGIN + 0.25 + column * (width + gap)
-        axes = place(figure, left, HEADING + _TITLE + row * sum(panel), width, panel[0])
-        axes.set_title(f"{title_of(pool.method)}, pool {pool.pool_seed}")
-        distance = f"total variation from uniform {pool.total_variation:.2f}"
-        axes.text(
-            1,
-            1.04,
-            distance,
-            transform=axes.transAxes,
-            ha="right",
-            va="bottom",
-            size=SMALL,
-            color=MUTED,
-        )
+    for axes, pool in zip(places, pools, strict=True):
+        axes.set_title(pool.title)
+        shift = f"total variation from uniform {pool.total_variation:.2f}"
+        where: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
+        axes.text(1, 1.04, shift, size=SMALL, color=MUTED, **where)
         class_bars(axes, pool, class_names)
     return figure
 
@@ -92,22 +79,22 @@ def class_bars(
     axes.bar(places, shares, width=0.78 if named else 1.0, color=POOL, linewidth=0)
     axes.axhline(uniform, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set(xlim=(-0.5, len(shares) - 0.5), ylim=(0, max(float(shares.max()), uniform) * 1.15))
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.tick_params(length=0)
-    axes.yaxis.set_major_locator(few_ticks())
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    value_axis(axes)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="x", length=0)
     if not named:
         axes.set_xticks([])
         axes.set_xlabel(f"{len(shares)} classes, most frequent first", size=SMALL)
         return
-    slanted = _slanted(class_names)
-    axes.set_xticks(places, [short(name) for name in class_names], rotation=35 if slanted else 0)
-    if slanted:
-        for label in axes.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
+    _name_ticks(axes, class_names)
     for index in np.flatnonzero(shares == 0).tolist() if mark_missing else []:
         axes.text(index, uniform * 0.08, "none", size=6.5, color=WRONG, ha="center", va="bottom")
+
+
+def _name_ticks(axes: Axes, class_names: Sequence[str]) -> None:
+    slant: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    style = slant if _slanted(class_names) else {}
+    axes.set_xticks(range(len(class_names)), [short(name) for name in class_names], **style)
 
 
 def dictionary(view: DictionaryView, class_names: Sequence[str]) -> Figure:
@@ -129,15 +116,14 @@ def dictionary(view: DictionaryView, class_names: Sequence[str]) -> Figure:
     body = row_height * count
     by_class = view.facts["space"] != "features"
     slanted = by_class and _slanted(class_names)
-    figure = Figure(figsize=(WIDTH, HEADING + _TITLE + body + (0.75 if slanted else 0.4)))
-    heading(
-        figure,
-        f"Confounder dictionary: {title_of(view.method)}, pool {view.pool_seed}",
+    figure = headed(
+        HEADING + PANEL_TITLE + body + (0.75 if slanted else 0.4),
+        f"Confounder dictionary: {view.title}",
         f"{some}{len(view.proportions)} prototypes of the teacher {view.facts['teacher']}'s "
         f"{view.facts['space']} on "
         f"{view.facts['num_predictions']:,} substitution images, and how often each occurs",
     )
-    top, split = HEADING + _TITLE, 6.1
+    top, split = HEADING + PANEL_TITLE, 6.1
     if by_class:
         named = place(figure, _NAMED_LEFT, top, split - _NAMED_LEFT, body)
         _heat_map(figure, named, view.prototypes[order], view.facts["space"], class_names)
@@ -154,25 +140,11 @@ def dictionary(view: DictionaryView, class_names: Sequence[str]) -> Figure:
 
 def _row_numbers(axes: Axes, order: NDArray[np.int64], size: float) -> None:
     """Write z_i at the far left of each row, and what the names beside the rows mean."""
-    beside: dict[str, Any] = {
-        "textcoords": "offset points",
-        "color": MUTED,
-        "annotation_clip": False,
-    }
     far_left = (MARGIN - _NAMED_LEFT) * 72
     for row, index in enumerate(order):
-        axes.annotate(
-            f"z{index + 1}",
-            (0, row),
-            (far_left, 0),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            size=size,
-            **beside,
-        )
-    axes.annotate(
-        "mostly", (0, 1), (-10, 8), xycoords="axes fraction", ha="right", size=8, **beside
-    )
+        beside(axes, f"z{index + 1}", 0, row, far_left, size=size, color=MUTED)
+    where: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    axes.annotate("mostly", (0, 1), (-10, 8), ha="right", size=8, color=MUTED, **where)
 
 
 def _heat_map(
@@ -200,15 +172,8 @@ def _heat_map(
         if count <= 3 * MAX_NAMED:
             for edge in np.arange(1, count):
                 axes.axhline(edge - 0.5, color="white", linewidth=1.0)
-        slanted = _slanted(class_names)
-        axes.set_xticks(
-            np.arange(dimension),
-            [short(name) for name in class_names],
-            rotation=35 if slanted else 0,
-        )
+        _name_ticks(axes, class_names)
         axes.tick_params(axis="x", length=0)
-        for label in axes.get_xticklabels() if slanted else []:
-            label.set(ha="right", rotation_mode="anchor")
     box = axes.get_position()
     height = figure.get_size_inches()[1]
     scale = figure.add_axes((box.x1 - 0.16, box.y1 + 0.1 / height, 0.1, 0.07 / height))

@@ -10,17 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kdci.reporting.evidence import PoolView
-from kdci.reporting.figures.images import pick, shown_classes
+from kdci.reporting.figures.images import class_tile, shown_classes
 from kdci.reporting.figures.style import (
     HEADING,
     MARGIN,
     MUTED,
     SMALL,
     WIDTH,
-    WRONG,
     canvas,
-    empty_tile,
-    heading,
+    headed,
     short,
     show_image,
 )
@@ -42,38 +40,24 @@ def by_class(pools: Sequence[PoolView], class_names: Sequence[str]) -> Figure:
         pools: Of one teacher, one a method.
         class_names: Of the teacher's classes; evenly spaced ones where there are many.
     """
-    classes = shown_classes(len(class_names), MAX_COLUMNS)
+    classes = shown_classes(len(class_names), MAX_COLUMNS).tolist()
     few = len(classes) == len(class_names)
     which = "each class" if few else f"{len(classes)} of {len(class_names):,} classes"
-    figure = Figure(figsize=(WIDTH, HEADING + 0.25 + len(pools) * _PITCH + 0.1))
-    heading(
-        figure,
+    figure = headed(
+        HEADING + 0.25 + len(pools) * _PITCH + 0.1,
         "What each method puts in the place of the data",
         f"A random image of {which} out of each pool, as the teacher {pools[0].teacher} sees it",
     )
     sheet = canvas(figure)
     for column, index in enumerate(classes):
-        x = MARGIN + _LABELS + column * _PITCH + _TILE / 2
-        sheet.text(
-            x,
-            HEADING + 0.12,
-            short(class_names[index], cut=10),
-            size=SMALL,
-            color=MUTED,
-            ha="center",
-        )
+        middle = MARGIN + _LABELS + column * _PITCH + _TILE / 2
+        name = short(class_names[index], cut=10)
+        sheet.text(middle, HEADING + 0.12, name, size=SMALL, color=MUTED, ha="center")
     for row, pool in enumerate(pools):
         y = HEADING + 0.25 + row * _PITCH
         _row_label(sheet, pool, y + _TILE / 2)
         for column, index in enumerate(classes):
-            x = MARGIN + _LABELS + column * _PITCH
-            chosen = pick(pool, index, 1)
-            if len(chosen):
-                show_image(sheet, pool.images[chosen[0]], x, y, _TILE)
-            else:
-                empty_tile(sheet, x, y, _TILE)
-                middle = (x + _TILE / 2, y + _TILE / 2)
-                sheet.text(*middle, "none", size=6.5, color=WRONG, ha="center", va="center")
+            class_tile(sheet, pool, index, MARGIN + _LABELS + column * _PITCH, y, _TILE)
     return figure
 
 
@@ -84,9 +68,8 @@ def over_time(pools: Sequence[PoolView]) -> Figure:
         pools: Of one teacher; each with images that were made and not chosen.
     """
     block = ROWS_OVER_TIME * _PITCH + 0.12
-    figure = Figure(figsize=(WIDTH, HEADING + 0.25 + len(pools) * block + 0.1))
-    heading(
-        figure,
+    figure = headed(
+        HEADING + 0.25 + len(pools) * block + 0.1,
         "What was synthesised over time",
         "Random images out of ten parts of each pool, from the first made to the last, "
         "before any student",

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from kdci.reporting.evidence import DictionaryView, LambdaCurve, PoolView
+from kdci.reporting.evidence import DictionaryView, Lambdas, PoolView
 from kdci.reporting.figures.style import (
     FAINT,
     HEADING,
@@ -20,17 +20,19 @@ from kdci.reporting.figures.style import (
     POOL,
     SMALL,
     WIDTH,
+    beside,
     blank,
     canvas,
     empty_tile,
-    few_ticks,
-    heading,
+    headed,
     place,
     short,
     show_image,
     spread,
+    value_axis,
 )
 from kdci.reporting.text.wording import number
+from kdci.store.layout import Cell
 from kdci.substitution.registry import title_of
 
 MAX_PROTOTYPES = 20
@@ -84,8 +86,8 @@ def prototypes(view: DictionaryView, pool: PoolView | None, class_names: Sequenc
         pool = None
     order = np.argsort(-view.proportions, kind="stable")[:MAX_PROTOTYPES]
     pitch = max(_TILE, 3 * _LINE) + 0.12
-    figure = Figure(figsize=(WIDTH, HEADING + _COLUMN_TITLES + len(order) * pitch + 0.05))
-    heading(figure, _title(view, len(order)), _summary(view))
+    height = HEADING + _COLUMN_TITLES + len(order) * pitch + 0.05
+    figure = headed(height, _title(view, len(order)), _summary(view))
     sheet = canvas(figure)
     _column_titles(sheet, with_images=pool is not None)
     right = _SPREAD_RIGHT if pool is None else WIDTH - MARGIN
@@ -104,7 +106,7 @@ def prototypes(view: DictionaryView, pool: PoolView | None, class_names: Sequenc
 def _title(view: DictionaryView, shown: int) -> str:
     count = len(view.proportions)
     some = "" if shown == count else f": the {shown} most frequent of {count}"
-    return f"Prototypes of {title_of(view.method)}, pool {view.pool_seed}{some}"
+    return f"Prototypes of {view.title}{some}"
 
 
 def _summary(view: DictionaryView) -> str:
@@ -177,22 +179,22 @@ def _no_images(sheet: Axes, top: float, height: float, *, adopted: bool) -> None
 
 
 def lambda_over_training(
-    curve: LambdaCurve, proportions_N: NDArray[np.float32] | None = None
+    cell: Cell, points: Lambdas, proportions_N: NDArray[np.float32] | None = None
 ) -> Figure:
     """Draw a student's mean lambda_i over its steps, and P(z_i) at the right edge.
 
     Args:
-        curve: Of one student. All prototypes but the ten largest are drawn in one colour.
+        cell: The student.
+        points: Of it. All prototypes but the ten largest are drawn in one colour.
         proportions_N: P(z_i) of its dictionary; (N,). None where it is not known.
     """
-    figure = Figure(figsize=(WIDTH, HEADING + sum(_PANEL_HEIGHTS)))
-    heading(
-        figure,
-        f"What KDCI weighs: {title_of(curve.method)}, {curve.teacher} to {curve.student}",
+    figure = headed(
+        HEADING + sum(_PANEL_HEIGHTS),
+        f"What KDCI weighs: {title_of(cell.method)}, {cell.teacher} to {cell.student}",
         "Mean lambda over held-out substitutes, percent, over distillation steps; "
-        f"{curve.replicate}; dashed: all prototypes alike",
+        f"{cell.replicate}; dashed: all prototypes alike",
     )
-    steps, lambdas_SN = _table(curve)
+    steps, lambdas_SN = _table(points)
     last_N = lambdas_SN[-1]
     if proportions_N is not None and len(proportions_N) != len(last_N):
         proportions_N = None  # of another dictionary, as where a grid is half run again
@@ -216,16 +218,16 @@ def lambda_over_training(
     return figure
 
 
-def _table(curve: LambdaCurve) -> tuple[list[int], NDArray[np.float64]]:
+def _table(points: Lambdas) -> tuple[list[int], NDArray[np.float64]]:
     """Return steps (S,) and lambda in percent (S, N).
 
     A dictionary that was built anew on the way may have had more prototypes before: N is that
     of the last step, and what came before with another N is left out.
     """
-    count = len(curve.points[-1][1])
-    points = [(step, values) for step, values in curve.points if len(values) == count]
-    table_SN = 100 * np.array([values for _, values in points], dtype=np.float64)
-    return [step for step, _ in points], table_SN
+    count = len(points[-1][1])
+    kept = [(step, values) for step, values in points if len(values) == count]
+    table_SN = 100 * np.array([values for _, values in kept], dtype=np.float64)
+    return [step for step, _ in kept], table_SN
 
 
 def _lambda_line(
@@ -254,12 +256,7 @@ def _lambda_axes(axes: Axes, steps: Sequence[int], values: Sequence[float]) -> N
     low, high = min(values), max(values)
     room = max(0.06 * (high - low), 0.5)
     axes.set(xlim=(0, steps[-1]), ylim=(max(low - room, 0), high + room))
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.xaxis.set_major_locator(few_ticks())
-    axes.yaxis.set_major_locator(few_ticks())
+    value_axis(axes)
 
 
 def _edge_labels(
@@ -268,18 +265,10 @@ def _edge_labels(
     low, high = edge.get_ylim()
     gap = (high - low) * 0.15 / _PANEL_HEIGHTS[1]
     heights = spread([float(shares_N[index]) for index in named], gap)
-    inside: dict[str, Any] = {
-        "xycoords": ("axes fraction", "data"),
-        "textcoords": "offset points",
-        "annotation_clip": False,
-        "size": 8,
-        "va": "center",
-    }
     for (index, color), height in zip(named.items(), heights, strict=True):
         text = f"z{index + 1}  {number(float(shares_N[index]))} %"
-        edge.annotate(text, (0.98, height), (4, 0), color=color, weight="bold", **inside)
-    title = "P(z)" if known else "lambda"
-    edge.text(1.02, 1.04, title, transform=edge.transAxes, size=SMALL, color=MUTED, va="bottom")
+        beside(edge, text, 0.98, height, 4, color=color, weight="bold", size=8)
+    style: dict[str, Any] = {"transform": edge.transAxes, "size": SMALL, "color": MUTED}
+    edge.text(1.02, 1.04, "P(z)" if known else "lambda", va="bottom", **style)
     if len(shares_N) > len(named):
-        rest = f"grey: {len(shares_N) - len(named)} others"
-        edge.text(1.02, -0.03, rest, transform=edge.transAxes, size=SMALL, color=MUTED, va="top")
+        edge.text(1.02, -0.03, f"grey: {len(shares_N) - len(named)} others", va="top", **style)

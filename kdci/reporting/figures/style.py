@@ -38,6 +38,7 @@ SEQUENTIAL = LinearSegmentedColormap.from_list("kdci_sequential", ["#ffffff", "#
 WIDTH = 9.0
 """Inches; at 100 px an inch this is the width of a README's column."""
 HEADING = 0.8
+PANEL_TITLE = 0.3
 MARGIN = 0.25
 DPI = 180
 SMALL = 7.5
@@ -84,12 +85,50 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def heading(figure: Figure, title: str, subtitle: str) -> None:
-    """Write a title and a muted line below it into the top ``HEADING`` inches."""
-    width, height = figure.get_size_inches()
-    x = MARGIN / width
+def headed(height: float, title: str, subtitle: str) -> Figure:
+    """Return a figure with a title and a muted line below it in the top ``HEADING`` inches."""
+    figure = Figure(figsize=(WIDTH, height))
+    x = MARGIN / WIDTH
     figure.text(x, 1 - 0.18 / height, title, size=12, weight="bold", va="top")
     figure.text(x, 1 - 0.45 / height, subtitle, size=8.5, color=MUTED, va="top")
+    return figure
+
+
+def panels(
+    count: int,
+    columns: int,
+    body: float,
+    below: float,
+    left: float,
+    gap: float,
+    right: float = MARGIN,
+    *,
+    title: str,
+    subtitle: str,
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with rows of equal axes, each with room for a title above it.
+
+    Args:
+        count: How many axes.
+        columns: The most that stand side by side.
+        body: Height of the axes in inches, as all that follow.
+        below: Room below them.
+        left: Room at the left of a row.
+        gap: Room between columns.
+        right: Room at the right of a row.
+        title: Of the figure.
+        subtitle: Of the figure.
+    """
+    columns = min(columns, count)
+    pitch = PANEL_TITLE + body + below
+    figure = headed(HEADING + -(-count // columns) * pitch, title, subtitle)
+    width = (WIDTH - left - right - gap * (columns - 1)) / columns
+    axes = []
+    for index in range(count):
+        row, column = divmod(index, columns)
+        top = HEADING + PANEL_TITLE + row * pitch
+        axes.append(place(figure, left + column * (width + gap), top, width, body))
+    return figure, axes
 
 
 def blank(axes: Axes) -> None:
@@ -158,14 +197,30 @@ def short(name: str, longest: int = 12, *, cut: int | None = None) -> str:
     return name[: (cut or longest) - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def signed_tick(value: float) -> str:
-    """Return an axis label with its sign: "+5", "0", "−5"."""
-    return f"{value:+g}".translate(MINUS) if value else "0"
+def gain_axis(axes: Axes) -> None:
+    """Let x be a difference in points: a line at 0, labels with their sign, as "+5", "0", "−5"."""
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="x", labelsize=6.5)
+    axes.xaxis.set_major_formatter(
+        lambda value, _: f"{value:+g}".translate(MINUS) if value else "0"
+    )
 
 
-def few_ticks() -> MaxNLocator:
-    """Return a locator of about four round ticks."""
-    return MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10])
+def value_axis(axes: Axes) -> None:
+    """Let y be values to read off: faint lines across in the place of a frame; few ticks."""
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
+
+
+def beside(axes: Axes, text: str, x: float, y: float, offset: float, **style: Any) -> None:
+    """Write ``offset`` points beside a place that is a share ``x`` of the width, at the value y."""
+    where: dict[str, Any] = dict(xycoords=("axes fraction", "data"), textcoords="offset points")
+    axes.annotate(text, (x, y), (offset, 0), va="center", **where, **style)
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:

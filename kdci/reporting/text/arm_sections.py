@@ -13,10 +13,9 @@ from kdci.reporting.arm_comparison import (
     has_further_arms,
 )
 from kdci.reporting.evidence import Evidence
-from kdci.reporting.results import grouped, measure_of
-from kdci.reporting.statistics import Discordant
+from kdci.reporting.results import measure_of
 from kdci.reporting.text.arm_tables import arm_cells, shift_cells
-from kdci.reporting.text.text_table import markdown
+from kdci.reporting.text.text_table import by_pair, markdown
 from kdci.reporting.text.wording import (
     ARMS_NOTE,
     COST_NOTE,
@@ -25,7 +24,6 @@ from kdci.reporting.text.wording import (
     p_text,
     pair_text,
 )
-from kdci.store.layout import Cell
 from kdci.substitution.registry import title_of
 
 MAX_TESTS = 30
@@ -38,37 +36,27 @@ def arms_section(evidence: Evidence) -> str:
     if not has_further_arms(rows):
         return ""
     results = compare_arms(rows, measure_of(rows))
-    parts = ["\n".join(_summary(arm) for arm in arms_of(rows))]
-    for group in grouped(rows):
-        of_group = [one for one in results if one.group == group]
-        if of_group:
-            parts += [f"{pair_text(group)}:", markdown(arm_cells(of_group), num_names=2)]
-    return "\n\n".join([*parts, ARMS_NOTE])
-
-
-def _summary(arm: str) -> str:
-    return f"- {arm_title(arm)}: {ARMS[arm].summary}"
+    summaries = "\n".join(f"- {arm_title(arm)}: {ARMS[arm].summary}" for arm in arms_of(rows))
+    tables = by_pair(results, lambda own: markdown(arm_cells(own), num_names=2))
+    return "\n\n".join([summaries, *tables, ARMS_NOTE])
 
 
 def known_shifts_section(evidence: Evidence) -> str:
     """Return the table of the pools with a known shift; empty where there are none."""
     rows = evidence.shift_rows
     results = compare_shifts(rows, measure_of(rows))
-    parts = []
-    for group in grouped(rows):
-        of_group = [one for one in results if one.group == group]
-        parts += [f"{pair_text(group)}:", markdown(shift_cells(of_group))]
-    return "\n\n".join([*parts, f"{SHIFTS_NOTE} {COST_NOTE}"]) if parts else ""
+    tables = by_pair(results, lambda own: markdown(shift_cells(own)))
+    return "\n\n".join([*tables, f"{SHIFTS_NOTE} {COST_NOTE}"]) if tables else ""
 
 
 def mcnemar_section(evidence: Evidence) -> str:
     """Return McNemar's test of each KDCI student against its vanilla twin."""
-    tests = _tests(evidence)
+    tested = [cell for cell in evidence.wanted if cell.variant in TESTED_ARMS]
+    tests = [(cell, found) for cell in tested if (found := evidence.discordant(cell)) is not None]
     if not tests:
         return ""
-    several = len(grouped(evidence.rows)) > 1
-    head = ["method", "arm", "pool", "seed", "b", "c", "p"]
-    lines = [head]
+    several = len({row.group for row in evidence.rows}) > 1
+    lines = [["method", "arm", "pool", "seed", "b", "c", "p"]]
     for cell, found in tests[:MAX_TESTS]:
         row = evidence.row_of(cell)
         pair = f"{pair_text(row.group)}, " if several and row else ""
@@ -80,10 +68,3 @@ def mcnemar_section(evidence: Evidence) -> str:
         below = sum(found.p < 0.05 for _, found in tests[MAX_TESTS:])
         parts.append(f"{len(tests) - MAX_TESTS} more are not listed; p is below 0.05 in {below}.")
     return "\n\n".join(parts)
-
-
-def _tests(evidence: Evidence) -> list[tuple[Cell, Discordant]]:
-    """Return the tests that there are predictions for, in the order of the grid."""
-    tested = [cell for cell in evidence.wanted if cell.variant in TESTED_ARMS]
-    found = [(cell, evidence.discordant(cell)) for cell in tested]
-    return [(cell, test) for cell, test in found if test is not None]

@@ -16,24 +16,23 @@ from kdci.reporting.text.wording import (
 from kdci.substitution.registry import title_of
 
 
-def arm_cells(results: Sequence[ArmResult], plus_minus: str = "±") -> list[list[str]]:
+def arm_cells(results: Sequence[ArmResult]) -> list[list[str]]:
     """Return head and lines: one a method and arm, then one an arm over all methods.
 
     Args:
         results: Those of one teacher-student pair.
-        plus_minus: What stands before half an interval.
     """
     num_methods = len({one.method for one in results if one.method is not None})
     head = ["method", "arm", "backbone", "compensated", "paired difference", "p", "p (Holm)", "n"]
-    return [head, *(_arm_line(one, num_methods, plus_minus) for one in results)]
+    return [head, *(_arm_line(one, num_methods) for one in results)]
 
 
-def _arm_line(one: ArmResult, num_methods: int, plus_minus: str) -> list[str]:
+def _arm_line(one: ArmResult, num_methods: int) -> list[str]:
     backbone = compensated = UNKNOWN
     if one.method is not None:
-        backbone = mean_text(one.backbone, plus_minus)
+        backbone = mean_text(one.backbone)
         if ARMS[one.arm].compensated:
-            compensated = mean_text(one.compensated, plus_minus)
+            compensated = mean_text(one.compensated)
     paired = one.difference
     return [
         where(one, num_methods),
@@ -55,24 +54,22 @@ def where(one: ArmResult, num_methods: int) -> str:
     return "all methods" if all_run else f"{one.num_methods} of {num_methods} methods"
 
 
-def shift_cells(results: Sequence[ShiftResult], plus_minus: str = "±") -> list[list[str]]:
+def shift_cells(results: Sequence[ShiftResult]) -> list[list[str]]:
     """Return head and lines: one a known shift, with a column for each arm's paired gain.
 
     Args:
         results: Those of one teacher-student pair.
-        plus_minus: What stands before half an interval.
     """
     against = any(one.shift == BALANCED for one in results)
     arms = [one.arm for one in results[0].arms]
     cost = [f"vanilla - {BALANCED}"] if against else []
     lines = [["shift", "vanilla", *cost, *map(arm_title, arms), "n"]]
     for one in results:
-        here = difference_text(one.cost) if one.shift != BALANCED else UNKNOWN
         gains = [arm.difference for arm in one.arms]
-        vanilla = mean_text(one.vanilla, plus_minus)
+        here = difference_text(one.cost) if one.shift != BALANCED else UNKNOWN
         costs = [here] if against else []
-        words = [difference_text(gain) for gain in gains]
-        lines.append([one.shift, vanilla, *costs, *words, _counts([one.vanilla, *gains])])
+        words = [mean_text(one.vanilla), *costs, *(difference_text(gain) for gain in gains)]
+        lines.append([one.shift, *words, _counts([one.vanilla, *gains])])
     return lines
 
 

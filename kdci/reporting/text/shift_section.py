@@ -10,7 +10,7 @@ from kdci.reporting.arm_comparison import arms_of
 from kdci.reporting.evidence import Evidence, PoolShift
 from kdci.reporting.results import Quantity, Row, grouped
 from kdci.reporting.statistics import by_replicate, estimate, minus
-from kdci.reporting.text.text_table import markdown
+from kdci.reporting.text.text_table import by_pair, markdown
 from kdci.reporting.text.wording import (
     POOL_SHIFT_NOTE,
     STUDENT_SHIFT_NOTE,
@@ -18,7 +18,6 @@ from kdci.reporting.text.wording import (
     difference_text,
     mean_text,
     number,
-    pair_text,
 )
 from kdci.substitution.registry import title_of
 
@@ -33,9 +32,10 @@ def distribution_shift(evidence: Evidence) -> str:
         entropy = number(math.log(evidence.spec.num_classes), 2)
         even = f"Entropy of a balanced pool: {entropy} nats."
         parts += [_pool_table(evidence.pool_shifts), f"{POOL_SHIFT_NOTE} {even}"]
-    table = _student_tables(evidence.rows)
-    if table:
-        parts += [table, STUDENT_SHIFT_NOTE]
+    rows = evidence.rows
+    tested = [row for row in rows if row.value("marginal_bias", row.deployed) is not None]
+    if tested:
+        parts += [*by_pair(tested, _student_table), STUDENT_SHIFT_NOTE]
     return "\n\n".join(parts)
 
 
@@ -43,7 +43,7 @@ def _pool_table(pools: Sequence[PoolShift]) -> str:
     head = ["pool", "teacher", "total variation", "entropy, nats", "confidence", "teacher-FID"]
     lines = [
         [
-            f"{title_of(pool.method)}, pool {pool.pool_seed}",
+            pool.title,
             pool.teacher,
             number(pool.total_variation, 2),
             number(pool.entropy, 2),
@@ -55,26 +55,13 @@ def _pool_table(pools: Sequence[PoolShift]) -> str:
     return markdown([head, *lines], num_names=2)
 
 
-def _student_tables(rows: Sequence[Row]) -> str:
-    """Return a table a pair and budget, a line for each arm of each pool that has test results."""
-    tested = [row for row in rows if row.value("marginal_bias", row.deployed) is not None]
-    parts = []
-    for group, of_group in grouped(tested).items():
-        lines = [
-            ["method", "arm", "marginal bias", "change", "calibration error", "change", "n"],
-            *(
-                _line([row for row in of_group if row.method == method], arm)
-                for method in dict.fromkeys(row.method for row in of_group)
-                for arm in _arms([row for row in of_group if row.method == method])
-            ),
-        ]
-        parts += [f"{pair_text(group)}:", markdown(lines, num_names=2)]
-    return "\n\n".join(parts)
-
-
-def _arms(rows: Sequence[Row]) -> list[str]:
-    plain = any(row.variant == "vanilla" for row in rows)
-    return [*(["vanilla"] if plain else []), *arms_of(rows)]
+def _student_table(rows: Sequence[Row]) -> str:
+    """Return a line for each arm of each pool."""
+    lines = [["method", "arm", "marginal bias", "change", "calibration error", "change", "n"]]
+    for own in grouped(rows, lambda row: row.method).values():
+        plain = ["vanilla"] if any(row.variant == "vanilla" for row in own) else []
+        lines += [_line(own, arm) for arm in (*plain, *arms_of(own))]
+    return markdown(lines, num_names=2)
 
 
 def _line(rows: Sequence[Row], arm: str) -> list[str]:

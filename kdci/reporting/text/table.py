@@ -37,12 +37,11 @@ def terminal_table(rows: Sequence[Row]) -> str:
     if not rows:
         return "No results yet: nothing of the grid has been evaluated."
     measure = measure_of(rows)
-    comparisons = compare([row for row in rows if not is_shift(row.method)])
+    compared = compare([row for row in rows if not is_shift(row.method)])
+    comparisons = grouped(compared, lambda one: one.group)
     blocks = []
-    for group, of_group in grouped(rows).items():
-        compared = [one for one in comparisons if one.group == group]
-        parts = [_pair_title(of_group[0]), *_pair_blocks(of_group, compared, measure)]
-        blocks.append("\n\n".join(parts))
+    for group, own in grouped(rows, lambda row: row.group).items():
+        blocks += [_pair_title(own[0]), *_pair_blocks(own, comparisons.get(group, []), measure)]
     return "\n\n".join([*blocks, "\n".join(_notes(rows, measure))])
 
 
@@ -54,15 +53,17 @@ def _pair_blocks(
     shifts = [row for row in rows if is_shift(row.method)]
     blocks = []
     if comparisons:
-        blocks.append("\n".join(aligned(_cells(comparisons, plus_minus="+-"))))
+        blocks.append(_in_ascii(_cells(comparisons)))
         blocks.append("\n".join(headline(one) for one in comparisons))
     if has_further_arms(methods):
-        lines = arm_cells(compare_arms(methods, measure), plus_minus="+-")
-        blocks.append("\n".join(["Arms", *aligned(lines)]))
+        blocks.append("Arms\n" + _in_ascii(arm_cells(compare_arms(methods, measure))))
     if shifts:
-        lines = shift_cells(compare_shifts(shifts, measure), plus_minus="+-")
-        blocks.append("\n".join(["Known shifts", *aligned(lines)]))
+        blocks.append("Known shifts\n" + _in_ascii(shift_cells(compare_shifts(shifts, measure))))
     return blocks
+
+
+def _in_ascii(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(aligned([[cell.replace("±", "+-") for cell in line] for line in lines]))
 
 
 def markdown_table(comparisons: Sequence[Comparison]) -> str:
@@ -71,7 +72,7 @@ def markdown_table(comparisons: Sequence[Comparison]) -> str:
     Args:
         comparisons: Those of one teacher-student pair.
     """
-    return markdown(_cells(comparisons, plus_minus="±"))
+    return markdown(_cells(comparisons))
 
 
 def rows_table(rows: Sequence[Row]) -> str:
@@ -111,33 +112,15 @@ def _pair_title(row: Row) -> str:
     return f"{row.preset}: {pair}{accuracy}{budget_text(row.budget)}"
 
 
-def _cells(comparisons: Sequence[Comparison], plus_minus: str) -> list[list[str]]:
-    lines = [
-        [
-            "method",
-            "vanilla",
-            "KDCI backbone",
-            "KDCI compensated",
-            "paired difference",
-            "n",
-            "seconds a student",
-        ]
-    ]
+def _cells(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    head = ["method", "vanilla", "KDCI backbone", "KDCI compensated", "paired difference", "n"]
+    lines = [[*head, "seconds a student"]]
     for one in comparisons:
-        vanilla = mean_text(one.vanilla, plus_minus)
-        lines.append([title_of(one.method), vanilla, *_kdci_cells(one, plus_minus), _seconds(one)])
+        paired, times = one.difference, number(one.vanilla_seconds)
+        kdci = [UNKNOWN] * 4  # a control has nothing to say on it
+        if not one.is_control:
+            kdci = [mean_text(one.backbone), mean_text(one.compensated)]
+            kdci += [difference_text(paired), str(paired.n) if paired else UNKNOWN]
+            times += f" / {number(one.kdci_seconds)}"
+        lines.append([title_of(one.method), mean_text(one.vanilla), *kdci, times])
     return lines
-
-
-def _kdci_cells(one: Comparison, plus_minus: str) -> list[str]:
-    """Return the cells about KDCI, which a control has nothing to say on."""
-    if one.is_control:
-        return [UNKNOWN] * 4
-    values = [mean_text(known, plus_minus) for known in (one.backbone, one.compensated)]
-    paired = one.difference
-    return [*values, difference_text(paired), str(paired.n) if paired else UNKNOWN]
-
-
-def _seconds(one: Comparison) -> str:
-    vanilla = number(one.vanilla_seconds)
-    return vanilla if one.is_control else f"{vanilla} / {number(one.kdci_seconds)}"

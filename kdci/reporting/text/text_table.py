@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+from kdci.reporting.results import Group, grouped
+from kdci.reporting.text.wording import pair_text
 
 WIDTH = 110
 """Characters a terminal's line may have; wider tables go on below."""
 _GAP = "  "
+
+
+class _OfGroup(Protocol):
+    @property
+    def group(self) -> Group: ...
+
+
+_T = TypeVar("_T", bound=_OfGroup)
+
+
+def by_pair(items: Iterable[_T], table: Callable[[list[_T]], str]) -> list[str]:
+    """Return for each pair and budget its name and the ``table`` of what is about it."""
+    parts: list[str] = []
+    for group, own in grouped(items, lambda item: item.group).items():
+        parts += [f"{pair_text(group)}:", table(own)]
+    return parts
 
 
 def markdown(lines: Sequence[Sequence[str]], *, num_names: int | None = 1) -> str:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +86,12 @@ def read_finished(
         rows: dict[Cell, dict[str, Any]] = {}
         curves: dict[Cell, list[dict[str, Any]]] = {}
         if node.kind == "evaluation":
-            rows = {_cell_of(row): row for row in _read_list(path / "cells.json")}
+            rows = {Cell.of(row): row for row in _read_list(path / "cells.json")}
             for curve in _read_list(path / "curves.json"):
-                curves[_cell_of(curve)] = list(curve["points"])
+                curves[Cell.of(curve)] = list(curve["points"])
         metrics = metric_rows(path / "metrics.jsonl")
         timing, written = read_timing(node), (path / CARD).stat().st_mtime
         return Finished(node, artifact, card, metrics, timing, rows, curves, written)
-
-
-def _cell_of(row: Mapping[str, Any]) -> Cell:
-    return Cell(**{field.name: row[field.name] for field in dataclass_fields(Cell)})
 
 
 def _read_list(file: Path) -> list[dict[str, Any]]:

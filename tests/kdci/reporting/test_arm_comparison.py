@@ -106,8 +106,8 @@ def test_the_deployed_prediction_of_an_arm_is_compared(row):
 def test_pairs_are_compared_apart(rows, row):
     other = [row("vanilla", student="wrn-40-1"), row("kdci", student="wrn-40-1")]
     results = compare_arms([*rows, *other], "accuracy")
-    assert [one.method for one in results if one.student == "wrn-40-1"] == ["fast"]
-    assert not [one for one in results if one.student == "wrn-40-1" and one.method is None]
+    assert [one.method for one in results if one.group.student == "wrn-40-1"] == ["fast"]
+    assert not [one for one in results if one.group.student == "wrn-40-1" and one.method is None]
 
 
 def test_only_vanilla_and_kdci_are_no_further_arms(rows, row):
@@ -150,9 +150,9 @@ def test_budgets_are_compared_apart(rows, shift_rows):
     whole = compare_arms(rows, "accuracy")
     both = compare_arms([*rows, *tenth], "accuracy")
     assert both[: len(whole)] == whole
-    assert {one.budget for one in both[len(whole) :]} == {0.1}
+    assert {one.group.budget for one in both[len(whole) :]} == {0.1}
     assert {one.difference.mean for one in both[len(whole) :]} == {0.0}
     other = [replace(one, budget=0.1, accuracy_backbone=1.0) for one in shift_rows]
     shifts = compare_shifts([*shift_rows, *other[4:]], "accuracy")
     assert shifts[:2] == compare_shifts(shift_rows, "accuracy")
-    assert (shifts[2].budget, shifts[2].cost) == (0.1, None), "the balanced pool is another's"
+    assert (shifts[2].group.budget, shifts[2].cost) == (0.1, None), "the balanced pool is another's"

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from kdci.reporting.arm_comparison import compare_arms
-from kdci.reporting.comparison import compare, differences, metrics_tree
+from kdci.reporting.comparison import compare, metrics_tree
+from kdci.reporting.statistics import paired_differences
 
 
 def test_differences_are_paired_by_pool_and_seed_whatever_the_order(row):
@@ -14,7 +15,8 @@ def test_differences_are_paired_by_pool_and_seed_whatever_the_order(row):
         row("kdci", 0, pool_seed=7, accuracy_backbone=91.0),
         row("kdci", 1, pool_seed=8, accuracy_backbone=10.0),  # no vanilla of this pool
     ]
-    assert differences(rows, "accuracy", "backbone") == [1.0, 3.0]
+    found = paired_differences(rows, "accuracy", arm="kdci", part="backbone")
+    assert found == {(7, 0): 1.0, (7, 1): 3.0}
 
 
 def test_paired_interval_is_narrow_where_replicates_vary_together(row):
@@ -30,13 +32,12 @@ def test_paired_interval_is_narrow_where_replicates_vary_together(row):
 def test_compensated_is_compared_with_vanillas_backbone(row):
     rows = [row("vanilla"), row("kdci", accuracy_backbone=89.0, accuracy_compensated=94.0)]
     (one,) = compare(rows)
-    assert one.backbone_difference.mean == -1.0
-    assert one.compensated_difference.mean == 4.0
-    assert one.difference == one.backbone_difference
+    assert one.gains == {"backbone": {(0, 0): -1.0}, "compensated": {(0, 0): 4.0}}
+    assert one.difference.mean == -1.0
     deployed = [row("vanilla"), row("kdci", accuracy_compensated=94.0, deploy="compensated")]
     (one,) = compare(deployed)
     assert one.difference.mean == 4.0
-    assert one.kdci.mean == 94.0
+    assert one.mean.mean == 94.0
 
 
 def test_without_test_data_agreement_is_compared(row):
@@ -107,20 +108,20 @@ def test_budgets_are_compared_each_for_itself(row):
         row("vanilla", 2, accuracy_backbone=90.0),
     ]
     whole, tenth = compare(rows)
-    assert (whole.budget, whole.vanilla.n, whole.difference.mean) == (1.0, 2, 1.0)
-    assert (tenth.budget, tenth.backbone.mean, tenth.difference.mean) == (0.1, 60.0, -10.0)
+    assert (whole.group.budget, whole.vanilla.n, whole.difference.mean) == (1.0, 2, 1.0)
+    assert (tenth.group.budget, tenth.backbone.mean, tenth.difference.mean) == (0.1, 60.0, -10.0)
     assert tenth.difference.n == 1
-    assert [row.seed for row in rows if tenth.covers(row)] == [1, 1, 2]
+    assert list(tenth.gains["backbone"]) == [(0, 1)]
     tree = metrics_tree([whole, tenth])
     assert tree["fast@1"]["difference"] == 1.0
     assert tree["fast@0.1"]["difference"] == -10.0
     with pytest.raises(ValueError, match="several budgets"):
-        differences(rows, "accuracy", "backbone")
+        paired_differences(rows, "accuracy", arm="kdci", part="backbone")
 
 
 def test_what_was_not_run_has_the_budget_of_what_was(row):
     keys = [("wrn-16-1", "wrn-10-1", name) for name in ("dafl", "fast")]
     dafl, fast = compare([row("vanilla", budget=0.25)], keys)
-    assert (dafl.vanilla, dafl.budget, fast.budget) == (None, 0.25, 0.25)
-    assert compare([], keys)[0].budget == 1.0
+    assert (dafl.vanilla, dafl.group.budget, fast.group.budget) == (None, 0.25, 0.25)
+    assert compare([], keys)[0].group.budget == 1.0
     assert "fast" in metrics_tree([dafl, fast]), "one budget needs no name"

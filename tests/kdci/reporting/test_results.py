@@ -91,7 +91,7 @@ def test_rows_name_their_budget_and_those_of_before_have_the_whole(row):
 
 def test_rows_are_grouped_by_pair_and_budget_in_their_order(row):
     rows = [row(budget=0.5), row(student="wrn-40-1"), row("kdci", budget=0.5), row()]
-    found = grouped(rows)
+    found = grouped(rows, lambda one: one.group)
     assert [(student, budget) for _, student, budget in found] == [
         ("wrn-10-1", 0.5), ("wrn-40-1", 1.0), ("wrn-10-1", 1.0),
     ]  # fmt: skip

@@ -12,7 +12,6 @@ from kdci.reporting.published.ledger import ledger
 from kdci.reporting.published.ledger_section import ledger_section, no_ledger
 from kdci.reporting.published.tables import published_cells
 from kdci.reporting.text.markdown import report_text
-from kdci.store.layout import Cell
 
 PAIR = ("resnet-34", "resnet-18")
 WHERE = {"teacher": PAIR[0], "student": PAIR[1]}
@@ -28,7 +27,7 @@ def of(evidence, row):
             evidence,
             spec=DATASETS[dataset],
             rows=rows,
-            wanted=[Cell(*one.key, one.variant, *one.replicate) for one in rows],
+            wanted=[one.cell for one in rows],
             teachers={"resnet-34": {"accuracy": 95.0}},
             students={},
             **more,

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kdci.reporting.evidence import PredictedClasses
 from kdci.reporting.text.arm_sections import (
     MAX_TESTS,
     arms_section,
@@ -87,9 +86,7 @@ def _predicted(evidence, method="fast", seeds=(0,), **classes):
     for seed in seeds:
         for variant, said in classes.items():
             known[f"{variant}/pool0-seed{seed}/backbone"] = np.array(said, np.int16)
-    return replace(
-        evidence, predictions=[*evidence.predictions, PredictedClasses(*PAIR, method, known)]
-    )
+    return replace(evidence, predictions={**evidence.predictions, (*PAIR, method): known})
 
 
 VANILLA = [1, 1, 0, 0, 0, 0, 0, 0, 1, 0]
@@ -105,7 +102,7 @@ def test_mcnemar_counts_what_only_one_is_right_on(evidence):
 
 def test_mcnemar_is_about_the_deployed_prediction(evidence):
     known = _predicted(evidence, vanilla=VANILLA, kdci=ARM)
-    known.predictions[0].classes["kdci/pool0-seed0/compensated"] = np.ones(10, np.int16)
+    known.predictions[(*PAIR, "fast")]["kdci/pool0-seed0/compensated"] = np.ones(10, np.int16)
     rows = [replace(row, deploy="compensated") for row in known.rows]
     assert "| 0 | 7 | 0.016 |" in mcnemar_section(replace(known, rows=rows))
 
