@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdci.exporting.release import Footprint
-from kdci.reporting.text.text_table import markdown
+from kdci.reporting.text.tables import markdown
 
 TEACHER, STUDENT = "teacher", "student"
 

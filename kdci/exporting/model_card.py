@@ -17,7 +17,7 @@ from kdci.exporting.footprint_table import footprint_lines
 from kdci.exporting.front_matter import front_matter
 from kdci.exporting.release import Release
 from kdci.exporting.snippets import loading_lines
-from kdci.reporting.text.text_table import markdown
+from kdci.reporting.text.tables import markdown
 from kdci.substitution.registry import title_of
 
 

@@ -120,7 +120,7 @@ def _export(
 
 def _show(release: Release, folder: Path) -> None:
     from kdci.exporting.footprint_table import footprint_note, footprint_rows
-    from kdci.reporting.text.text_table import aligned
+    from kdci.reporting.text.tables import aligned
 
     cell = release.lineage.cell
     here = Path.cwd()

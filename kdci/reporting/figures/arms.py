@@ -25,7 +25,7 @@ from kdci.reporting.figures.style import (
     panels,
 )
 from kdci.reporting.results import grouped
-from kdci.reporting.text.arm_tables import where
+from kdci.reporting.text.tables import where
 
 _COLUMNS = 3
 _ARM_ROW = 0.2

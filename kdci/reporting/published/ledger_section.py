@@ -8,7 +8,7 @@ from kdci.deconfounding.arms import arm_title
 from kdci.reporting.published.footnotes import FOOTNOTES, footnotes_of
 from kdci.reporting.published.ledger import LedgerLine
 from kdci.reporting.published.tables import HARDWARE, SCRATCH_VARIANTS, PublishedCell
-from kdci.reporting.text.text_table import markdown
+from kdci.reporting.text.tables import markdown
 from kdci.reporting.text.wording import (
     BUDGET_NOTE,
     NOT_RUN,

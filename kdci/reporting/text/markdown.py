@@ -9,10 +9,13 @@ from kdci.reporting.comparison import Comparison, compare
 from kdci.reporting.evidence import DictionaryView, Evidence
 from kdci.reporting.published.ledger import ledger
 from kdci.reporting.published.ledger_section import ledger_section, no_ledger
-from kdci.reporting.text.arm_sections import arms_section, known_shifts_section, mcnemar_section
-from kdci.reporting.text.shift_section import distribution_shift
-from kdci.reporting.text.table import markdown_table, rows_table
-from kdci.reporting.text.text_table import by_pair, markdown
+from kdci.reporting.text.sections import (
+    arms_section,
+    distribution_shift,
+    known_shifts_section,
+    mcnemar_section,
+)
+from kdci.reporting.text.tables import by_pair, markdown, markdown_table, rows_table
 from kdci.reporting.text.wording import (
     BUDGET_NOTE,
     MEASURE_NOTES,

@@ -72,7 +72,7 @@ def test_agreement_is_the_measure_only_without_any_accuracy(row):
 def test_the_table_loads_neither_torch_nor_matplotlib_and_the_report_no_torch():
     code = """
 import sys
-import kdci.reporting.text.table
+import kdci.reporting.text.tables
 assert not {"torch", "matplotlib", "scipy", "numpy"} & set(sys.modules), "table"
 import kdci.reporting.gather, kdci.reporting.text.markdown, stages.report
 assert not {"torch", "scipy.stats"} & set(sys.modules), "report"
