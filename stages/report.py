@@ -21,7 +21,7 @@ from kdci.reporting.comparison import compare, metrics_tree
 from kdci.reporting.evidence import CurvePoint, Evidence
 from kdci.reporting.gather import gather
 from kdci.reporting.published.ledger import ledger
-from kdci.reporting.results import measure_of, rows_as_json
+from kdci.reporting.results import measure_of
 from kdci.reporting.text.markdown import report_text
 from kdci.store.artifacts import replace_file, storage_errors
 from kdci.store.layout import Layout, all_cells
@@ -53,7 +53,7 @@ def report(params: Params, layout: Layout) -> None:
     if known:
         metrics["teacher"] = known
     files = {
-        "results.json": _json(rows_as_json(evidence.rows)),
+        "results.json": _json([asdict(row) for row in evidence.rows]),
         "ledger.json": _json([line.as_json() for line in ledger(evidence)]),
         "metrics.json": _json(metrics),
         "curves.csv": _csv(evidence.points),

@@ -6,7 +6,7 @@ there is re-hashed first, so a damaged artifact is an error and never a strange 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,18 @@ def gather(
     }
     timings = {cell: read_timing(layout.timing(layout.student(cell))) for cell in wanted}
     budgets = {cell: _budget(card) for cell, card in students.items()}
-    rows = _rows(wanted, evaluations, timings, budgets)
+    known = set(wanted)  # the grid may have lost cells since they were evaluated
+    curves = {
+        cell: curve["points"]
+        for artifact in evaluations
+        for curve in artifact.json("curves.json")
+        if (cell := Cell.of(curve)) in known
+    }
     return Evidence(
         preset=layout.preset,
         spec=spec,
         wanted=wanted,
-        rows=rows,
+        rows=_rows(wanted, evaluations, timings, budgets),
         teachers={
             name: read_card(folder, kind="teacher")["facts"]
             for name, folder in teachers.items()
@@ -79,7 +85,11 @@ def gather(
             dictionary_view(layout, *key) for key in pools if _is_there(layout.dictionary(*key))
         ],
         students=students,
-        points=_points(wanted, evaluations, budgets),
+        points=[
+            point
+            for cell, curve in curves.items()
+            for point in _curve_points(cell, curve, budgets.get(cell, 1.0))
+        ],
         examples=[_examples(artifact) for artifact in evaluations],
         evaluation_cards=[artifact.card for artifact in evaluations],
         shifts=shifts,
@@ -89,7 +99,7 @@ def gather(
             for artifact in evaluations
             if _PREDICTIONS in artifact.card["files"]
         },
-        lambdas=_lambdas(wanted, evaluations),
+        lambdas=_lambdas(wanted, curves),
         costs={
             cell: cost
             for cell, card in students.items()
@@ -181,51 +191,35 @@ def _arrays(artifact: Artifact, name: str) -> dict[str, NDArray[Any]]:
         raise IntegrityError(str(artifact.path / name), "is damaged", REBUILD) from None
 
 
-def _points(
-    wanted: Iterable[Cell], evaluations: Iterable[Artifact], budgets: Mapping[Cell, float]
-) -> list[CurvePoint]:
-    known = set(wanted)
-    points = []
-    for artifact in evaluations:
-        for curve in artifact.json("curves.json"):
-            cell = Cell.of(curve)
-            if cell in known:
-                for point in curve["points"]:
-                    points += _curve_points(cell, point, budgets.get(cell, 1.0))
-    return points
-
-
-def _curve_points(cell: Cell, point: dict[str, Any], budget: float) -> list[CurvePoint]:
+def _curve_points(
+    cell: Cell, curve: Iterable[Mapping[str, Any]], budget: float
+) -> Iterator[CurvePoint]:
     compensated = ARMS[cell.variant].compensated
-    parts = ("backbone", "compensated") if compensated else ("backbone",)
-    return [
-        CurvePoint(
-            step=point["step"],
-            accuracy=point[f"accuracy_{part}"],
-            agreement=point[f"agreement_{part}"],
-            method=cell.method,
-            variant=f"{cell.variant} {part}" if compensated else cell.variant,
-            teacher=cell.teacher,
-            student=cell.student,
-            replicate=cell.replicate,
-            budget=budget,
-        )
-        for part in parts
-    ]
+    for point in curve:
+        for part in ("backbone", "compensated") if compensated else ("backbone",):
+            yield CurvePoint(
+                step=point["step"],
+                accuracy=point[f"accuracy_{part}"],
+                agreement=point[f"agreement_{part}"],
+                method=cell.method,
+                variant=f"{cell.variant} {part}" if compensated else cell.variant,
+                teacher=cell.teacher,
+                student=cell.student,
+                replicate=cell.replicate,
+                budget=budget,
+            )
 
 
-def _lambdas(wanted: Iterable[Cell], evaluations: Iterable[Artifact]) -> dict[Cell, Lambdas]:
+def _lambdas(
+    wanted: Iterable[Cell], curves: Mapping[Cell, Sequence[Mapping[str, Any]]]
+) -> dict[Cell, Lambdas]:
     """Return what each student weighs; vanilla, and lambda drawn at random, say nothing."""
     found = {
-        Cell.of(curve): [
-            (point["step"], point["lambda"])
-            for point in curve["points"]
-            if point.get("lambda") is not None
-        ]
-        for artifact in evaluations
-        for curve in artifact.json("curves.json")
+        cell: [(p["step"], p["lambda"]) for p in curves[cell] if p.get("lambda") is not None]
+        for cell in wanted
+        if cell in curves
     }
-    return {cell: found[cell] for cell in wanted if found.get(cell)}
+    return {cell: points for cell, points in found.items() if points}
 
 
 def _examples(artifact: Artifact) -> Examples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -131,11 +131,6 @@ def measure_of(rows: Iterable[Row]) -> Measure:
     known = list(rows)
     tested = any(row.accuracy_backbone is not None for row in known)
     return "accuracy" if tested or not known else "agreement"
-
-
-def rows_as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return rows as JSON objects, the content of ``report/results.json``."""
-    return [asdict(row) for row in rows]
 
 
 def load_rows(path: Path) -> list[Row]:

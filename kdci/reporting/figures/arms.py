@@ -11,26 +11,14 @@ from matplotlib.ticker import MaxNLocator
 
 from kdci.deconfounding.arms import ARMS, arm_title
 from kdci.reporting.arm_comparison import ArmResult
-from kdci.reporting.figures.style import (
-    BOTH,
-    COMPENSATED,
-    FAINT,
-    INK,
-    KDCI,
-    MARGIN,
-    MUTED,
-    SMALL,
-    VANILLA,
-    gain_axis,
-    panels,
-)
+from kdci.reporting.figures import style
 from kdci.reporting.results import grouped
 from kdci.reporting.text.tables import where
 
 _COLUMNS = 3
 _ARM_ROW = 0.2
 _AXIS = 0.42
-_LEFT = MARGIN + 1.25
+_LEFT = style.MARGIN + 1.25
 _GAP = 0.25
 _WIDEST = 2.0
 """The axis goes no further than so many times the largest gain: intervals beyond are cut."""
@@ -46,7 +34,7 @@ def arm_gains(results: Sequence[ArmResult], *, title: str) -> Figure:
     arms = list(dict.fromkeys(one.arm for one in results))
     by_method = grouped(results, lambda one: one.method)
     what = "points" if results[0].measure == "accuracy" else "points of agreement"
-    figure, places = panels(
+    figure, places = style.panels(
         len(by_method),
         _COLUMNS,
         body=len(arms) * _ARM_ROW + 0.1,
@@ -83,11 +71,11 @@ def axis_limits(results: Iterable[ArmResult]) -> tuple[float, float]:
 
 
 def _panel(axes: Axes, results: Sequence[ArmResult | None], limits: tuple[float, float]) -> None:
-    gain_axis(axes)
+    style.gain_axis(axes)
     for height, one in enumerate(results):
         known = one.difference if one else None
         if one is None or known is None:
-            axes.text(0, height, " not run", size=6.5, color=MUTED, va="center")
+            style.note(axes, 0, height, " not run", size=6.5, va="center")
             continue
         color = arm_color(one.arm)
         if known.interval:
@@ -100,17 +88,17 @@ def _panel(axes: Axes, results: Sequence[ArmResult | None], limits: tuple[float,
         axes.plot(each, [height - 0.3] * len(each), "|", color=color, markersize=3.5, alpha=0.9)
         axes.plot(known.mean, height, "o", color=color, markersize=4.5)
     axes.set(xlim=limits, ylim=(len(results) - 0.4, -0.7))
-    axes.tick_params(axis="y", length=0, pad=7, labelsize=SMALL, labelcolor=INK)
+    axes.tick_params(axis="y", length=0, pad=7, labelsize=style.SMALL, labelcolor=style.INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.set_axisbelow(True)
-    axes.grid(axis="x", color=FAINT, linewidth=0.6)
+    axes.grid(axis="x", color=style.FAINT, linewidth=0.6)
 
 
 def arm_color(arm: str) -> str:
     """Return an arm's colour by its kind: KDCI, its ablations, plain remedies, both at once."""
     kind = ARMS[arm]
     if not kind.compensated:
-        return VANILLA
+        return style.VANILLA
     if kind.strata or kind.adjusted:
-        return BOTH
-    return COMPENSATED if kind.changes or kind.dictionary == "other" else KDCI
+        return style.BOTH
+    return style.COMPENSATED if kind.changes or kind.dictionary == "other" else style.KDCI

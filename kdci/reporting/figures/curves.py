@@ -9,23 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kdci.reporting.evidence import SERIES, CurvePoint
-from kdci.reporting.figures.style import (
-    COMPENSATED,
-    INK,
-    KDCI,
-    MARGIN,
-    VANILLA,
-    beside,
-    panels,
-    spread,
-    value_axis,
-)
+from kdci.reporting.figures import style
 from kdci.reporting.results import Group, Measure, grouped
 from kdci.reporting.text.wording import number, pair_text
 from kdci.substitution.registry import title_of
 
 _LABEL_ROOM, _AXIS_ROOM = 1.3, 0.3
-_SERIES_COLORS = dict(zip(SERIES, (VANILLA, KDCI, COMPENSATED), strict=True))
+_SERIES_COLORS = dict(zip(SERIES, (style.VANILLA, style.KDCI, style.COMPENSATED), strict=True))
 _SERIES_TITLES = dict(zip(SERIES, ("vanilla", "KDCI", "compensated"), strict=True))
 
 
@@ -49,14 +39,14 @@ def learning_curves(
         what = "Agreement with the teacher on held-out substitutes"
     pair = pair_text(Group(points[0].teacher, points[0].student, points[0].budget))
     by_method = grouped(points, lambda point: point.method)
-    figure, places = panels(
+    figure, places = style.panels(
         len(by_method),
         2,
         body=2.4,
         below=0.45,
-        left=MARGIN + _AXIS_ROOM,
+        left=style.MARGIN + _AXIS_ROOM,
         gap=_LABEL_ROOM + _AXIS_ROOM,
-        right=MARGIN + _LABEL_ROOM,
+        right=style.MARGIN + _LABEL_ROOM,
         title=f"Learning curves: {pair}",
         subtitle=f"{what}, percent, over distillation steps; thin: single students, thick: their "
         f"mean; deployed: {deploy}",
@@ -86,21 +76,21 @@ def _curve_panel(
         axes.plot(shared, mean, color=color, linewidth=2.0, linestyle=dashed)
         labels.append((mean[-1], f"{_SERIES_TITLES[series]} {number(mean[-1])}", color))
     if teacher_accuracy is not None and measure == "accuracy":
-        axes.axhline(teacher_accuracy, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
-        labels.append((teacher_accuracy, f"teacher {number(teacher_accuracy)}", INK))
+        axes.axhline(teacher_accuracy, color=style.INK, linewidth=0.9, linestyle=(0, (1, 2)))
+        labels.append((teacher_accuracy, f"teacher {number(teacher_accuracy)}", style.INK))
     axes.set_xlim(left=0)
     axes.margins(x=0.0)
-    value_axis(axes)
+    style.value_axis(axes)
     _end_labels(axes, labels)
 
 
 def _end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     low, high = axes.get_ylim()
-    heights = spread([value for value, _, _ in labels], (high - low) * 0.07)
+    heights = style.spread([value for value, _, _ in labels], (high - low) * 0.07)
     outside = max(0.0, max(heights) - high)
     heights = [height - outside for height in heights]
     for height, (_, text, color) in zip(heights, labels, strict=True):
-        beside(axes, text, 1, height, 5, color=color, weight="bold", size=8)
+        style.beside(axes, text, 1, height, 5, color=color, weight="bold", size=8)
 
 
 def _curves(points: Sequence[CurvePoint], measure: Measure) -> list[dict[int, float]]:

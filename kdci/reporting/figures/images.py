@@ -11,23 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kdci.reporting.evidence import Examples, PoolView
-from kdci.reporting.figures.style import (
-    FAINT,
-    HEADING,
-    INK,
-    KDCI,
-    MARGIN,
-    MUTED,
-    SMALL,
-    VANILLA,
-    WIDTH,
-    WRONG,
-    canvas,
-    empty_tile,
-    headed,
-    short,
-    show_image,
-)
+from kdci.reporting.figures import style
 from kdci.reporting.results import grouped
 from kdci.reporting.statistics import Discordant
 from kdci.substitution.registry import title_of
@@ -36,7 +20,7 @@ NUM_COLUMNS = 10
 MAX_CLASSES = 20
 MAX_EXAMPLES = 20
 _LABELS = 1.25
-_PITCH = (WIDTH - _LABELS - 2 * MARGIN) / NUM_COLUMNS
+_PITCH = (style.WIDTH - _LABELS - 2 * style.MARGIN) / NUM_COLUMNS
 _TILE = _PITCH - 0.08
 _EMPTY_ROW = 0.42
 _SEED = 0
@@ -72,11 +56,11 @@ def class_tile(
     """Draw a random image of a class on a ``canvas``, or that there is none; see ``show_image``."""
     chosen = pick(pool, class_index, 1)
     if len(chosen):
-        show_image(sheet, pool.images[chosen[0]], x, y, size)
+        style.show_image(sheet, pool.images[chosen[0]], x, y, size)
     else:
-        empty_tile(sheet, x, y, size)
+        style.empty_tile(sheet, x, y, size)
         middle = (x + size / 2, y + size / 2)
-        sheet.text(*middle, "none", size=6.5, color=WRONG, ha="center", va="center")
+        sheet.text(*middle, "none", size=6.5, color=style.WRONG, ha="center", va="center")
 
 
 def substitutes(pool: PoolView, class_names: Sequence[str]) -> Figure:
@@ -92,19 +76,19 @@ def substitutes(pool: PoolView, class_names: Sequence[str]) -> Figure:
         every = (
             f"{len(classes)} of {len(class_names):,} classes of {pool.teacher}, frequent to rare:"
         )
-    figure = headed(
-        HEADING + sum(heights) + 0.1,
+    figure = style.headed(
+        style.HEADING + sum(heights) + 0.1,
         f"Substitution images: {pool.title}",
         f"{every} random images, surest first, with the teacher's confidence",
     )
-    sheet = canvas(figure)
-    y = HEADING
+    sheet = style.canvas(figure)
+    y = style.HEADING
     for class_index, chosen, height in zip(classes, picks, heights, strict=True):
         share = 100 * float(pool.proportions[class_index])
         middle = y + (_TILE if len(chosen) else _EMPTY_ROW) / 2
-        name = short(class_names[class_index], cut=11)
-        sheet.text(MARGIN, middle - 0.1, name, size=11, weight="bold", va="center")
-        sheet.text(MARGIN, middle + 0.12, f"{share:.1f} %", size=8, color=MUTED, va="center")
+        name = style.short(class_names[class_index], cut=11)
+        sheet.text(style.MARGIN, middle - 0.1, name, size=11, weight="bold", va="center")
+        style.note(sheet, style.MARGIN, middle + 0.12, f"{share:.1f} %", size=8, va="center")
         if len(chosen):
             _class_row(sheet, pool, chosen, y)
         else:
@@ -115,22 +99,22 @@ def substitutes(pool: PoolView, class_names: Sequence[str]) -> Figure:
 
 def _class_row(sheet: Axes, pool: PoolView, chosen: NDArray[np.int64], y: float) -> None:
     for column in range(NUM_COLUMNS):
-        x = MARGIN + _LABELS + column * _PITCH
+        x = style.MARGIN + _LABELS + column * _PITCH
         if column >= len(chosen):
-            empty_tile(sheet, x, y, _TILE)
+            style.empty_tile(sheet, x, y, _TILE)
             continue
         index = chosen[column]
-        show_image(sheet, pool.images[index], x, y, _TILE)
+        style.show_image(sheet, pool.images[index], x, y, _TILE)
         sure = f"{100 * pool.confidence[index]:.0f} %"
         middle = x + _TILE / 2
-        sheet.text(middle, y + _TILE + 0.03, sure, size=6.5, color=MUTED, ha="center", va="top")
+        style.note(sheet, middle, y + _TILE + 0.03, sure, size=6.5, ha="center", va="top")
 
 
 def _empty_row(sheet: Axes, y: float) -> None:
-    left, width = MARGIN + _LABELS, (NUM_COLUMNS - 1) * _PITCH + _TILE
-    empty_tile(sheet, left, y, width, _EMPTY_ROW)
+    left, width = style.MARGIN + _LABELS, (NUM_COLUMNS - 1) * _PITCH + _TILE
+    style.empty_tile(sheet, left, y, width, _EMPTY_ROW)
     note = "no image of this class in the pool"
-    sheet.text(left + 0.15, y + _EMPTY_ROW / 2, note, color=WRONG, va="center")
+    sheet.text(left + 0.15, y + _EMPTY_ROW / 2, note, color=style.WRONG, va="center")
 
 
 _TITLES_ON_TEST = {
@@ -152,7 +136,12 @@ _GROUP_HEADING = 0.34
 _BLOCK = _TILE + 1.15
 _LONGEST, _CUT = 11, 9
 """Characters of a class name that fit below a tile, and of one that is cut."""
-_SPEAKERS = {"label": MUTED, "vanilla": VANILLA, "kdci": KDCI, "teacher": INK}
+_SPEAKERS = {
+    "label": style.MUTED,
+    "vanilla": style.VANILLA,
+    "kdci": style.KDCI,
+    "teacher": style.INK,
+}
 """What is said of an image, line by line, and the colour of its title."""
 
 
@@ -173,8 +162,8 @@ def predictions(
     body = len(groups) * _GROUP_HEADING + num_blocks * _BLOCK
     on_test = examples.evaluated_on == "test"
     pictures = "Test images" if on_test else "Held-out substitutes"
-    figure = headed(
-        HEADING + body,
+    figure = style.headed(
+        style.HEADING + body,
         f"{pictures} as the models see them: {title_of(examples.method)}",
         _subtitle(examples, counts),
     )
@@ -184,17 +173,17 @@ def predictions(
     lines = {name: line for line, name in enumerate(speakers, start=1 if on_test else 2)}
     together = _TITLES_ON_TEST if on_test else _TITLES_ON_HOLDOUT
     titles = together if has_kdci else _TITLES_ALONE
-    sheet = canvas(figure)
-    y = HEADING
+    sheet = style.canvas(figure)
+    y = style.HEADING
     for group, members in groups.items():
         title = titles[group] + ("" if members else ": none")
-        sheet.text(MARGIN, y + 0.12, title, size=10, weight="bold", va="center")
+        sheet.text(style.MARGIN, y + 0.12, title, size=10, weight="bold", va="center")
         y += _GROUP_HEADING
         for first in range(0, len(members), NUM_COLUMNS):
             _prediction_labels(sheet, y + _TILE, lines)
             for column, index in enumerate(members[first : first + NUM_COLUMNS]):
-                x = MARGIN + _LABELS + column * _PITCH
-                show_image(sheet, examples.images[index], x, y, _TILE)
+                x = style.MARGIN + _LABELS + column * _PITCH
+                style.show_image(sheet, examples.images[index], x, y, _TILE)
                 said = examples.predictions[index]
                 _prediction_column(sheet, said, lines, class_names, x, y + _TILE)
             y += _BLOCK
@@ -238,10 +227,10 @@ def _subtitle(examples: Examples, counts: Discordant | None) -> str:
 def _prediction_labels(sheet: Axes, y: float, lines: Mapping[str, int]) -> None:
     for name, line in lines.items():
         title, weight = "KDCI" if name == "kdci" else name, "normal" if name == "label" else "bold"
-        style: dict[str, Any] = {"color": _SPEAKERS[name], "weight": weight, "va": "center"}
-        sheet.text(MARGIN, y + line * _LINE, title, size=8.5, **style)
-    right = MARGIN + _LABELS + NUM_COLUMNS * _PITCH - (_PITCH - _TILE)
-    sheet.plot([MARGIN, right], [y + 1.5 * _LINE] * 2, color=FAINT, linewidth=0.8)
+        look: dict[str, Any] = {"color": _SPEAKERS[name], "weight": weight, "va": "center"}
+        sheet.text(style.MARGIN, y + line * _LINE, title, size=8.5, **look)
+    right = style.MARGIN + _LABELS + NUM_COLUMNS * _PITCH - (_PITCH - _TILE)
+    sheet.plot([style.MARGIN, right], [y + 1.5 * _LINE] * 2, color=style.FAINT, linewidth=0.8)
 
 
 def _prediction_column(
@@ -254,12 +243,12 @@ def _prediction_column(
 ) -> None:
     truth = said["teacher" if said["label"] is None else "label"]
     # A long class name has to fit below its tile.
-    size = 8.5 if max(map(len, class_names)) <= 6 else SMALL - 0.7
+    size = 8.5 if max(map(len, class_names)) <= 6 else style.SMALL - 0.7
     for speaker, line in lines.items():
         index = said[speaker]
-        name = "-" if index is None else short(class_names[index], _LONGEST, cut=_CUT)
-        style: dict[str, Any] = {"color": MUTED if speaker == "label" else INK}
+        name = "-" if index is None else style.short(class_names[index], _LONGEST, cut=_CUT)
+        look: dict[str, Any] = {"color": style.MUTED if speaker == "label" else style.INK}
         if index not in (None, truth):
-            style = {"color": WRONG, "weight": "bold"}
+            look = {"color": style.WRONG, "weight": "bold"}
         middle = (x + _TILE / 2, y + line * _LINE)
-        sheet.text(*middle, name, size=size, ha="center", va="center", **style)
+        sheet.text(*middle, name, size=size, ha="center", va="center", **look)

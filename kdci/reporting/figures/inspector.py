@@ -11,26 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kdci.reporting.evidence import DictionaryView, Lambdas, PoolView
-from kdci.reporting.figures.style import (
-    FAINT,
-    HEADING,
-    INK,
-    MARGIN,
-    MUTED,
-    POOL,
-    SMALL,
-    WIDTH,
-    beside,
-    blank,
-    canvas,
-    empty_tile,
-    headed,
-    place,
-    short,
-    show_image,
-    spread,
-    value_axis,
-)
+from kdci.reporting.figures import style
 from kdci.reporting.text.wording import number
 from kdci.store.layout import Cell
 from kdci.substitution.registry import title_of
@@ -43,7 +24,7 @@ _BAR_LEFT, _BAR_WIDTH, _BAR_ROOM = 0.85, 0.75, 0.5
 _CLASSES_LEFT = 2.3
 _SPREAD_RIGHT = 4.05
 _TILES_LEFT = 4.3
-_PITCH = (WIDTH - MARGIN - _TILES_LEFT) / _NUM_TILES
+_PITCH = (style.RIGHT - _TILES_LEFT) / _NUM_TILES
 _TILE = _PITCH - 0.05
 _LINE = 0.145
 """Height of a line of small text: three of them fit beside a tile."""
@@ -86,20 +67,22 @@ def prototypes(view: DictionaryView, pool: PoolView | None, class_names: Sequenc
         pool = None
     order = np.argsort(-view.proportions, kind="stable")[:MAX_PROTOTYPES]
     pitch = max(_TILE, 3 * _LINE) + 0.12
-    height = HEADING + _COLUMN_TITLES + len(order) * pitch + 0.05
-    figure = headed(height, _title(view, len(order)), _summary(view))
-    sheet = canvas(figure)
+    height = style.HEADING + _COLUMN_TITLES + len(order) * pitch + 0.05
+    figure = style.headed(height, _title(view, len(order)), _summary(view))
+    sheet = style.canvas(figure)
     _column_titles(sheet, with_images=pool is not None)
-    right = _SPREAD_RIGHT if pool is None else WIDTH - MARGIN
+    right = _SPREAD_RIGHT if pool is None else style.RIGHT
     for row, index in enumerate(order.tolist()):
-        top = HEADING + _COLUMN_TITLES + row * pitch
+        top = style.HEADING + _COLUMN_TITLES + row * pitch
         if row:
-            sheet.plot([MARGIN, right], [top - 0.06] * 2, color=FAINT, linewidth=0.6)
+            sheet.plot([style.MARGIN, right], [top - 0.06] * 2, color=style.FAINT, linewidth=0.6)
         _describe(sheet, view, index, top + _TILE / 2, class_names)
         if pool is not None:
             _nearest(sheet, pool, view.facts["nearest_rows"][index], top)
     if pool is None:
-        _no_images(sheet, HEADING + _COLUMN_TITLES, len(order) * pitch - 0.12, adopted=adopted)
+        _no_images(
+            sheet, style.HEADING + _COLUMN_TITLES, len(order) * pitch - 0.12, adopted=adopted
+        )
     return figure
 
 
@@ -120,33 +103,32 @@ def _summary(view: DictionaryView) -> str:
 
 
 def _column_titles(sheet: Axes, *, with_images: bool) -> None:
-    style: dict[str, Any] = {"size": SMALL, "color": MUTED, "va": "bottom"}
-    y = HEADING + 0.18
-    sheet.text(_BAR_LEFT, y, "P(z)", **style)
-    sheet.text(_CLASSES_LEFT, y, "classes", **style)
-    sheet.text(_SPREAD_RIGHT, y, "mean distance", ha="right", **style)
+    y = style.HEADING + 0.18
+    style.note(sheet, _BAR_LEFT, y, "P(z)", va="bottom")
+    style.note(sheet, _CLASSES_LEFT, y, "classes", va="bottom")
+    style.note(sheet, _SPREAD_RIGHT, y, "mean distance", ha="right", va="bottom")
     if with_images:
-        sheet.text(_TILES_LEFT, y, "images nearest to z", **style)
+        style.note(sheet, _TILES_LEFT, y, "images nearest to z", va="bottom")
 
 
 def _describe(
     sheet: Axes, view: DictionaryView, index: int, middle: float, class_names: Sequence[str]
 ) -> None:
     """Write a prototype's name, P(z), classes and spread, around the height ``middle``."""
-    sheet.text(MARGIN, middle, f"z{index + 1}", size=10, weight="bold", va="center")
+    sheet.text(style.MARGIN, middle, f"z{index + 1}", size=10, weight="bold", va="center")
     share = float(view.proportions[index])
     length = _BAR_WIDTH * share / float(view.proportions.max())
-    sheet.barh(middle, length, height=0.2, left=_BAR_LEFT, color=POOL, linewidth=0)
+    sheet.barh(middle, length, height=0.2, left=_BAR_LEFT, color=style.POOL, linewidth=0)
     end = _BAR_LEFT + length + 0.06
-    sheet.text(end, middle, f"{100 * share:.1f} %", size=SMALL, va="center")
+    sheet.text(end, middle, f"{100 * share:.1f} %", size=style.SMALL, va="center")
     classes = view.facts["top_classes"][index]
     for line, entry in enumerate(classes):
         y = middle + (line - (len(classes) - 1) / 2) * _LINE
-        text = f"{short(class_names[entry['class']])}  {_percent(entry['share'])}"
-        style: dict[str, Any] = {"color": MUTED, "size": SMALL}
+        text = f"{style.short(class_names[entry['class']])}  {_percent(entry['share'])}"
+        look: dict[str, Any] = {}
         if line == 0:
-            style = {"color": INK, "weight": "bold", "size": SMALL + 0.5}
-        sheet.text(_CLASSES_LEFT, y, text, va="center", **style)
+            look = {"color": style.INK, "weight": "bold", "size": style.SMALL + 0.5}
+        style.note(sheet, _CLASSES_LEFT, y, text, va="center", **look)
     text = number(float(view.facts["spread"][index]), 2)
     sheet.text(_SPREAD_RIGHT, middle, text, size=8, ha="right", va="center")
 
@@ -161,21 +143,21 @@ def _nearest(sheet: Axes, pool: PoolView, rows: Sequence[int], top: float) -> No
     for column in range(_NUM_TILES):
         x = _TILES_LEFT + column * _PITCH
         if column < len(rows):
-            show_image(sheet, pool.images[rows[column]], x, top, _TILE)
+            style.show_image(sheet, pool.images[rows[column]], x, top, _TILE)
         else:
-            empty_tile(sheet, x, top, _TILE)
+            style.empty_tile(sheet, x, top, _TILE)
 
 
 def _no_images(sheet: Axes, top: float, height: float, *, adopted: bool) -> None:
-    width = WIDTH - MARGIN - _TILES_LEFT
-    empty_tile(sheet, _TILES_LEFT, top, width, height)
+    width = style.RIGHT - _TILES_LEFT
+    style.empty_tile(sheet, _TILES_LEFT, top, width, height)
     note = (
         "The dictionary of another pre-trained model:\nits images are not in this pool."
         if adopted
         else "The pool that it was made from is not there."
     )
     middle = _TILES_LEFT + width / 2
-    sheet.text(middle, top + height / 2, note, color=MUTED, ha="center", va="center")
+    sheet.text(middle, top + height / 2, note, color=style.MUTED, ha="center", va="center")
 
 
 def lambda_over_training(
@@ -188,8 +170,8 @@ def lambda_over_training(
         points: Of it. All prototypes but the ten largest are drawn in one colour.
         proportions_N: P(z_i) of its dictionary; (N,). None where it is not known.
     """
-    figure = headed(
-        HEADING + sum(_PANEL_HEIGHTS),
+    figure = style.headed(
+        style.HEADING + sum(_PANEL_HEIGHTS),
         f"What KDCI weighs: {title_of(cell.method)}, {cell.teacher} to {cell.student}",
         "Mean lambda over held-out substitutes, percent, over distillation steps; "
         f"{cell.replicate}; dashed: all prototypes alike",
@@ -201,18 +183,18 @@ def lambda_over_training(
     shares_N = last_N if proportions_N is None else 100 * proportions_N.astype(float)
     largest = np.argsort(-shares_N, kind="stable").tolist()
     named = dict(zip(largest, _LINE_COLORS, strict=False))
-    width = WIDTH - 2 * MARGIN - _AXIS_ROOM - _EDGE - _LABELS
-    top, left = HEADING + _PANEL_HEIGHTS[0], MARGIN + _AXIS_ROOM
-    axes = place(figure, left, top, width, _PANEL_HEIGHTS[1])
-    edge = place(figure, left + width, top, _EDGE, _PANEL_HEIGHTS[1])
+    width = style.WIDTH - 2 * style.MARGIN - _AXIS_ROOM - _EDGE - _LABELS
+    top, left = style.HEADING + _PANEL_HEIGHTS[0], style.MARGIN + _AXIS_ROOM
+    axes = style.place(figure, left, top, width, _PANEL_HEIGHTS[1])
+    edge = style.place(figure, left + width, top, _EDGE, _PANEL_HEIGHTS[1])
     for index in reversed(largest):
         _lambda_line(axes, steps, lambdas_SN[:, index], named.get(index))
         _to_proportion(edge, last_N[index], shares_N[index], named.get(index))
     _lambda_axes(axes, steps, [*lambdas_SN.flatten().tolist(), *shares_N.tolist()])
     even = 100 / len(last_N)
-    axes.axhline(even, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
+    axes.axhline(even, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
     edge.set(xlim=(0, 1), ylim=axes.get_ylim())
-    blank(edge)
+    style.blank(edge)
     edge.patch.set_visible(False)
     _edge_labels(edge, shares_N, named, known=proportions_N is not None)
     return figure
@@ -236,7 +218,7 @@ def _lambda_line(
     axes.plot(
         steps,
         values_S,
-        color=color or POOL,
+        color=color or style.POOL,
         linewidth=1.8 if color else 0.7,
         marker="o" if len(steps) == 1 else "",
         markersize=4,
@@ -246,17 +228,17 @@ def _lambda_line(
 
 def _to_proportion(edge: Axes, weight: float, share: float, color: str | None) -> None:
     """Mark a prototype's P(z); join it with the line's end, unless it is one of the others."""
-    style: dict[str, Any] = {"color": color or POOL, "clip_on": False}
+    look: dict[str, Any] = {"color": color or style.POOL, "clip_on": False}
     if color:
-        edge.plot([0.03, 0.9], [weight, share], linewidth=0.6, linestyle=(0, (1, 2)), **style)
-    edge.plot([0.9], [share], marker="D", markersize=4 if color else 2.5, **style)
+        edge.plot([0.03, 0.9], [weight, share], linewidth=0.6, linestyle=(0, (1, 2)), **look)
+    edge.plot([0.9], [share], marker="D", markersize=4 if color else 2.5, **look)
 
 
 def _lambda_axes(axes: Axes, steps: Sequence[int], values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     room = max(0.06 * (high - low), 0.5)
     axes.set(xlim=(0, steps[-1]), ylim=(max(low - room, 0), high + room))
-    value_axis(axes)
+    style.value_axis(axes)
 
 
 def _edge_labels(
@@ -264,11 +246,12 @@ def _edge_labels(
 ) -> None:
     low, high = edge.get_ylim()
     gap = (high - low) * 0.15 / _PANEL_HEIGHTS[1]
-    heights = spread([float(shares_N[index]) for index in named], gap)
+    heights = style.spread([float(shares_N[index]) for index in named], gap)
     for (index, color), height in zip(named.items(), heights, strict=True):
         text = f"z{index + 1}  {number(float(shares_N[index]))} %"
-        beside(edge, text, 0.98, height, 4, color=color, weight="bold", size=8)
-    style: dict[str, Any] = {"transform": edge.transAxes, "size": SMALL, "color": MUTED}
-    edge.text(1.02, 1.04, "P(z)" if known else "lambda", va="bottom", **style)
+        style.beside(edge, text, 0.98, height, 4, color=color, weight="bold", size=8)
+    title, inside = "P(z)" if known else "lambda", edge.transAxes
+    style.note(edge, 1.02, 1.04, title, va="bottom", transform=inside)
     if len(shares_N) > len(named):
-        edge.text(1.02, -0.03, f"grey: {len(shares_N) - len(named)} others", va="top", **style)
+        others = f"grey: {len(shares_N) - len(named)} others"
+        style.note(edge, 1.02, -0.03, others, va="top", transform=inside)

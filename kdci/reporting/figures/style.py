@@ -40,6 +40,7 @@ WIDTH = 9.0
 HEADING = 0.8
 PANEL_TITLE = 0.3
 MARGIN = 0.25
+RIGHT = WIDTH - MARGIN
 DPI = 180
 SMALL = 7.5
 MINUS = str.maketrans("-", "\N{MINUS SIGN}")
@@ -174,6 +175,11 @@ def show_image(sheet: Axes, image_CHW: NDArray[np.uint8], x: float, y: float, si
     limits = (sheet.get_xlim(), sheet.get_ylim())
     sheet.imshow(pixels, extent=extent, interpolation="nearest", aspect="auto")
     sheet.set(xlim=limits[0], ylim=limits[1])  # imshow fits them to the image
+
+
+def note(axes: Axes, x: float, y: float, text: str, **changes: Any) -> None:
+    """Write text, small and muted but for the ``changes``."""
+    axes.text(x, y, text, **{"size": SMALL, "color": MUTED, **changes})
 
 
 def empty_tile(sheet: Axes, x: float, y: float, width: float, height: float | None = None) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from kdci.reporting.costs import Cost
 from kdci.reporting.evidence import Evidence
 from kdci.reporting.published.footnotes import footnotes_of
 from kdci.reporting.published.tables import PublishedCell, published_cells
-from kdci.reporting.results import Row
+from kdci.reporting.results import Row, grouped
 from kdci.reporting.statistics import Estimate, estimate
 
 State = Literal["run", "not run", "not tested"]
@@ -80,10 +80,8 @@ def ledger(evidence: Evidence) -> list[LedgerLine]:
     Empty for a dataset that no table has.
     """
     dataset = evidence.spec.name
-    rows: dict[tuple[str | None, ...], list[Row]] = {}
-    for row in evidence.rows:
-        if row.dataset == dataset:
-            rows.setdefault((*row.key, row.variant), []).append(row)
+    of_dataset = [row for row in evidence.rows if row.dataset == dataset]
+    rows = grouped(of_dataset, lambda row: (*row.key, row.variant))
     costs = _costs(evidence)
     lines: list[LedgerLine] = []
     for cell in published_cells(dataset):
@@ -109,8 +107,8 @@ def _scratch_line(cell: PublishedCell, evidence: Evidence) -> LedgerLine:
 def _lines(
     cell: PublishedCell, rows: Sequence[Row], costs: Mapping[tuple[Any, ...], Sequence[Cost]]
 ) -> Iterator[LedgerLine]:
-    for budget in dict.fromkeys(row.budget for row in rows) or (None,):
-        own = [row for row in rows if row.budget == budget]
+    by_budget: dict[float | None, list[Row]] = {**grouped(rows, lambda row: row.budget)}
+    for budget, own in (by_budget or {None: []}).items():
         ours = estimate([row.accuracy for row in own if row.accuracy is not None])
         yield LedgerLine(
             cell,
@@ -125,12 +123,11 @@ def _lines(
 
 def _costs(evidence: Evidence) -> dict[tuple[Any, ...], list[Cost]]:
     """Return what the students of each cell and budget took."""
-    budgets = {(*row.key, row.variant, *row.replicate): row.budget for row in evidence.rows}
+    budgets = {row.cell: row.budget for row in evidence.rows}
     found: dict[tuple[Any, ...], list[Cost]] = {}
     for cell, cost in evidence.costs.items():
-        *key, pool_seed, seed = astuple(cell)
-        budget = budgets.get((*key, pool_seed, seed))
-        found.setdefault((*key, budget), []).append(cost)
+        key = (cell.teacher, cell.student, cell.method, cell.variant, budgets.get(cell))
+        found.setdefault(key, []).append(cost)
     return found
 
 

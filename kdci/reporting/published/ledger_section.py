@@ -57,7 +57,8 @@ def ledger_section(lines: Sequence[LedgerLine]) -> str:
             parts.append(f"All lines: {_marks(everywhere, numbers)}.")
         if any(line.cell.seconds_per_epoch is not None for line in of_table):
             parts += [_costs_table(of_table), _COSTS_NOTE]
-    return "\n\n".join([*parts, "### Footnotes", _footnotes(numbers)])
+    notes = "\n".join(f"{mark}. {FOOTNOTES[key].text}" for key, mark in numbers.items())
+    return "\n\n".join([*parts, "### Footnotes", notes])
 
 
 def _introduction(lines: Sequence[LedgerLine]) -> str:
@@ -83,17 +84,12 @@ def _introduction(lines: Sequence[LedgerLine]) -> str:
 def _numbered(lines: Sequence[LedgerLine]) -> dict[str, int]:
     """Return the numbers of the footnotes that are on any line."""
     used = {key for line in lines for key in footnotes_of(line.cell)}
-    keys = [note.key for note in FOOTNOTES if note.key in used]
+    keys = [key for key in FOOTNOTES if key in used]
     return {key: number for number, key in enumerate(keys, start=1)}
 
 
 def _marks(keys: set[str], numbers: Mapping[str, int]) -> str:
     return ", ".join(str(mark) for mark in sorted(numbers[key] for key in keys))
-
-
-def _footnotes(numbers: Mapping[str, int]) -> str:
-    texts = {note.key: note.text for note in FOOTNOTES}
-    return "\n".join(f"{mark}. {texts[key]}" for key, mark in numbers.items())
 
 
 def _table(lines: Sequence[LedgerLine], numbers: Mapping[str, int], everywhere: set[str]) -> str:

@@ -18,7 +18,7 @@ from kdci.reporting.figures.curves import learning_curves
 from kdci.reporting.figures.drawing import draw_figures
 from kdci.reporting.figures.gallery import by_class
 from kdci.reporting.figures.overview import overview
-from kdci.reporting.figures.style import canvas, drawing, show_image, spread
+from kdci.reporting.figures.style import WRONG, canvas, drawing, show_image, spread
 from kdci.reporting.statistics import Discordant
 
 NAMES = DATASETS["digits"].class_names
@@ -237,7 +237,7 @@ def test_an_image_is_drawn_upright_with_its_own_pixels():
 
 def test_predictions_marks_what_the_label_does_not_say(evidence):
     figure = image_figures.predictions(evidence.examples[0], NAMES)
-    wrong = [t for t in figure.findobj(mpl.text.Text) if t.get_color() == image_figures.WRONG]
+    wrong = [t for t in figure.findobj(mpl.text.Text) if t.get_color() == WRONG]
     assert [text.get_text() for text in wrong] == ["2", "2", "2"]
 
 
@@ -260,7 +260,7 @@ def test_a_case_study_has_a_heading_for_what_each_student_alone_gets_right(evide
     assert len(figure.findobj(mpl.image.AxesImage)) == 12
     for name in ("label", "vanilla", "KDCI", "teacher"):
         assert texts.count(name) == 2
-    wrong = [t for t in figure.findobj(mpl.text.Text) if t.get_color() == image_figures.WRONG]
+    wrong = [t for t in figure.findobj(mpl.text.Text) if t.get_color() == WRONG]
     assert [text.get_text() for text in wrong] == ["2"] * 10 + ["3"] * 2
 
 

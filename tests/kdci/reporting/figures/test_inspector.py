@@ -195,17 +195,6 @@ class TestLambdaOverTraining:
         assert markers.count("o") == 3
 
 
-class Evaluation:
-    """What gathering needs of an evaluation."""
-
-    def __init__(self, curves):
-        self.curves = curves
-
-    def json(self, name):
-        assert name == "curves.json"
-        return self.curves
-
-
 class TestGathering:
     def test_students_with_a_lambda_in_the_order_of_the_grid(self):
         variants = ("vanilla", "kdci", "kdci_random_lambda", "kdci_stratified")
@@ -214,17 +203,14 @@ class TestGathering:
         ]
         gone = Cell("t", "s", "fast", "kdci", 0, 9)
         values = {"vanilla": {}, "kdci_random_lambda": {"lambda": None}}
-        curves = [
-            {
-                **cell.asdict(),
-                "points": [
-                    {"step": step, **values.get(cell.variant, {"lambda": [0.1 * cell.seed, 0.5]})}
-                    for step in (5, 10)
-                ],
-            }
+        curves = {
+            cell: [
+                {"step": step, **values.get(cell.variant, {"lambda": [0.1 * cell.seed, 0.5]})}
+                for step in (5, 10)
+            ]
             for cell in [gone, *reversed(cells)]
-        ]
-        found = _lambdas(cells, [Evaluation(curves[:3]), Evaluation(curves[3:])])
+        }
+        found = _lambdas(cells, curves)
         assert list(found) == [
             cell for cell in cells if cell.variant in ("kdci", "kdci_stratified")
         ]
