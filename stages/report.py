@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdci.config.params import Params
-from kdci.reporting.arm_comparison import compare_arms, has_further_arms
-from kdci.reporting.comparison import compare, metrics_tree
+from kdci.reporting.comparison import compare, compare_arms, has_further_arms, metrics_tree
 from kdci.reporting.evidence import CurvePoint, Evidence
 from kdci.reporting.gather import gather
 from kdci.reporting.published.ledger import ledger

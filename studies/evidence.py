@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 
 from kdci.deconfounding.arms import arm_title
-from kdci.reporting.arm_comparison import compare_arms, compare_shifts
+from kdci.reporting.comparison import compare_arms, compare_shifts
 from kdci.reporting.results import Quantity, Row
 from kdci.reporting.statistics import (
     by_replicate,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kdci.deconfounding.arms import ARMS, arm_title
-from kdci.reporting.arm_comparison import ArmResult
+from kdci.reporting.comparison import ArmResult
 from kdci.reporting.figures import style
-from kdci.reporting.results import grouped
+from kdci.reporting.results import Replicate, grouped
+from kdci.reporting.statistics import estimate
 from kdci.reporting.text.tables import where
 
 _COLUMNS = 3
@@ -45,7 +47,7 @@ def arm_gains(results: Sequence[ArmResult], *, title: str) -> Figure:
         subtitle=f"Paired difference of the deployed prediction to vanilla, {what}: mean and 95 % "
         "interval; ticks: replicates",
     )
-    limits = axis_limits(results)
+    limits = axis_limits((one.paired for one in results), room=0.06, widest=_WIDEST)
     num_methods = len(by_method.keys() - {None})
     for index, (axes, of_method) in enumerate(zip(places, by_method.values(), strict=True)):
         own = {one.arm: one for one in of_method}
@@ -56,18 +58,26 @@ def arm_gains(results: Sequence[ArmResult], *, title: str) -> Figure:
     return figure
 
 
-def axis_limits(results: Iterable[ArmResult]) -> tuple[float, float]:
-    """Return limits in points that hold zero, every single difference, and most intervals."""
+def axis_limits(
+    differences: Iterable[Mapping[Replicate, float]], *, room: float, widest: float | None = None
+) -> tuple[float, float]:
+    """Return limits in points that hold zero, every single difference, and intervals.
+
+    Args:
+        differences: What is drawn.
+        room: Share that is left empty at both ends.
+        widest: Intervals are held up to so many times the largest difference; null: wholly.
+    """
     values, bounds = [0.0], [0.0]
-    for one in results:
-        values += one.paired.values()
-        known = one.difference
+    for one in differences:
+        values += one.values()
+        known = estimate(one.values())
         bounds += known.interval if known and known.interval else ()
-    reach = _WIDEST * max(map(abs, values))
+    reach = math.inf if widest is None else widest * max(map(abs, values))
     low = min(*values, max(min(bounds), -reach))
     high = max(*values, min(max(bounds), reach))
-    room = max(0.06 * (high - low), 0.3)
-    return (low - room, high + room)
+    margin = max(room * (high - low), 0.3)
+    return (low - margin, high + margin)
 
 
 def _panel(axes: Axes, results: Sequence[ArmResult | None], limits: tuple[float, float]) -> None:

@@ -8,15 +8,14 @@ from typing import TypeVar
 
 from matplotlib.figure import Figure
 
-from kdci.reporting.arm_comparison import ArmResult, compare_arms, has_further_arms
-from kdci.reporting.comparison import compare
+from kdci.reporting.comparison import ArmResult, compare, compare_arms, has_further_arms
 from kdci.reporting.evidence import DictionaryView, Evidence, Examples, PoolView
 from kdci.reporting.figures.arms import arm_gains
 from kdci.reporting.figures.charts import dictionary, proportions
 from kdci.reporting.figures.curves import learning_curves
 from kdci.reporting.figures.gallery import by_class, over_time
 from kdci.reporting.figures.images import predictions, substitutes
-from kdci.reporting.figures.inspector import has_quality, lambda_over_training, prototypes
+from kdci.reporting.figures.inspector import lambda_over_training, prototypes
 from kdci.reporting.figures.overview import overview
 from kdci.reporting.figures.style import drawing, png
 from kdci.reporting.results import grouped, measure_of
@@ -85,16 +84,12 @@ def _overviews(evidence: Evidence) -> _Drawn:
 
 
 def _arms(evidence: Evidence) -> _Drawn:
-    rows = evidence.method_rows
+    measure, rows = measure_of(evidence.rows), evidence.method_rows
     if has_further_arms(rows):
-        results = compare_arms(rows, measure_of(evidence.rows))
+        results = compare_arms(rows, measure)
         yield from _gains(results, "arms", "Arms", "What each arm gains on each method")
-
-
-def _shifts(evidence: Evidence) -> _Drawn:
-    measure = measure_of(evidence.rows)
-    results = compare_arms(evidence.shift_rows, measure, over_methods=False)
-    yield from _gains(results, "shifts", "Known shifts", "What each arm gains on a known shift")
+    shifted = compare_arms(evidence.shift_rows, measure, over_methods=False)
+    yield from _gains(shifted, "shifts", "Known shifts", "What each arm gains on a known shift")
 
 
 def _gains(results: Sequence[ArmResult], name: str, section: str, title: str) -> _Drawn:
@@ -164,7 +159,7 @@ def _dictionaries(evidence: Evidence) -> _Drawn:
         )
         place = f"{view.teacher}-{view.method}-pool{view.pool_seed}"
         yield f"dictionary-{place}", "Confounder dictionary", caption, dictionary(view, names)
-        if has_quality(view):
+        if "top_classes" in view.facts:  # cards of before do not say what prototypes are made of
             caption = (
                 f"{view.title}: each prototype with its proportion P(z), the classes of its "
                 "members, their mean distance to z, and the images of the pool nearest to z."
@@ -248,7 +243,6 @@ def _counts(evidence: Evidence, examples: Examples) -> Discordant | None:
 _FIGURES: tuple[tuple[Callable[[Evidence], _Drawn], bool], ...] = (
     (_overviews, True),
     (_arms, True),
-    (_shifts, True),
     (_galleries, False),
     (_pools, False),
     (_dictionaries, False),

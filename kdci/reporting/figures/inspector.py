@@ -46,11 +46,6 @@ _PANEL_HEIGHTS = (0.2, 2.8, 0.3)
 """Above the lines, of the lines, and below them."""
 
 
-def has_quality(view: DictionaryView) -> bool:
-    """Whether a dictionary's card says what its prototypes are made of."""
-    return "top_classes" in view.facts
-
-
 def prototypes(view: DictionaryView, pool: PoolView | None, class_names: Sequence[str]) -> Figure:
     """Draw a row per prototype, the most frequent first: P(z), classes, spread, nearest images.
 

@@ -10,17 +10,12 @@ from matplotlib.figure import Figure
 from kdci.reporting.comparison import Comparison
 from kdci.reporting.evidence import PoolView
 from kdci.reporting.figures import style
+from kdci.reporting.figures.arms import axis_limits
 from kdci.reporting.figures.charts import class_bars
 from kdci.reporting.figures.images import class_tile, frequent_to_rare
 from kdci.reporting.results import Part
 from kdci.reporting.statistics import estimate
-from kdci.reporting.text.wording import (
-    budget_text,
-    certainty_text,
-    number,
-    signed,
-    verdict,
-)
+from kdci.reporting.text.wording import budget_text, certainty_text, number, signed, verdict
 from kdci.substitution.registry import title_of
 
 _TOP = 1.12
@@ -63,7 +58,8 @@ def overview(
     ):
         style.note(sheet, x, _TOP - 0.22, text, va="center")
     by_method = {pool.method: pool for pool in pools}
-    limits = _limits(comparisons)
+    gains = (gains for one in comparisons for gains in one.gains.values())
+    limits = axis_limits(gains, room=0.08)
     for index, one in enumerate(comparisons):
         top = _TOP + _BLOCK * index
         sheet.text(style.MARGIN, top + 0.02, title_of(one.method), size=11, weight="bold", va="top")
@@ -96,19 +92,6 @@ def _pool_block(
 
 
 _COLORS: dict[Part, str] = {"backbone": style.KDCI, "compensated": style.COMPENSATED}
-
-
-def _limits(comparisons: Sequence[Comparison]) -> tuple[float, float]:
-    """Return limits in points that hold every difference, every interval and zero."""
-    values = [0.0]
-    for one in comparisons:
-        for gains in one.gains.values():
-            paired = estimate(gains.values())
-            values += gains.values()
-            values += paired.interval if paired and paired.interval else ()
-    low, high = min(values), max(values)
-    room = max(0.08 * (high - low), 0.3)
-    return (low - room, high + room)
 
 
 def _result_block(

@@ -9,25 +9,12 @@ import math
 from collections.abc import Sequence
 
 from kdci.deconfounding.arms import ARMS, arm_title
-from kdci.reporting.arm_comparison import arms_of, compare_arms, compare_shifts, has_further_arms
+from kdci.reporting.comparison import arms_of, compare_arms, compare_shifts, has_further_arms
 from kdci.reporting.evidence import Evidence, PoolShift
 from kdci.reporting.results import Quantity, Row, grouped, measure_of
 from kdci.reporting.statistics import by_replicate, estimate, minus
+from kdci.reporting.text import wording
 from kdci.reporting.text.tables import arm_cells, by_pair, markdown, shift_cells
-from kdci.reporting.text.wording import (
-    ARMS_NOTE,
-    COST_NOTE,
-    MCNEMAR_NOTE,
-    POOL_SHIFT_NOTE,
-    SHIFTS_NOTE,
-    STUDENT_SHIFT_NOTE,
-    UNKNOWN,
-    difference_text,
-    mean_text,
-    number,
-    p_text,
-    pair_text,
-)
 from kdci.substitution.registry import title_of
 
 MAX_TESTS = 30
@@ -44,7 +31,7 @@ def arms_section(evidence: Evidence) -> str:
     results = compare_arms(rows, measure_of(rows))
     summaries = "\n".join(f"- {arm_title(arm)}: {ARMS[arm].summary}" for arm in arms_of(rows))
     tables = by_pair(results, lambda own: markdown(arm_cells(own), num_names=2))
-    return "\n\n".join([summaries, *tables, ARMS_NOTE])
+    return "\n\n".join([summaries, *tables, wording.ARMS_NOTE])
 
 
 def known_shifts_section(evidence: Evidence) -> str:
@@ -52,7 +39,7 @@ def known_shifts_section(evidence: Evidence) -> str:
     rows = evidence.shift_rows
     results = compare_shifts(rows, measure_of(rows))
     tables = by_pair(results, lambda own: markdown(shift_cells(own)))
-    return "\n\n".join([*tables, f"{SHIFTS_NOTE} {COST_NOTE}"]) if tables else ""
+    return "\n\n".join([*tables, f"{wording.SHIFTS_NOTE} {wording.COST_NOTE}"]) if tables else ""
 
 
 def mcnemar_section(evidence: Evidence) -> str:
@@ -65,11 +52,11 @@ def mcnemar_section(evidence: Evidence) -> str:
     lines = [["method", "arm", "pool", "seed", "b", "c", "p"]]
     for cell, found in tests[:MAX_TESTS]:
         row = evidence.row_of(cell)
-        pair = f"{pair_text(row.group)}, " if several and row else ""
+        pair = f"{wording.pair_text(row.group)}, " if several and row else ""
         name = [pair + title_of(cell.method), arm_title(cell.variant)]
         counts = [str(found.lost), str(found.gained)]
-        lines.append([*name, str(cell.pool_seed), str(cell.seed), *counts, p_text(found.p)])
-    parts = ["### McNemar's test", MCNEMAR_NOTE, markdown(lines, num_names=2)]
+        lines.append([*name, str(cell.pool_seed), str(cell.seed), *counts, wording.p_text(found.p)])
+    parts = ["### McNemar's test", wording.MCNEMAR_NOTE, markdown(lines, num_names=2)]
     if len(tests) > MAX_TESTS:
         below = sum(found.p < 0.05 for _, found in tests[MAX_TESTS:])
         parts.append(f"{len(tests) - MAX_TESTS} more are not listed; p is below 0.05 in {below}.")
@@ -80,13 +67,13 @@ def distribution_shift(evidence: Evidence) -> str:
     """Return the tables of pools and of students; empty where neither was measured."""
     parts = []
     if evidence.pool_shifts:
-        entropy = number(math.log(evidence.spec.num_classes), 2)
+        entropy = wording.number(math.log(evidence.spec.num_classes), 2)
         even = f"Entropy of a balanced pool: {entropy} nats."
-        parts += [_pool_table(evidence.pool_shifts), f"{POOL_SHIFT_NOTE} {even}"]
+        parts += [_pool_table(evidence.pool_shifts), f"{wording.POOL_SHIFT_NOTE} {even}"]
     rows = evidence.rows
     tested = [row for row in rows if row.value("marginal_bias", row.deployed) is not None]
     if tested:
-        parts += [*by_pair(tested, _student_table), STUDENT_SHIFT_NOTE]
+        parts += [*by_pair(tested, _student_table), wording.STUDENT_SHIFT_NOTE]
     return "\n\n".join(parts)
 
 
@@ -96,10 +83,10 @@ def _pool_table(pools: Sequence[PoolShift]) -> str:
         [
             pool.title,
             pool.teacher,
-            number(pool.total_variation, 2),
-            number(pool.entropy, 2),
-            f"{number(100 * pool.confidence)} %",
-            number(pool.teacher_fid),
+            wording.number(pool.total_variation, 2),
+            wording.number(pool.entropy, 2),
+            f"{wording.number(100 * pool.confidence)} %",
+            wording.number(pool.teacher_fid),
         ]
         for pool in pools
     ]
@@ -122,6 +109,8 @@ def _line(rows: Sequence[Row], arm: str) -> list[str]:
         after = by_replicate(own, quantity, own[0].deployed)
         before = by_replicate((r for r in rows if r.variant == "vanilla"), quantity, "backbone")
         changes = [scale * value for value in minus(after, before).values()]
-        cells.append(mean_text(estimate([scale * value for value in after.values()])))
-        cells.append(UNKNOWN if arm == "vanilla" else difference_text(estimate(changes)))
+        cells.append(wording.mean_text(estimate([scale * value for value in after.values()])))
+        cells.append(
+            wording.UNKNOWN if arm == "vanilla" else wording.difference_text(estimate(changes))
+        )
     return [*cells, str(len(own))]

@@ -10,33 +10,19 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from kdci.deconfounding.arms import ARMS, arm_title
-from kdci.reporting.arm_comparison import (
+from kdci.reporting.comparison import (
     BALANCED,
     ArmResult,
+    Comparison,
     ShiftResult,
+    compare,
     compare_arms,
     compare_shifts,
     has_further_arms,
 )
-from kdci.reporting.comparison import Comparison, compare
 from kdci.reporting.results import Group, Measure, Row, grouped, measure_of
 from kdci.reporting.statistics import Estimate
-from kdci.reporting.text.wording import (
-    ARMS_NOTE,
-    BUDGET_NOTE,
-    COST_NOTE,
-    MEASURE_NOTES,
-    SHIFTS_NOTE,
-    UNKNOWN,
-    budget_text,
-    difference_text,
-    headline,
-    is_shift,
-    mean_text,
-    number,
-    p_text,
-    pair_text,
-)
+from kdci.reporting.text import wording
 from kdci.substitution.registry import title_of
 
 WIDTH = 110
@@ -56,7 +42,7 @@ def by_pair(items: Iterable[_T], table: Callable[[list[_T]], str]) -> list[str]:
     """Return for each pair and budget its name and the ``table`` of what is about it."""
     parts: list[str] = []
     for group, own in grouped(items, lambda item: item.group).items():
-        parts += [f"{pair_text(group)}:", table(own)]
+        parts += [f"{wording.pair_text(group)}:", table(own)]
     return parts
 
 
@@ -108,21 +94,21 @@ def arm_cells(results: Sequence[ArmResult]) -> list[list[str]]:
 
 
 def _arm_line(one: ArmResult, num_methods: int) -> list[str]:
-    backbone = compensated = UNKNOWN
+    backbone = compensated = wording.UNKNOWN
     if one.method is not None:
-        backbone = mean_text(one.backbone)
+        backbone = wording.mean_text(one.backbone)
         if ARMS[one.arm].compensated:
-            compensated = mean_text(one.compensated)
+            compensated = wording.mean_text(one.compensated)
     paired = one.difference
     return [
         where(one, num_methods),
         arm_title(one.arm),
         backbone,
         compensated,
-        difference_text(paired),
-        p_text(one.p),
-        p_text(one.adjusted_p),
-        str(paired.n) if paired else UNKNOWN,
+        wording.difference_text(paired),
+        wording.p_text(one.p),
+        wording.p_text(one.adjusted_p),
+        str(paired.n) if paired else wording.UNKNOWN,
     ]
 
 
@@ -146,9 +132,13 @@ def shift_cells(results: Sequence[ShiftResult]) -> list[list[str]]:
     lines = [["shift", "vanilla", *cost, *map(arm_title, arms), "n"]]
     for one in results:
         gains = [arm.difference for arm in one.arms]
-        here = difference_text(one.cost) if one.shift != BALANCED else UNKNOWN
+        here = wording.difference_text(one.cost) if one.shift != BALANCED else wording.UNKNOWN
         costs = [here] if against else []
-        words = [mean_text(one.vanilla), *costs, *(difference_text(gain) for gain in gains)]
+        words = [
+            wording.mean_text(one.vanilla),
+            *costs,
+            *(wording.difference_text(gain) for gain in gains),
+        ]
         lines.append([one.shift, *words, _counts([one.vanilla, *gains])])
     return lines
 
@@ -156,7 +146,9 @@ def shift_cells(results: Sequence[ShiftResult]) -> list[list[str]]:
 def _counts(estimates: Iterable[Estimate | None]) -> str:
     """Return the number of replicates; "2 to 3" where it is not the same for all."""
     counts = sorted({known.n for known in estimates if known})
-    return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else UNKNOWN
+    return (
+        " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else wording.UNKNOWN
+    )
 
 
 def terminal_table(rows: Sequence[Row]) -> str:
@@ -168,7 +160,7 @@ def terminal_table(rows: Sequence[Row]) -> str:
     if not rows:
         return "No results yet: nothing of the grid has been evaluated."
     measure = measure_of(rows)
-    compared = compare([row for row in rows if not is_shift(row.method)])
+    compared = compare([row for row in rows if not wording.is_shift(row.method)])
     comparisons = grouped(compared, lambda one: one.group)
     blocks = []
     for group, own in grouped(rows, lambda row: row.group).items():
@@ -180,12 +172,12 @@ def _pair_blocks(
     rows: Sequence[Row], comparisons: Sequence[Comparison], measure: Measure
 ) -> list[str]:
     """Return a pair's tables: vanilla and KDCI, all arms, known shifts; those there is one of."""
-    methods = [row for row in rows if not is_shift(row.method)]
-    shifts = [row for row in rows if is_shift(row.method)]
+    methods = [row for row in rows if not wording.is_shift(row.method)]
+    shifts = [row for row in rows if wording.is_shift(row.method)]
     blocks = []
     if comparisons:
         blocks.append(_in_ascii(_cells(comparisons)))
-        blocks.append("\n".join(headline(one) for one in comparisons))
+        blocks.append("\n".join(wording.headline(one) for one in comparisons))
     if has_further_arms(methods):
         blocks.append("Arms\n" + _in_ascii(arm_cells(compare_arms(methods, measure))))
     if shifts:
@@ -212,46 +204,46 @@ def rows_table(rows: Sequence[Row]) -> str:
     head = ["method", "variant", "pool", "seed", "backbone", "compensated", "steps", "seconds"]
     lines = [head]
     for row in rows:
-        values = [number(row.value(measure, part)) for part in ("backbone", "compensated")]
+        values = [wording.number(row.value(measure, part)) for part in ("backbone", "compensated")]
         name = [title_of(row.method), arm_title(row.variant)]
         seeds = [str(row.pool_seed), str(row.seed)]
-        lines.append([*name, *seeds, *values, f"{row.num_steps:,}", number(row.seconds)])
+        lines.append([*name, *seeds, *values, f"{row.num_steps:,}", wording.number(row.seconds)])
     return markdown(lines, num_names=2)
 
 
 def _notes(rows: Sequence[Row], measure: Measure) -> list[str]:
     deploy = next((row.deploy for row in rows if row.variant == "kdci"), "backbone")
     notes = [
-        f"Numbers: {MEASURE_NOTES[measure]}; +- is half of a 95 % t-interval.",
+        f"Numbers: {wording.MEASURE_NOTES[measure]}; +- is half of a 95 % t-interval.",
         f"Paired difference: KDCI's {deploy} (the deployed one) minus vanilla, by replicate.",
         "Seconds a student: distillation alone, vanilla / KDCI.",
     ]
     if any(row.budget != 1 for row in rows):
-        notes += textwrap.wrap(BUDGET_NOTE, WIDTH)
-    if has_further_arms(row for row in rows if not is_shift(row.method)):
-        notes += textwrap.wrap(ARMS_NOTE, WIDTH)
-    if any(is_shift(row.method) for row in rows):
-        notes += textwrap.wrap(f"{SHIFTS_NOTE} {COST_NOTE}", WIDTH)
+        notes += textwrap.wrap(wording.BUDGET_NOTE, WIDTH)
+    if has_further_arms(row for row in rows if not wording.is_shift(row.method)):
+        notes += textwrap.wrap(wording.ARMS_NOTE, WIDTH)
+    if any(wording.is_shift(row.method) for row in rows):
+        notes += textwrap.wrap(f"{wording.SHIFTS_NOTE} {wording.COST_NOTE}", WIDTH)
     return notes
 
 
 def _pair_title(row: Row) -> str:
     accuracy = ""
     if row.teacher_accuracy is not None:
-        accuracy = f", teacher {number(row.teacher_accuracy)} %"
+        accuracy = f", teacher {wording.number(row.teacher_accuracy)} %"
     pair = f"{row.teacher} -> {row.student} on {row.dataset}"
-    return f"{row.preset}: {pair}{accuracy}{budget_text(row.budget)}"
+    return f"{row.preset}: {pair}{accuracy}{wording.budget_text(row.budget)}"
 
 
 def _cells(comparisons: Sequence[Comparison]) -> list[list[str]]:
     head = ["method", "vanilla", "KDCI backbone", "KDCI compensated", "paired difference", "n"]
     lines = [[*head, "seconds a student"]]
     for one in comparisons:
-        paired, times = one.difference, number(one.vanilla_seconds)
-        kdci = [UNKNOWN] * 4  # a control has nothing to say on it
+        paired, times = one.difference, wording.number(one.vanilla_seconds)
+        kdci = [wording.UNKNOWN] * 4  # a control has nothing to say on it
         if not one.is_control:
-            kdci = [mean_text(one.backbone), mean_text(one.compensated)]
-            kdci += [difference_text(paired), str(paired.n) if paired else UNKNOWN]
-            times += f" / {number(one.kdci_seconds)}"
-        lines.append([title_of(one.method), mean_text(one.vanilla), *kdci, times])
+            kdci = [wording.mean_text(one.backbone), wording.mean_text(one.compensated)]
+            kdci += [wording.difference_text(paired), str(paired.n) if paired else wording.UNKNOWN]
+            times += f" / {wording.number(one.kdci_seconds)}"
+        lines.append([title_of(one.method), wording.mean_text(one.vanilla), *kdci, times])
     return lines

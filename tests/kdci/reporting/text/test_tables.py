@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from kdci.reporting.arm_comparison import compare_arms, compare_shifts
-from kdci.reporting.comparison import compare
+from kdci.reporting.comparison import compare, compare_arms, compare_shifts
 from kdci.reporting.text.tables import (
     aligned,
     arm_cells,
