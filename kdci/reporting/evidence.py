@@ -87,6 +87,15 @@ class DictionaryView(OfPool):
     proportions: NDArray[np.float32]
     facts: dict[str, Any]
 
+    @property
+    def adopted(self) -> bool:
+        """Whether it is that of another teacher."""
+        return bool(self.facts.get("adopted"))
+
+    def names(self, own: Sequence[str]) -> Sequence[str]:
+        """Return what its classes are called: ``own``, or their numbers if they are another's."""
+        return [f"#{k}" for k in range(self.facts["num_classes"])] if self.adopted else own
+
 
 @dataclass(frozen=True)
 class CurvePoint:

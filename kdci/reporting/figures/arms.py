@@ -19,9 +19,6 @@ from kdci.reporting.text.tables import where
 
 _COLUMNS = 3
 _ARM_ROW = 0.2
-_AXIS = 0.42
-_LEFT = style.MARGIN + 1.25
-_GAP = 0.25
 _WIDEST = 2.0
 """The axis goes no further than so many times the largest gain: intervals beyond are cut."""
 
@@ -40,9 +37,9 @@ def arm_gains(results: Sequence[ArmResult], *, title: str) -> Figure:
         len(by_method),
         _COLUMNS,
         body=len(arms) * _ARM_ROW + 0.1,
-        below=_AXIS,
-        left=_LEFT,
-        gap=_GAP,
+        below=0.42,
+        left=style.MARGIN + 1.25,
+        gap=0.25,
         title=title,
         subtitle=f"Paired difference of the deployed prediction to vanilla, {what}: mean and 95 % "
         "interval; ticks: replicates",

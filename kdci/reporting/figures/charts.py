@@ -86,8 +86,7 @@ def dictionary(view: DictionaryView, class_names: Sequence[str]) -> Figure:
     ``MAX_ROWS`` most frequent ones are drawn.
     """
     top_class = np.asarray(view.facts["top_class"])
-    if view.facts.get("adopted"):  # its classes are those of another teacher, without names
-        class_names = [f"#{index}" for index in range(view.facts["num_classes"])]
+    class_names = view.names(class_names)
     order = np.lexsort((-view.proportions, top_class))
     frequent = np.argsort(-view.proportions, kind="stable")[:MAX_ROWS]
     order = order[np.isin(order, frequent)]

@@ -54,16 +54,23 @@ def prototypes(view: DictionaryView, pool: PoolView | None, class_names: Sequenc
         pool: What it was made from; None where that is not there.
         class_names: Of the own teacher.
     """
-    adopted = bool(view.facts.get("adopted"))
+    class_names = view.names(class_names)
     if pool is not None and len(pool.images) != view.facts["num_predictions"]:
         pool = None  # another one by now, as where a grid is half run again
-    if adopted:  # its classes are those of another teacher, and so were its images
-        class_names = [f"#{index}" for index in range(view.facts["num_classes"])]
-        pool = None
+    if view.adopted:
+        pool = None  # its images were those of another teacher
     order = np.argsort(-view.proportions, kind="stable")[:MAX_PROTOTYPES]
     pitch = max(_TILE, 3 * _LINE) + 0.12
     height = style.HEADING + _COLUMN_TITLES + len(order) * pitch + 0.05
-    figure = style.headed(height, _title(view, len(order)), _summary(view))
+    count, facts = len(view.proportions), view.facts
+    some = "" if len(order) == count else f": the {len(order)} most frequent of {count}"
+    figure = style.headed(
+        height,
+        f"Prototypes of {view.title}{some}",
+        f"{count} of {facts['requested']} prototypes, effectively {number(facts['effective_n'])}, "
+        f"of {facts['num_predictions']:,} images; classes of {facts['teacher']}: "
+        f"purity {number(100 * facts['purity'])} %, NMI {number(facts['nmi'], 2)}",
+    )
     sheet = style.canvas(figure)
     _column_titles(sheet, with_images=pool is not None)
     right = _SPREAD_RIGHT if pool is None else style.RIGHT
@@ -73,28 +80,12 @@ def prototypes(view: DictionaryView, pool: PoolView | None, class_names: Sequenc
             sheet.plot([style.MARGIN, right], [top - 0.06] * 2, color=style.FAINT, linewidth=0.6)
         _describe(sheet, view, index, top + _TILE / 2, class_names)
         if pool is not None:
-            _nearest(sheet, pool, view.facts["nearest_rows"][index], top)
+            _nearest(sheet, pool, facts["nearest_rows"][index], top)
     if pool is None:
         _no_images(
-            sheet, style.HEADING + _COLUMN_TITLES, len(order) * pitch - 0.12, adopted=adopted
+            sheet, style.HEADING + _COLUMN_TITLES, len(order) * pitch - 0.12, adopted=view.adopted
         )
     return figure
-
-
-def _title(view: DictionaryView, shown: int) -> str:
-    count = len(view.proportions)
-    some = "" if shown == count else f": the {shown} most frequent of {count}"
-    return f"Prototypes of {view.title}{some}"
-
-
-def _summary(view: DictionaryView) -> str:
-    facts = view.facts
-    return (
-        f"{len(view.proportions)} of {facts['requested']} prototypes, effectively "
-        f"{number(facts['effective_n'])}, of {facts['num_predictions']:,} images; "
-        f"classes of {facts['teacher']}: purity {number(100 * facts['purity'])} %, "
-        f"NMI {number(facts['nmi'], 2)}"
-    )
 
 
 def _column_titles(sheet: Axes, *, with_images: bool) -> None:
@@ -183,9 +174,20 @@ def lambda_over_training(
     axes = style.place(figure, left, top, width, _PANEL_HEIGHTS[1])
     edge = style.place(figure, left + width, top, _EDGE, _PANEL_HEIGHTS[1])
     for index in reversed(largest):
-        _lambda_line(axes, steps, lambdas_SN[:, index], named.get(index))
-        _to_proportion(edge, last_N[index], shares_N[index], named.get(index))
-    _lambda_axes(axes, steps, [*lambdas_SN.flatten().tolist(), *shares_N.tolist()])
+        look: dict[str, Any] = {"color": named.get(index, style.POOL), "clip_on": False}
+        values, shown = lambdas_SN[:, index], index in named
+        mark = "o" if len(steps) == 1 else ""
+        width = 1.8 if shown else 0.7
+        axes.plot(steps, values, linewidth=width, marker=mark, markersize=4, **look)
+        if shown:  # the line's end is joined with P(z)
+            ends = [last_N[index], shares_N[index]]
+            edge.plot([0.03, 0.9], ends, linewidth=0.6, linestyle=(0, (1, 2)), **look)
+        edge.plot([0.9], shares_N[index], marker="D", markersize=4 if shown else 2.5, **look)
+    values = [*lambdas_SN.flatten().tolist(), *shares_N.tolist()]
+    low, high = min(values), max(values)
+    room = max(0.06 * (high - low), 0.5)
+    axes.set(xlim=(0, steps[-1]), ylim=(max(low - room, 0), high + room))
+    style.value_axis(axes)
     even = 100 / len(last_N)
     axes.axhline(even, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
     edge.set(xlim=(0, 1), ylim=axes.get_ylim())
@@ -205,35 +207,6 @@ def _table(points: Lambdas) -> tuple[list[int], NDArray[np.float64]]:
     kept = [(step, values) for step, values in points if len(values) == count]
     table_SN = 100 * np.array([values for _, values in kept], dtype=np.float64)
     return [step for step, _ in kept], table_SN
-
-
-def _lambda_line(
-    axes: Axes, steps: Sequence[int], values_S: NDArray[np.float64], color: str | None
-) -> None:
-    axes.plot(
-        steps,
-        values_S,
-        color=color or style.POOL,
-        linewidth=1.8 if color else 0.7,
-        marker="o" if len(steps) == 1 else "",
-        markersize=4,
-        clip_on=False,
-    )
-
-
-def _to_proportion(edge: Axes, weight: float, share: float, color: str | None) -> None:
-    """Mark a prototype's P(z); join it with the line's end, unless it is one of the others."""
-    look: dict[str, Any] = {"color": color or style.POOL, "clip_on": False}
-    if color:
-        edge.plot([0.03, 0.9], [weight, share], linewidth=0.6, linestyle=(0, (1, 2)), **look)
-    edge.plot([0.9], [share], marker="D", markersize=4 if color else 2.5, **look)
-
-
-def _lambda_axes(axes: Axes, steps: Sequence[int], values: Sequence[float]) -> None:
-    low, high = min(values), max(values)
-    room = max(0.06 * (high - low), 0.5)
-    axes.set(xlim=(0, steps[-1]), ylim=(max(low - room, 0), high + room))
-    style.value_axis(axes)
 
 
 def _edge_labels(

@@ -7,8 +7,8 @@ matplotlib brings along, so they look the same on every machine.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
@@ -72,11 +72,9 @@ _SETTINGS: dict[Any, Any] = {
 }
 
 
-@contextmanager
-def drawing() -> Iterator[None]:
-    """Hold the settings of all figures while the block draws and saves."""
-    with mpl.rc_context(_SETTINGS):
-        yield
+def drawing() -> AbstractContextManager[None]:
+    """Hold the settings of all figures while a block draws and saves."""
+    return mpl.rc_context(_SETTINGS)
 
 
 def png(figure: Figure) -> bytes:
@@ -134,10 +132,8 @@ def panels(
 
 def blank(axes: Axes) -> None:
     """Take ticks and frame away."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
@@ -172,9 +168,7 @@ def show_image(sheet: Axes, image_CHW: NDArray[np.uint8], x: float, y: float, si
     pixels = image_CHW.transpose(1, 2, 0)
     pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
     extent = (x, x + size, y + size, y)
-    limits = (sheet.get_xlim(), sheet.get_ylim())
     sheet.imshow(pixels, extent=extent, interpolation="nearest", aspect="auto")
-    sheet.set(xlim=limits[0], ylim=limits[1])  # imshow fits them to the image
 
 
 def note(axes: Axes, x: float, y: float, text: str, **changes: Any) -> None:

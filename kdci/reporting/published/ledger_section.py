@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from kdci.deconfounding.arms import arm_title
 from kdci.reporting.published.footnotes import FOOTNOTES, footnotes_of
 from kdci.reporting.published.ledger import LedgerLine
-from kdci.reporting.published.tables import HARDWARE, SCRATCH_VARIANTS, PublishedCell
+from kdci.reporting.published.tables import HARDWARE, STUDENT, TEACHER, PublishedCell
 from kdci.reporting.text.tables import markdown
 from kdci.reporting.text.wording import (
     BUDGET_NOTE,
@@ -26,9 +26,7 @@ _SUBJECTS = {
     4: "prior information ablated",
     5: "whose dictionary",
 }
-_SCRATCH_TITLES = dict(
-    zip(SCRATCH_VARIANTS, ("teacher, original data", "student, original data"), strict=True)
-)
+_SCRATCH_TITLES = {TEACHER: "teacher, original data", STUDENT: "student, original data"}
 _DECIMALS = 2
 _COSTS_NOTE = (
     f"Published: one {HARDWARE}. Ours: distillation alone, its mean time for as many steps as an "

@@ -22,7 +22,8 @@ R50_MOBILE: Pair = ("resnet-50", "mobilenetv2")
 
 HARDWARE = "RTX 3090"
 """What Table 2 was timed on."""
-SCRATCH_VARIANTS = ("teacher_from_scratch", "student_from_scratch")
+TEACHER, STUDENT = "teacher_from_scratch", "student_from_scratch"
+"""Variants of networks that were trained on the original data."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class PublishedCell:
         teacher: The teacher's backbone; null: a student trained on the original data.
         student: The student's backbone; null: a teacher.
         method: Key of the method; null: a network trained on the original data.
-        variant: The arm, a key of ``kdci.deconfounding.arms``, or one of ``SCRATCH_VARIANTS``.
+        variant: The arm, a key of ``kdci.deconfounding.arms``, ``TEACHER`` or ``STUDENT``.
         accuracy: Of the test split, in percent.
         seconds_per_epoch: Training time of an epoch (Table 2 alone).
         memory_mb: Memory used in MB (Table 2 alone).
@@ -57,17 +58,16 @@ class PublishedCell:
         return (self.teacher, self.student, self.method, self.variant)
 
 
-# Networks trained on the original data: teachers, then students.
-_SCRATCH: Mapping[tuple[int, str], tuple[Mapping[str, float], Mapping[str, float]]] = {
-    (1, "cifar10"): (
-        {"resnet-34": 95.70, "vgg-11": 92.25, "wrn-40-2": 94.87},
-        {"resnet-18": 95.20, "wrn-16-1": 91.12, "wrn-40-1": 93.94, "wrn-16-2": 93.95},
-    ),
-    (1, "cifar100"): (
-        {"resnet-34": 78.05, "vgg-11": 71.32, "wrn-40-2": 75.83},
-        {"resnet-18": 77.10, "wrn-16-1": 65.31, "wrn-40-1": 72.19, "wrn-16-2": 73.56},
-    ),
-    (2, "tiny-imagenet"): ({"resnet-34": 52.74}, {}),
+_SCRATCH: Mapping[tuple[int, str], Mapping[str, Mapping[str, float]]] = {
+    (1, "cifar10"): {
+        TEACHER: {"resnet-34": 95.70, "vgg-11": 92.25, "wrn-40-2": 94.87},
+        STUDENT: {"resnet-18": 95.20, "wrn-16-1": 91.12, "wrn-40-1": 93.94, "wrn-16-2": 93.95},
+    },
+    (1, "cifar100"): {
+        TEACHER: {"resnet-34": 78.05, "vgg-11": 71.32, "wrn-40-2": 75.83},
+        STUDENT: {"resnet-18": 77.10, "wrn-16-1": 65.31, "wrn-40-1": 72.19, "wrn-16-2": 73.56},
+    },
+    (2, "tiny-imagenet"): {TEACHER: {"resnet-34": 52.74}},
 }
 
 _BASE = ("vanilla", "kdci")
@@ -154,12 +154,10 @@ def published_cells(dataset: str | None = None) -> list[PublishedCell]:
 
 
 def _scratch_cells(table: int, dataset: str) -> Iterator[PublishedCell]:
-    teachers, students = _SCRATCH.get((table, dataset), ({}, {}))
-    of_teacher, of_student = SCRATCH_VARIANTS
-    for name, accuracy in teachers.items():
-        yield PublishedCell(table, dataset, name, None, None, of_teacher, accuracy)
-    for name, accuracy in students.items():
-        yield PublishedCell(table, dataset, None, name, None, of_student, accuracy)
+    for variant, networks in _SCRATCH.get((table, dataset), {}).items():
+        for name, accuracy in networks.items():
+            pair = (name, None) if variant == TEACHER else (None, name)
+            yield PublishedCell(table, dataset, *pair, None, variant, accuracy)
 
 
 def _method_cells(table: int, dataset: str) -> Iterator[PublishedCell]:
