@@ -72,7 +72,7 @@ def control_cells(grid: Grid) -> list[Cell]:
 
 def _product(grid: Grid, pools: Sequence[str], arms: Sequence[str]) -> list[Cell]:
     axes = product(grid.all_pairs, pools, arms, grid.pool_seeds, grid.seeds)
-    return [Cell(*pair, *others) for pair, *others in axes]
+    return [Cell(*pair, pool, arm, pool_seed, seed) for pair, pool, arm, pool_seed, seed in axes]
 
 
 def all_cells(grid: Grid) -> list[Cell]:

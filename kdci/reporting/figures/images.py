@@ -55,10 +55,8 @@ def class_tile(
 ) -> None:
     """Draw a random image of a class on a ``canvas``, or that there is none; see ``show_image``."""
     chosen = pick(pool, class_index, 1)
-    if len(chosen):
-        style.show_image(sheet, pool.images[chosen[0]], x, y, size)
-    else:
-        style.empty_tile(sheet, x, y, size)
+    style.show_image(sheet, pool.images[chosen[0]] if len(chosen) else None, x, y, size)
+    if not len(chosen):
         middle = (x + size / 2, y + size / 2)
         sheet.text(*middle, "none", size=6.5, color=style.WRONG, ha="center", va="center")
 

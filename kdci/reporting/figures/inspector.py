@@ -127,11 +127,8 @@ def _percent(share: float) -> str:
 
 def _nearest(sheet: Axes, pool: PoolView, rows: Sequence[int], top: float) -> None:
     for column in range(_NUM_TILES):
-        x = _TILES_LEFT + column * _PITCH
-        if column < len(rows):
-            style.show_image(sheet, pool.images[rows[column]], x, top, _TILE)
-        else:
-            style.empty_tile(sheet, x, top, _TILE)
+        image = pool.images[rows[column]] if column < len(rows) else None
+        style.show_image(sheet, image, _TILES_LEFT + column * _PITCH, top, _TILE)
 
 
 def _no_images(sheet: Axes, top: float, height: float, *, adopted: bool) -> None:
@@ -183,8 +180,8 @@ def lambda_over_training(
             ends = [last_N[index], shares_N[index]]
             edge.plot([0.03, 0.9], ends, linewidth=0.6, linestyle=(0, (1, 2)), **look)
         edge.plot([0.9], shares_N[index], marker="D", markersize=4 if shown else 2.5, **look)
-    values = [*lambdas_SN.flatten().tolist(), *shares_N.tolist()]
-    low, high = min(values), max(values)
+    drawn = [*lambdas_SN.flatten().tolist(), *shares_N.tolist()]
+    low, high = min(drawn), max(drawn)
     room = max(0.06 * (high - low), 0.5)
     axes.set(xlim=(0, steps[-1]), ylim=(max(low - room, 0), high + room))
     style.value_axis(axes)

@@ -155,16 +155,21 @@ def canvas(figure: Figure) -> Axes:
     return axes
 
 
-def show_image(sheet: Axes, image_CHW: NDArray[np.uint8], x: float, y: float, size: float) -> None:
+def show_image(
+    sheet: Axes, image_CHW: NDArray[np.uint8] | None, x: float, y: float, size: float
+) -> None:
     """Draw a uint8 image (C, H, W), pixels sharp, on a ``canvas``.
 
     Args:
         sheet: Made by ``canvas``.
-        image_CHW: One channel is shown in grey, three as colours.
+        image_CHW: One channel is shown in grey, three as colours; None: its place stays empty.
         x: Left edge in inches.
         y: Top edge in inches.
         size: Width and height in inches.
     """
+    if image_CHW is None:
+        empty_tile(sheet, x, y, size)
+        return
     pixels = image_CHW.transpose(1, 2, 0)
     pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
     extent = (x, x + size, y + size, y)

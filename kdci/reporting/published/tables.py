@@ -6,9 +6,10 @@ printed one, and ``kdci.reporting.published.footnotes`` says what is known about
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+Values = tuple[float, ...]
 Pair = tuple[str, str]
 """Teacher and student."""
 
@@ -82,7 +83,7 @@ _AXES: Mapping[int, tuple[tuple[Pair, ...], tuple[str, ...]]] = {
 }
 """Pairs and arms of each table."""
 # By method: for each pair a number an arm.
-_ACCURACIES: Mapping[tuple[int, str], Mapping[str, tuple[tuple[float, ...], ...]]] = {
+_ACCURACIES: Mapping[tuple[int, str], Mapping[str, Sequence[Values]]] = {
     (1, "cifar10"): {
         "dafl": ((92.22, 92.62), (81.10, 81.31), (65.71, 74.56), (81.33, 82.91), (81.55, 82.65)),
         "fast": ((94.05, 94.56), (90.53, 91.16), (89.29, 89.62), (92.51, 93.09), (92.45, 92.85)),
@@ -131,7 +132,7 @@ _ACCURACIES: Mapping[tuple[int, str], Mapping[str, tuple[tuple[float, ...], ...]
     },
 }
 # Of Table 2 seconds of an epoch and MB: vanilla, then KDCI.
-_COSTS: Mapping[str, tuple[tuple[float, float], ...]] = {
+_COSTS: Mapping[str, Sequence[Values]] = {
     "fast": ((101.67, 5745), (104.43, 5748)),
     "deepinv": ((255.26, 3312), (258.51, 3316)),
     "dfnd": ((129.16, 4196), (133.42, 4198)),
@@ -156,14 +157,14 @@ def published_cells(dataset: str | None = None) -> list[PublishedCell]:
 def _scratch_cells(table: int, dataset: str) -> Iterator[PublishedCell]:
     for variant, networks in _SCRATCH.get((table, dataset), {}).items():
         for name, accuracy in networks.items():
-            pair = (name, None) if variant == TEACHER else (None, name)
-            yield PublishedCell(table, dataset, *pair, None, variant, accuracy)
+            teacher, student = (name, None) if variant == TEACHER else (None, name)
+            yield PublishedCell(table, dataset, teacher, student, None, variant, accuracy)
 
 
 def _method_cells(table: int, dataset: str) -> Iterator[PublishedCell]:
     pairs, arms = _AXES[table]
     for column, pair in enumerate(pairs):
         for method, accuracies in _ACCURACIES[table, dataset].items():
-            costs = _COSTS[method] if table == 2 else [()] * len(arms)
+            costs: Sequence[Values] = _COSTS[method] if table == 2 else [()] * len(arms)
             for arm, accuracy, cost in zip(arms, accuracies[column], costs, strict=True):
                 yield PublishedCell(table, dataset, *pair, method, arm, accuracy, *cost)

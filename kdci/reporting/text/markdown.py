@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from kdci.reporting.comparison import Comparison, compare
 from kdci.reporting.evidence import DictionaryView, Evidence
-from kdci.reporting.published.ledger import ledger
-from kdci.reporting.published.ledger_section import ledger_section, no_ledger
+from kdci.reporting.published.ledger import ledger, ledger_section, no_ledger
 from kdci.reporting.text.sections import (
     arms_section,
     distribution_shift,
     known_shifts_section,
     mcnemar_section,
 )
-from kdci.reporting.text.tables import by_pair, markdown, markdown_table, rows_table
+from kdci.reporting.text.tables import by_pair, comparison_cells, markdown, rows_table
 from kdci.reporting.text.wording import (
     BUDGET_NOTE,
     MEASURE_NOTES,
@@ -104,7 +103,7 @@ def _deployed(comparisons: Sequence[Comparison]) -> str:
 
 
 def _results(evidence: Evidence, comparisons: Sequence[Comparison]) -> str:
-    parts = by_pair(comparisons, markdown_table)
+    parts = by_pair(comparisons, lambda own: markdown(comparison_cells(own)))
     note = MEASURE_NOTES[comparisons[0].measure]
     note = note[0].upper() + note[1:]
     parts.append(

@@ -176,7 +176,7 @@ def _pair_blocks(
     shifts = [row for row in rows if wording.is_shift(row.method)]
     blocks = []
     if comparisons:
-        blocks.append(_in_ascii(_cells(comparisons)))
+        blocks.append(_in_ascii(comparison_cells(comparisons)))
         blocks.append("\n".join(wording.headline(one) for one in comparisons))
     if has_further_arms(methods):
         blocks.append("Arms\n" + _in_ascii(arm_cells(compare_arms(methods, measure))))
@@ -187,15 +187,6 @@ def _pair_blocks(
 
 def _in_ascii(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(aligned([[cell.replace("±", "+-") for cell in line] for line in lines]))
-
-
-def markdown_table(comparisons: Sequence[Comparison]) -> str:
-    """Return the same table in Markdown.
-
-    Args:
-        comparisons: Those of one teacher-student pair.
-    """
-    return markdown(_cells(comparisons))
 
 
 def rows_table(rows: Sequence[Row]) -> str:
@@ -235,7 +226,8 @@ def _pair_title(row: Row) -> str:
     return f"{row.preset}: {pair}{accuracy}{wording.budget_text(row.budget)}"
 
 
-def _cells(comparisons: Sequence[Comparison]) -> list[list[str]]:
+def comparison_cells(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    """Return head and lines of vanilla and KDCI, one a method of a teacher-student pair."""
     head = ["method", "vanilla", "KDCI backbone", "KDCI compensated", "paired difference", "n"]
     lines = [[*head, "seconds a student"]]
     for one in comparisons:

@@ -8,8 +8,7 @@ from scipy import stats
 
 from kdci.config.catalog import DATASETS
 from kdci.reporting.costs import Cost
-from kdci.reporting.published.ledger import ledger
-from kdci.reporting.published.ledger_section import ledger_section, no_ledger
+from kdci.reporting.published.ledger import ledger, ledger_section, no_ledger
 from kdci.reporting.published.tables import published_cells
 from kdci.reporting.text.markdown import report_text
 

@@ -8,8 +8,8 @@ from kdci.reporting.comparison import compare, compare_arms, compare_shifts
 from kdci.reporting.text.tables import (
     aligned,
     arm_cells,
+    comparison_cells,
     markdown,
-    markdown_table,
     rows_table,
     shift_cells,
     terminal_table,
@@ -196,11 +196,11 @@ def test_terminal_table_of_nothing():
 
 def test_markdown_tables_are_rectangular(row):
     rows = _rows(row)
-    for text in (markdown_table(compare(rows)), rows_table(rows)):
+    for text in (markdown(comparison_cells(compare(rows))), rows_table(rows)):
         lines = text.splitlines()
         assert len({line.count("|") for line in lines}) == 1
         assert set(lines[1]) <= set("|-: ")
-    assert "91.0 ± 12.7" in markdown_table(compare(rows))
+    assert "91.0 ± 12.7" in markdown(comparison_cells(compare(rows)))
     assert "| Fast | KDCI | 0 | 1 | 95.0 | 91.0 | 400 | 12.0 |" in rows_table(rows)
     assert "| DFND | vanilla | 0 | 0 | 30.0 | - | 400 | 10.0 |" in rows_table(rows)
 
