@@ -13,21 +13,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdci.config.params import Params
-from kdci.reporting.arm_comparison import compare_arms, has_further_arms
-from kdci.reporting.comparison import compare, metrics_tree
+from kdci.reporting.comparison import compare, compare_arms, has_further_arms, metrics_tree
 from kdci.reporting.evidence import CurvePoint, Evidence
-from kdci.reporting.figures.drawing import DrawnFigure, draw_figures
 from kdci.reporting.gather import gather
 from kdci.reporting.published.ledger import ledger
-from kdci.reporting.results import measure_of, rows_as_json
+from kdci.reporting.results import measure_of
 from kdci.reporting.text.markdown import report_text
 from kdci.store.artifacts import replace_file, storage_errors
 from kdci.store.layout import Layout, all_cells
 from stages.main import main
 from stages.session import Session
+
+if TYPE_CHECKING:
+    from kdci.reporting.figures.drawing import DrawnFigure
 
 
 def report(params: Params, layout: Layout) -> None:
@@ -37,6 +38,8 @@ def report(params: Params, layout: Layout) -> None:
         IntegrityError: An artifact is damaged or was changed.
         StorageError: The report can not be written.
     """
+    from kdci.reporting.figures.drawing import draw_figures
+
     for leftover in layout.report.rglob(".*.tmp"):  # of a report that was killed
         leftover.unlink(missing_ok=True)
     grid = params.grid
@@ -49,7 +52,7 @@ def report(params: Params, layout: Layout) -> None:
     if known:
         metrics["teacher"] = known
     files = {
-        "results.json": _json(rows_as_json(evidence.rows)),
+        "results.json": _json([asdict(row) for row in evidence.rows]),
         "ledger.json": _json([line.as_json() for line in ledger(evidence)]),
         "metrics.json": _json(metrics),
         "curves.csv": _csv(evidence.points),

@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 
 from kdci.deconfounding.arms import arm_title
-from kdci.reporting.arm_comparison import compare_arms, compare_shifts
+from kdci.reporting.comparison import compare_arms, compare_shifts
 from kdci.reporting.results import Quantity, Row
 from kdci.reporting.statistics import (
     by_replicate,
@@ -24,8 +24,7 @@ from kdci.reporting.statistics import (
     paired_t_test,
     pooled_differences,
 )
-from kdci.reporting.text.arm_tables import arm_cells, shift_cells
-from kdci.reporting.text.text_table import markdown
+from kdci.reporting.text.tables import arm_cells, markdown, shift_cells
 from kdci.reporting.text.wording import (
     difference_text,
     is_shift,

@@ -20,7 +20,7 @@ from typing import Any
 from kdci.config.params_file import load_params
 from kdci.reporting.evidence import Evidence
 from kdci.reporting.gather import gather
-from kdci.reporting.text.arm_sections import TESTED_ARMS
+from kdci.reporting.text.sections import TESTED_ARMS
 from kdci.store.artifacts import read_card
 from kdci.store.layout import Layout, all_cells
 from kdci.training.runtime import available_cores, processor

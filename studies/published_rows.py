@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdci.reporting.published.pairs import (
+from kdci.reporting.published.tables import (
     CIFAR_PAIRS,
     R34_R18,
     R50_MOBILE,

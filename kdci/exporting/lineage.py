@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Lineage:
     @property
     def row(self) -> dict[str, Any] | None:
         """The student's own row."""
-        return next((row for row in self.rows or () if cell_of(row) == self.cell), None)
+        return next((row for row in self.rows or () if Cell.of(row) == self.cell), None)
 
     def parent(self, role: str) -> str | None:
         """Return the content hash of what the student was made from; None: of no such thing."""
@@ -47,14 +47,9 @@ class Lineage:
         return found
 
 
-def cell_of(facts: dict[str, Any]) -> Cell:
-    """Return the cell that a student's card, or an evaluation's row, belongs to."""
-    return Cell(**{field.name: facts[field.name] for field in fields(Cell)})
-
-
 def lineage_of(student: Artifact) -> Lineage:
     """Look for a student's relatives where the layout has them."""
-    cell, cards = cell_of(student.facts), {"student": student.card}
+    cell, cards = Cell.of(student.facts), {"student": student.card}
     layout = _layout_of(student.path, cell)
     if layout is None:
         return Lineage(student, cell, cards)

@@ -17,7 +17,7 @@ from kdci.exporting.card_template import PAGE
 from kdci.exporting.footprint import footprint_note, footprint_rows
 from kdci.exporting.release import Release
 from kdci.reporting.statistics import estimate
-from kdci.reporting.text.text_table import markdown
+from kdci.reporting.text.tables import markdown
 from kdci.reporting.text.wording import mean_text
 from kdci.substitution.registry import title_of
 

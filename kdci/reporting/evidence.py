@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,36 @@ from numpy.typing import NDArray
 
 from kdci.config.catalog import DatasetSpec
 from kdci.reporting.costs import Cost
-from kdci.reporting.results import Key, Part, Row
+from kdci.reporting.results import Key, Measure, Row
 from kdci.reporting.statistics import Discordant, mcnemar
 from kdci.store.layout import Cell
+from kdci.substitution.registry import title_of
 
 SERIES = ("vanilla", "kdci backbone", "kdci compensated")
 """The three learning curves of a method."""
 
 
 @dataclass(frozen=True)
-class PoolView:
+class OfPool:
+    """Something about a substitution pool."""
+
+    teacher: str
+    method: str
+    pool_seed: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Teacher, method and pool seed."""
+        return (self.teacher, self.method, self.pool_seed)
+
+    @property
+    def title(self) -> str:
+        """What tables and figures call the pool, beside its teacher."""
+        return f"{title_of(self.method)}, pool {self.pool_seed}"
+
+
+@dataclass(frozen=True)
+class PoolView(OfPool):
     """A substitution pool (M images, K classes).
 
     Attributes:
@@ -31,9 +51,6 @@ class PoolView:
             num_open_world (images at the start that were chosen and not made).
     """
 
-    teacher: str
-    method: str
-    pool_seed: int
     images: NDArray[np.uint8]
     top_class: NDArray[np.int64]
     confidence: NDArray[np.float64]
@@ -56,7 +73,7 @@ class PoolView:
 
 
 @dataclass(frozen=True)
-class DictionaryView:
+class DictionaryView(OfPool):
     """A confounder dictionary.
 
     Attributes:
@@ -66,12 +83,18 @@ class DictionaryView:
             ``kdci.deconfounding.dictionary_quality.quality`` states.
     """
 
-    teacher: str
-    method: str
-    pool_seed: int
     prototypes: NDArray[np.float32]
     proportions: NDArray[np.float32]
     facts: dict[str, Any]
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it is that of another teacher."""
+        return bool(self.facts.get("adopted"))
+
+    def names(self, own: Sequence[str]) -> Sequence[str]:
+        """Return what its classes are called: ``own``, or their numbers if they are another's."""
+        return [f"#{k}" for k in range(self.facts["num_classes"])] if self.adopted else own
 
 
 @dataclass(frozen=True)
@@ -93,21 +116,14 @@ class CurvePoint:
     replicate: str
     budget: float = 1.0
 
+    def value(self, measure: Measure) -> float | None:
+        """Return what is drawn of it."""
+        return self.accuracy if measure == "accuracy" else self.agreement
 
-@dataclass(frozen=True)
-class LambdaCurve:
-    """What a compensated student weighs the prototypes with, while it learns.
 
-    Attributes:
-        points: Steps, with the mean of each lambda_i over held-out substitutes, (N,).
-    """
-
-    teacher: str
-    student: str
-    method: str
-    variant: str
-    replicate: str
-    points: list[tuple[int, list[float]]]
+Lambdas = list[tuple[int, list[float]]]
+"""What a compensated student weighs the prototypes with, while it learns: steps, with the mean of
+each lambda_i over held-out substitutes, (N,)."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +147,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class PoolShift:
+class PoolShift(OfPool):
     """How far a substitution pool is shifted, by the teacher's predictions on it.
 
     Attributes:
@@ -142,35 +158,10 @@ class PoolShift:
             without test data.
     """
 
-    teacher: str
-    method: str
-    pool_seed: int
     total_variation: float
     entropy: float
     confidence: float
     teacher_fid: float | None
-
-
-@dataclass(frozen=True)
-class PredictedClasses:
-    """What the students of a pair and a method take the test images for (M images).
-
-    Attributes:
-        classes: `expected`, the labels, and `<variant>/<replicate>/<part>`; (M,) each.
-    """
-
-    teacher: str
-    student: str
-    method: str
-    classes: dict[str, NDArray[np.int16]]
-
-    def discordant(self, arm: str, replicate: str, part: Part) -> Discordant | None:
-        """Compare an arm's student with its vanilla twin; null if one is not there."""
-        vanilla = self.classes.get(f"vanilla/{replicate}/backbone")
-        other = self.classes.get(f"{arm}/{replicate}/{part}")
-        if vanilla is None or other is None:
-            return None
-        return mcnemar(self.classes["expected"], vanilla, other)
 
 
 @dataclass(frozen=True)
@@ -187,7 +178,8 @@ class Evidence:
         evaluation_cards: Cards of the evaluations.
         shifts: Pools with a known shift, which cells name as their `method`.
         pool_shifts: Of the pools that were evaluated on.
-        predictions: Of the evaluations that had test images.
+        predictions: Of the evaluations that had test images (M): `expected`, the labels, and what
+            students take the images for, `<variant>/<replicate>/<part>`; (M,) each.
         lambdas: Of the students with a learned lambda, in the order of the grid.
         costs: Of the students whose times were kept, by cell.
     """
@@ -205,8 +197,8 @@ class Evidence:
     evaluation_cards: list[dict[str, Any]]
     shifts: Sequence[str] = ()
     pool_shifts: list[PoolShift] = field(default_factory=list)
-    predictions: list[PredictedClasses] = field(default_factory=list)
-    lambdas: list[LambdaCurve] = field(default_factory=list)
+    predictions: dict[Key, Mapping[str, NDArray[np.int16]]] = field(default_factory=dict)
+    lambdas: dict[Cell, Lambdas] = field(default_factory=dict)
     costs: dict[Cell, Cost] = field(default_factory=dict)
 
     @property
@@ -238,33 +230,22 @@ class Evidence:
         """Results on the pools with a known shift."""
         return [row for row in self.rows if row.method in self.shifts]
 
-    def proportions_of(self, curve: LambdaCurve) -> NDArray[np.float32] | None:
+    def proportions_of(self, cell: Cell) -> NDArray[np.float32] | None:
         """Return P(z) of the dictionary a student ended with; null where that is not known."""
-
-        def key(student: Cell | LambdaCurve) -> tuple[str, ...]:
-            pair = (student.teacher, student.student, student.method)
-            return (*pair, student.variant, student.replicate)
-
-        cell = next((cell for cell in self.students if key(cell) == key(curve)), None)
-        if cell is None or self.students[cell]["facts"].get("rebuilt"):
+        if cell not in self.students or self.students[cell]["facts"].get("rebuilt"):
             return None  # one that was built anew on the way has more images than the pool
         pool = (cell.teacher, cell.method, cell.pool_seed)
-        for view in self.dictionaries:
-            if (view.teacher, view.method, view.pool_seed) == pool:
-                return view.proportions
-        return None
+        return next((view.proportions for view in self.dictionaries if view.key == pool), None)
 
     @property
     def not_run(self) -> list[Cell]:
         """Cells of the grid without an evaluation."""
-        done = {(*row.key, row.variant, *row.replicate) for row in self.rows}
-        return [cell for cell in self.wanted if astuple(cell) not in done]
+        done = {row.cell for row in self.rows}
+        return [cell for cell in self.wanted if cell not in done]
 
     def row_of(self, cell: Cell) -> Row | None:
         """Return a cell's result; null where it was not run."""
-        identity = astuple(cell)
-        found = (row for row in self.rows if (*row.key, row.variant, *row.replicate) == identity)
-        return next(found, None)
+        return next((row for row in self.rows if row.cell == cell), None)
 
     def discordant(self, cell: Cell) -> Discordant | None:
         """Compare a cell's deployed prediction with its vanilla twin's, image by image.
@@ -274,7 +255,9 @@ class Evidence:
         row, twin = self.row_of(cell), self.row_of(replace(cell, variant="vanilla"))
         if row is None or (twin is not None and twin.budget != row.budget):
             return None
-        for one in self.predictions:
-            if (one.teacher, one.student, one.method) == row.key:
-                return one.discordant(cell.variant, cell.replicate, row.deployed)
-        return None
+        classes = self.predictions.get(row.key, {})
+        vanilla = classes.get(f"vanilla/{cell.replicate}/backbone")
+        other = classes.get(f"{cell.variant}/{cell.replicate}/{row.deployed}")
+        if vanilla is None or other is None:
+            return None
+        return mcnemar(classes["expected"], vanilla, other)

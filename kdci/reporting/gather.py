@@ -6,7 +6,8 @@ there is re-hashed first, so a damaged artifact is an error and never a strange 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,11 @@ from kdci.reporting.evidence import (
     DictionaryView,
     Evidence,
     Examples,
-    LambdaCurve,
+    Lambdas,
     PoolShift,
     PoolView,
-    PredictedClasses,
 )
-from kdci.reporting.results import Row
+from kdci.reporting.results import Key, Row
 from kdci.store.artifacts import CARD, REBUILD, Artifact, open_artifact, read_card
 from kdci.store.layout import Cell, Layout
 
@@ -52,46 +52,54 @@ def gather(
     evaluations = [
         open_artifact(folder, kind="evaluation")
         for folder in (layout.evaluation(*key) for key in keys)
-        if (folder / CARD).is_file()
+        if _is_there(folder)
     ]
     pools = list(dict.fromkeys((cell.teacher, cell.method, cell.pool_seed) for cell in wanted))
     teachers = {cell.teacher: layout.teacher(cell.teacher) for cell in wanted}
     students = {
         cell: read_card(folder, kind="student")
         for cell in wanted
-        if ((folder := layout.student(cell)) / CARD).is_file()
+        if _is_there(folder := layout.student(cell))
     }
     timings = {cell: read_timing(layout.timing(layout.student(cell))) for cell in wanted}
     budgets = {cell: _budget(card) for cell, card in students.items()}
-    rows = _rows(wanted, evaluations, timings, budgets)
+    known = set(wanted)  # the grid may have lost cells since they were evaluated
+    curves = {
+        cell: curve["points"]
+        for artifact in evaluations
+        for curve in artifact.json("curves.json")
+        if (cell := Cell.of(curve)) in known
+    }
     return Evidence(
         preset=layout.preset,
         spec=spec,
         wanted=wanted,
-        rows=rows,
+        rows=_rows(wanted, evaluations, timings, budgets),
         teachers={
             name: read_card(folder, kind="teacher")["facts"]
             for name, folder in teachers.items()
-            if (folder / CARD).is_file()
+            if _is_there(folder)
         },
-        pools=[pool_view(layout, *key) for key in pools if (layout.pool(*key) / CARD).is_file()],
+        pools=[pool_view(layout, *key) for key in pools if _is_there(layout.pool(*key))],
         dictionaries=[
-            dictionary_view(layout, *key)
-            for key in pools
-            if (layout.dictionary(*key) / CARD).is_file()
+            dictionary_view(layout, *key) for key in pools if _is_there(layout.dictionary(*key))
         ],
         students=students,
-        points=_points(wanted, evaluations, budgets),
+        points=[
+            point
+            for cell, curve in curves.items()
+            for point in _curve_points(cell, curve, budgets.get(cell, 1.0))
+        ],
         examples=[_examples(artifact) for artifact in evaluations],
         evaluation_cards=[artifact.card for artifact in evaluations],
         shifts=shifts,
         pool_shifts=_pool_shifts(pools, evaluations),
-        predictions=[
-            _predicted(artifact)
+        predictions={
+            _key(artifact): _arrays(artifact, _PREDICTIONS)
             for artifact in evaluations
             if _PREDICTIONS in artifact.card["files"]
-        ],
-        lambdas=_lambdas(wanted, evaluations),
+        },
+        lambdas=_lambdas(wanted, curves),
         costs={
             cell: cost
             for cell, card in students.items()
@@ -100,9 +108,13 @@ def gather(
     )
 
 
-def _identity(values: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("teacher", "student", "method", "variant", "pool_seed", "seed")
-    return tuple(values[name] for name in names)
+def _is_there(folder: Path) -> bool:
+    return (folder / CARD).is_file()
+
+
+def _key(evaluation: Artifact) -> Key:
+    facts = evaluation.facts
+    return (facts["teacher"], facts["student"], facts["method"])
 
 
 def _rows(
@@ -113,19 +125,19 @@ def _rows(
 ) -> list[Row]:
     """Return rows in the order of the grid; a cell that the grid no longer has is left out."""
     found = {
-        _identity(values): values
+        Cell.of(values): values
         for artifact in evaluations
         for values in artifact.json("cells.json")
     }
     return [
         Row.from_json(
-            found[identity],
+            found[cell],
             seconds=known_number(timings[cell], "loop_seconds"),
             # The scored student's; scores of before it was noted are of the student in place.
-            budget=found[identity].get("budget", budgets.get(cell, 1.0)),
+            budget=found[cell].get("budget", budgets.get(cell, 1.0)),
         )
         for cell in wanted
-        if (identity := _identity(cell.asdict())) in found
+        if cell in found
     ]
 
 
@@ -179,65 +191,43 @@ def _arrays(artifact: Artifact, name: str) -> dict[str, NDArray[Any]]:
         raise IntegrityError(str(artifact.path / name), "is damaged", REBUILD) from None
 
 
-def _points(
-    wanted: Iterable[Cell], evaluations: Iterable[Artifact], budgets: Mapping[Cell, float]
-) -> list[CurvePoint]:
-    known = {_identity(cell.asdict()): cell for cell in wanted}
-    points = []
-    for artifact in evaluations:
-        for curve in artifact.json("curves.json"):
-            cell = known.get(_identity(curve))
-            if cell is not None:
-                for point in curve["points"]:
-                    points += _curve_points(cell, point, budgets.get(cell, 1.0))
-    return points
-
-
-def _curve_points(cell: Cell, point: dict[str, Any], budget: float) -> list[CurvePoint]:
+def _curve_points(
+    cell: Cell, curve: Iterable[Mapping[str, Any]], budget: float
+) -> Iterator[CurvePoint]:
     compensated = ARMS[cell.variant].compensated
-    parts = ("backbone", "compensated") if compensated else ("backbone",)
-    return [
-        CurvePoint(
-            step=point["step"],
-            accuracy=point[f"accuracy_{part}"],
-            agreement=point[f"agreement_{part}"],
-            method=cell.method,
-            variant=f"{cell.variant} {part}" if compensated else cell.variant,
-            teacher=cell.teacher,
-            student=cell.student,
-            replicate=cell.replicate,
-            budget=budget,
-        )
-        for part in parts
-    ]
+    for point in curve:
+        for part in ("backbone", "compensated") if compensated else ("backbone",):
+            yield CurvePoint(
+                step=point["step"],
+                accuracy=point[f"accuracy_{part}"],
+                agreement=point[f"agreement_{part}"],
+                method=cell.method,
+                variant=f"{cell.variant} {part}" if compensated else cell.variant,
+                teacher=cell.teacher,
+                student=cell.student,
+                replicate=cell.replicate,
+                budget=budget,
+            )
 
 
-def _lambdas(wanted: Iterable[Cell], evaluations: Iterable[Artifact]) -> list[LambdaCurve]:
+def _lambdas(
+    wanted: Iterable[Cell], curves: Mapping[Cell, Sequence[Mapping[str, Any]]]
+) -> dict[Cell, Lambdas]:
     """Return what each student weighs; vanilla, and lambda drawn at random, say nothing."""
-    found: dict[tuple[Any, ...], list[tuple[int, list[float]]]] = {}
-    for artifact in evaluations:
-        for curve in artifact.json("curves.json"):
-            found[_identity(curve)] = [
-                (point["step"], point["lambda"])
-                for point in curve["points"]
-                if point.get("lambda") is not None
-            ]
-    return [
-        LambdaCurve(cell.teacher, cell.student, cell.method, cell.variant, cell.replicate, points)
+    found = {
+        cell: [(p["step"], p["lambda"]) for p in curves[cell] if p.get("lambda") is not None]
         for cell in wanted
-        if (points := found.get(_identity(cell.asdict())))
-    ]
+        if cell in curves
+    }
+    return {cell: points for cell, points in found.items() if points}
 
 
 def _examples(artifact: Artifact) -> Examples:
-    facts = artifact.facts
     return Examples(
-        teacher=facts["teacher"],
-        student=facts["student"],
-        method=facts["method"],
+        *_key(artifact),
         images=np.load(artifact.file("examples.npy"), allow_pickle=False),
         predictions=artifact.json("examples.json"),
-        evaluated_on=facts["evaluated_on"],
+        evaluated_on=artifact.facts["evaluated_on"],
     )
 
 
@@ -249,18 +239,6 @@ def _pool_shifts(
     for artifact in evaluations:
         pools = artifact.json("pools.json") if "pools.json" in artifact.card["files"] else []
         for values in pools:
-            key = (artifact.facts["teacher"], artifact.facts["method"], values["pool_seed"])
-            found[key] = PoolShift(
-                *key,
-                total_variation=values["total_variation"],
-                entropy=values["entropy"],
-                confidence=values["confidence"],
-                teacher_fid=values["teacher_fid"],
-            )
+            shift = PoolShift(artifact.facts["teacher"], artifact.facts["method"], **values)
+            found[shift.key] = shift
     return [found[key] for key in wanted if key in found]
-
-
-def _predicted(artifact: Artifact) -> PredictedClasses:
-    facts = artifact.facts
-    classes = _arrays(artifact, _PREDICTIONS)
-    return PredictedClasses(facts["teacher"], facts["student"], facts["method"], classes)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from kdci.deconfounding.arms import ARMS
 from kdci.errors import IntegrityError, UserError
+from kdci.store.layout import Cell
 
 Measure = Literal["accuracy", "agreement"]
 Quantity = Literal["accuracy", "agreement", "calibration_error", "marginal_bias"]
@@ -17,8 +18,18 @@ Quantity = Literal["accuracy", "agreement", "calibration_error", "marginal_bias"
 Part = Literal["backbone", "compensated"]
 Key = tuple[str, str, str]
 """Teacher, student, method."""
-Group = tuple[str, str, float]
-"""Teacher, student and budget: what one table is about. Budgets never share a mean."""
+Replicate = tuple[int, int]
+"""Pool seed, student seed."""
+_T = TypeVar("_T")
+_K = TypeVar("_K", bound=Hashable)
+
+
+class Group(NamedTuple):
+    """What one table is about. Budgets never share a mean."""
+
+    teacher: str
+    student: str
+    budget: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,10 +94,15 @@ class Row:
     @property
     def group(self) -> Group:
         """Teacher, student and budget."""
-        return (self.teacher, self.student, self.budget)
+        return Group(self.teacher, self.student, self.budget)
 
     @property
-    def replicate(self) -> tuple[int, int]:
+    def cell(self) -> Cell:
+        """The student of the grid that this is the result of."""
+        return Cell(*self.key, self.variant, *self.replicate)
+
+    @property
+    def replicate(self) -> Replicate:
         """Pool seed and student seed: what a vanilla and a KDCI student share."""
         return (self.pool_seed, self.seed)
 
@@ -102,11 +118,11 @@ class Row:
         return number
 
 
-def grouped(rows: Iterable[Row]) -> dict[Group, list[Row]]:
-    """Return rows by teacher, student and budget, in the order that these occur."""
-    found: dict[Group, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.group, []).append(row)
+def grouped(items: Iterable[_T], key: Callable[[_T], _K]) -> dict[_K, list[_T]]:
+    """Return items by a key of theirs, in the order that keys occur."""
+    found: dict[_K, list[_T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
     return found
 
 
@@ -115,11 +131,6 @@ def measure_of(rows: Iterable[Row]) -> Measure:
     known = list(rows)
     tested = any(row.accuracy_backbone is not None for row in known)
     return "accuracy" if tested or not known else "agreement"
-
-
-def rows_as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return rows as JSON objects, the content of ``report/results.json``."""
-    return [asdict(row) for row in rows]
 
 
 def load_rows(path: Path) -> list[Row]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kdci.reporting.results import Part, Quantity, Row
+from kdci.reporting.results import Part, Quantity, Replicate, Row
 
 if TYPE_CHECKING:  # `kdci show` starts without numpy
     import numpy as np
@@ -22,8 +22,6 @@ if TYPE_CHECKING:  # `kdci show` starts without numpy
 CONFIDENCE = 0.95
 NO_SPREAD = 1e-9
 """What is left of equal values by rounding: below it a standard deviation is none."""
-Replicate = tuple[int, int]
-"""Pool seed, student seed."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +59,19 @@ class Discordant:
     p: float
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
+def estimate(values: Iterable[float]) -> Estimate | None:
     """Return mean and 95 % t-interval of independent ``values``; null if there are none."""
-    if not values:
+    known = list(values)
+    if not known:
         return None
-    mean, n = statistics.fmean(values), len(values)
+    mean, n = statistics.fmean(known), len(known)
     if n == 1:
         return Estimate(mean, None, n)
     # The quantile of Student's t; scipy.stats would do, but takes a second longer to load.
     from scipy.special import stdtrit
 
     quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
-    half_width = quantile * statistics.stdev(values) / math.sqrt(n)
+    half_width = quantile * statistics.stdev(known) / math.sqrt(n)
     return Estimate(mean, (mean - half_width, mean + half_width), n)
 
 

@@ -238,17 +238,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_bytes(path, save(plain))
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file into memory.
+def parse_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Return what the bytes of the safetensors file ``path`` hold.
 
     Raises:
         IntegrityError: It is not a whole safetensors file.
     """
-    return parse_tensors(path.read_bytes(), path)
-
-
-def parse_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
-    """Read the bytes of the safetensors file ``path``; see ``load_tensors``."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kdci.errors import IntegrityError
-from kdci.store.artifacts import load_tensors, replace_file, storage_errors
+from kdci.store.artifacts import parse_tensors, replace_file, storage_errors
 from kdci.store.hashing import hash_file, hash_json
 
 State = dict[str, Any]
@@ -96,7 +96,7 @@ def load_state(path: Path) -> State:
         whole = False
     if not whole:
         raise IntegrityError(str(path), "is a damaged state", "it is left out")
-    state: State = unpack(load_tensors(tensor_file), record["tree"])
+    state: State = unpack(parse_tensors(tensor_file.read_bytes(), tensor_file), record["tree"])
     return state
 
 

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from kdci.config.params import Grid
 
@@ -29,6 +30,15 @@ class Cell:
     pool_seed: int
     seed: int
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Cell:
+        """Return the cell that a student's facts, or a row of results, are of.
+
+        Raises:
+            KeyError: A value is missing.
+        """
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
     @property
     def name(self) -> str:
         """Readable name, unique within an experiment."""
@@ -44,34 +54,30 @@ class Cell:
         return asdict(self)
 
 
-def cells(grid: Grid) -> Iterator[Cell]:
-    """Yield every method's cells, vanilla first, in the order of its lists."""
+def cells(grid: Grid) -> list[Cell]:
+    """Return every method's cells, vanilla first, in the order of its lists."""
     return _product(grid, grid.methods, grid.method_arms)
 
 
-def shift_cells(grid: Grid) -> Iterator[Cell]:
-    """Yield the cells of the pools with a known shift."""
+def shift_cells(grid: Grid) -> list[Cell]:
+    """Return the cells of the pools with a known shift."""
     return _product(grid, grid.shifts, grid.shift_arms)
 
 
-def _product(grid: Grid, pools: Sequence[str], arms: Sequence[str]) -> Iterator[Cell]:
+def control_cells(grid: Grid) -> list[Cell]:
+    """Return the controls' cells: one vanilla student a pair, of the first seeds."""
+    first = grid.model_copy(update={"pool_seeds": grid.pool_seeds[:1], "seeds": grid.seeds[:1]})
+    return _product(first, grid.controls, ["vanilla"])
+
+
+def _product(grid: Grid, pools: Sequence[str], arms: Sequence[str]) -> list[Cell]:
     axes = product(grid.all_pairs, pools, arms, grid.pool_seeds, grid.seeds)
-    for (teacher, student), method, variant, pool_seed, seed in axes:
-        yield Cell(teacher, student, method, variant, pool_seed, seed)
+    return [Cell(*pair, pool, arm, pool_seed, seed) for pair, pool, arm, pool_seed, seed in axes]
 
 
-def control_cells(grid: Grid) -> Iterator[Cell]:
-    """Yield the controls' cells: one vanilla student a pair, of the first seeds."""
-    pool_seed, seed = grid.pool_seeds[0], grid.seeds[0]
-    for (teacher, student), control in product(grid.all_pairs, grid.controls):
-        yield Cell(teacher, student, control, "vanilla", pool_seed, seed)
-
-
-def all_cells(grid: Grid) -> Iterator[Cell]:
-    """Yield the cells of the methods, then those of the controls and of the known shifts."""
-    yield from cells(grid)
-    yield from control_cells(grid)
-    yield from shift_cells(grid)
+def all_cells(grid: Grid) -> list[Cell]:
+    """Return the cells of the methods, then those of the controls and of the known shifts."""
+    return [*cells(grid), *control_cells(grid), *shift_cells(grid)]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,13 +23,8 @@ def code_revision() -> str:
         commit = _git(root, "rev-parse", "HEAD")
         return commit + ("+dirty" if _git(root, "status", "--porcelain", "--", *code) else "")
     except (OSError, subprocess.CalledProcessError):
-        return _installed()
-
-
-def _installed() -> str:
-    try:
-        return f"kdci {version('kdci')}"
-    except PackageNotFoundError:
+        with suppress(PackageNotFoundError):
+            return f"kdci {version('kdci')}"
         return "unknown"
 
 

@@ -92,7 +92,7 @@ def _project(context: typer.Context, what: str | None) -> tuple[Params | None, L
 
 def _show(release: Release, folder: Path) -> None:
     from kdci.exporting.footprint import footprint_note, footprint_rows
-    from kdci.reporting.text.text_table import aligned
+    from kdci.reporting.text.tables import aligned
 
     cell = release.lineage.cell
     here = Path.cwd()

@@ -130,6 +130,6 @@ def init(
 def show(context: typer.Context) -> None:
     """Print the table of results again."""
     from kdci.reporting.results import load_rows
-    from kdci.reporting.text.table import terminal_table
+    from kdci.reporting.text.tables import terminal_table
 
     typer.echo(terminal_table(load_rows(project_root(context) / "report" / "results.json")))

@@ -28,7 +28,7 @@ def publish_results(layout: Layout) -> None:
     from prefect.artifacts import create_markdown_artifact
 
     from kdci.reporting.results import load_rows
-    from kdci.reporting.text.table import terminal_table
+    from kdci.reporting.text.tables import terminal_table
 
     file = layout.report / "results.json"
     rows = load_rows(file) if file.is_file() else []

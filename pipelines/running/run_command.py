@@ -208,7 +208,7 @@ def _show_end(run: Run) -> None:
 
 def _show_results(run: Run) -> None:
     from kdci.reporting.results import load_rows
-    from kdci.reporting.text.table import terminal_table
+    from kdci.reporting.text.tables import terminal_table
 
     report = next((o for o in run.outcomes if o.stage == "report"), None)
     if report is not None and report.has_result:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, model_validator
 
 from kdci.errors import IntegrityError, UserError
-from kdci.reporting.text.text_table import aligned
+from kdci.reporting.text.tables import aligned
 from kdci.store.artifacts import replace_file
 from kdci.store.hashing import hash_json
 from kdci.store.layout import Cell, Layout

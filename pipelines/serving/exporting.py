@@ -68,13 +68,11 @@ def choose(
 
 
 def _of_folder(folder: Path, axes: Mapping[str, str | int | None]) -> tuple[Path, Cell]:
-    from kdci.exporting.lineage import cell_of
-
     given = [name for name, value in axes.items() if value is not None]
     if given:
         option = f"--{given[0].replace('_', '-')}"
         raise UserError(option, "does not go with a folder", "leave it out")
-    return folder, cell_of(read_card(folder, kind="student")["facts"])
+    return folder, Cell.of(read_card(folder, kind="student")["facts"])
 
 
 def _is_part(some: Sequence[str], names: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from kdci.data.datasets import loading as datasets
 from kdci.reporting.results import load_rows
-from kdci.reporting.text.table import terminal_table
+from kdci.reporting.text.tables import terminal_table
 from kdci.store.artifacts import open_artifact
 from kdci.store.layout import all_cells
 from kdci.substitution.registry import method_names

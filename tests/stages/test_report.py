@@ -50,7 +50,7 @@ def layout(tmp_path, params):
 def no_drawing(monkeypatch):
     """Drawing takes seconds; what is drawn is for one test here and for test_figures."""
     drawn = [DrawnFigure("overview.png", "Overview", "All at a glance.", b"png")]
-    monkeypatch.setattr("stages.report.draw_figures", lambda evidence: drawn)
+    monkeypatch.setattr("kdci.reporting.figures.drawing.draw_figures", lambda evidence: drawn)
 
 
 def _card(**facts):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,31 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kdci.deconfounding.arms import ARMS, arm_title
-from kdci.reporting.arm_comparison import ArmResult
-from kdci.reporting.figures.style import (
-    BOTH,
-    COMPENSATED,
-    FAINT,
-    HEADING,
-    INK,
-    KDCI,
-    MARGIN,
-    MUTED,
-    SMALL,
-    VANILLA,
-    WIDTH,
-    heading,
-    place,
-    signed_tick,
-)
-from kdci.reporting.text.arm_tables import where
+from kdci.reporting.comparison import ArmResult
+from kdci.reporting.figures import style
+from kdci.reporting.results import Replicate, grouped
+from kdci.reporting.statistics import estimate
+from kdci.reporting.text.tables import where
 
 _COLUMNS = 3
 _ARM_ROW = 0.2
-_TITLE = 0.3
-_AXIS = 0.42
-_LEFT = MARGIN + 1.25
-_GAP = 0.25
 _WIDEST = 2.0
 """The axis goes no further than so many times the largest gain: intervals beyond are cut."""
 
@@ -47,52 +31,58 @@ def arm_gains(results: Sequence[ArmResult], *, title: str) -> Figure:
         title: Of the figure.
     """
     arms = list(dict.fromkeys(one.arm for one in results))
-    panels = list(dict.fromkeys(one.method for one in results))
-    columns = min(_COLUMNS, len(panels))
-    num_rows = -(-len(panels) // columns)
-    body = len(arms) * _ARM_ROW + 0.1
-    figure = Figure(figsize=(WIDTH, HEADING + num_rows * (_TITLE + body + _AXIS)))
+    by_method = grouped(results, lambda one: one.method)
     what = "points" if results[0].measure == "accuracy" else "points of agreement"
-    heading(
-        figure,
-        title,
-        f"Paired difference of the deployed prediction to vanilla, {what}: mean and 95 % interval; "
-        "ticks: replicates",
+    figure, places = style.panels(
+        len(by_method),
+        _COLUMNS,
+        body=len(arms) * _ARM_ROW + 0.1,
+        below=0.42,
+        left=style.MARGIN + 1.25,
+        gap=0.25,
+        title=title,
+        subtitle=f"Paired difference of the deployed prediction to vanilla, {what}: mean and 95 % "
+        "interval; ticks: replicates",
     )
-    limits = axis_limits(results)
-    width = (WIDTH - MARGIN - _LEFT - _GAP * (columns - 1)) / columns
-    num_methods = len([name for name in panels if name is not None])
-    for index, name in enumerate(panels):
-        row, column = divmod(index, columns)
-        top = HEADING + _TITLE + row * (_TITLE + body + _AXIS)
-        axes = place(figure, _LEFT + column * (width + _GAP), top, width, body)
-        own = {one.arm: one for one in results if one.method == name}
-        axes.set_title(where(next(iter(own.values())), num_methods))
+    limits = axis_limits((one.paired for one in results), room=0.06, widest=_WIDEST)
+    num_methods = len(by_method.keys() - {None})
+    for index, (axes, of_method) in enumerate(zip(places, by_method.values(), strict=True)):
+        own = {one.arm: one for one in of_method}
+        axes.set_title(where(of_method[0], num_methods))
         _panel(axes, [own.get(arm) for arm in arms], limits)
-        axes.set_yticks(range(len(arms)), [arm_title(arm) for arm in arms] if not column else [])
+        named = index % _COLUMNS == 0
+        axes.set_yticks(range(len(arms)), [arm_title(arm) for arm in arms] if named else [])
     return figure
 
 
-def axis_limits(results: Iterable[ArmResult]) -> tuple[float, float]:
-    """Return limits in points that hold zero, every single difference, and most intervals."""
+def axis_limits(
+    differences: Iterable[Mapping[Replicate, float]], *, room: float, widest: float | None = None
+) -> tuple[float, float]:
+    """Return limits in points that hold zero, every single difference, and intervals.
+
+    Args:
+        differences: What is drawn.
+        room: Share that is left empty at both ends.
+        widest: Intervals are held up to so many times the largest difference; null: wholly.
+    """
     values, bounds = [0.0], [0.0]
-    for one in results:
-        values += one.paired.values()
-        known = one.difference
+    for one in differences:
+        values += one.values()
+        known = estimate(one.values())
         bounds += known.interval if known and known.interval else ()
-    reach = _WIDEST * max(map(abs, values))
+    reach = math.inf if widest is None else widest * max(map(abs, values))
     low = min(*values, max(min(bounds), -reach))
     high = max(*values, min(max(bounds), reach))
-    room = max(0.06 * (high - low), 0.3)
-    return (low - room, high + room)
+    margin = max(room * (high - low), 0.3)
+    return (low - margin, high + margin)
 
 
 def _panel(axes: Axes, results: Sequence[ArmResult | None], limits: tuple[float, float]) -> None:
-    axes.axvline(0, color=MUTED, linewidth=0.8)
+    style.gain_axis(axes)
     for height, one in enumerate(results):
         known = one.difference if one else None
         if one is None or known is None:
-            axes.text(0, height, " not run", size=6.5, color=MUTED, va="center")
+            style.note(axes, 0, height, " not run", size=6.5, va="center")
             continue
         color = arm_color(one.arm)
         if known.interval:
@@ -105,20 +95,17 @@ def _panel(axes: Axes, results: Sequence[ArmResult | None], limits: tuple[float,
         axes.plot(each, [height - 0.3] * len(each), "|", color=color, markersize=3.5, alpha=0.9)
         axes.plot(known.mean, height, "o", color=color, markersize=4.5)
     axes.set(xlim=limits, ylim=(len(results) - 0.4, -0.7))
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0, pad=7, labelsize=SMALL, labelcolor=INK)
-    axes.tick_params(axis="x", labelsize=6.5)
+    axes.tick_params(axis="y", length=0, pad=7, labelsize=style.SMALL, labelcolor=style.INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(lambda value, _: signed_tick(value))
     axes.set_axisbelow(True)
-    axes.grid(axis="x", color=FAINT, linewidth=0.6)
+    axes.grid(axis="x", color=style.FAINT, linewidth=0.6)
 
 
 def arm_color(arm: str) -> str:
     """Return an arm's colour by its kind: KDCI, its ablations, plain remedies, both at once."""
     kind = ARMS[arm]
     if not kind.compensated:
-        return VANILLA
+        return style.VANILLA
     if kind.strata or kind.adjusted:
-        return BOTH
-    return COMPENSATED if kind.changes or kind.dictionary == "other" else KDCI
+        return style.BOTH
+    return style.COMPENSATED if kind.changes or kind.dictionary == "other" else style.KDCI

@@ -11,33 +11,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kdci.reporting.evidence import DictionaryView, PoolView
-from kdci.reporting.figures.style import (
-    DIVERGING,
-    FAINT,
-    HEADING,
-    INK,
-    MARGIN,
-    MUTED,
-    POOL,
-    SEQUENTIAL,
-    SMALL,
-    WIDTH,
-    WRONG,
-    blank,
-    few_ticks,
-    heading,
-    place,
-    short,
-)
-from kdci.substitution.registry import title_of
+from kdci.reporting.figures import style
 
 MAX_NAMED = 20
 MAX_ROWS = 60
 """Prototypes of a dictionary that are drawn, the most frequent ones."""
 _UPRIGHT = 4
 """Longest class name, in characters, that stands upright below its bar."""
-_TITLE = 0.3
-_NAMED_LEFT = MARGIN + 1.15
+_NAMED_LEFT = style.MARGIN + 1.15
 
 
 def _slanted(class_names: Sequence[str]) -> bool:
@@ -47,35 +28,22 @@ def _slanted(class_names: Sequence[str]) -> bool:
 
 def proportions(pools: Sequence[PoolView], class_names: Sequence[str]) -> Figure:
     """Draw the share of each class in each pool of a teacher against uniform."""
-    columns = 1 if len(pools) == 1 else 2
-    num_rows = -(-len(pools) // columns)
-    below = 0.8 if _slanted(class_names) else 0.5
-    panel = (1.75, _TITLE + below)  # inches: a panel, and the space above and below it
-    figure = Figure(figsize=(WIDTH, HEADING + num_rows * sum(panel)))
-    heading(
-        figure,
-        "How far the pools are from balanced",
-        f"Share of each class as the teacher {pools[0].teacher} sees it, percent; "
+    figure, places = style.panels(
+        len(pools),
+        2,
+        body=1.75,
+        below=0.8 if _slanted(class_names) else 0.5,
+        left=style.MARGIN + 0.25,
+        gap=0.55,
+        title="How far the pools are from balanced",
+        subtitle=f"Share of each class as the teacher {pools[0].teacher} sees it, percent; "
         "dashed: all classes alike",
     )
-    gap = 0.55
-    width = (WIDTH - 2 * MARGIN - 0.25 - gap * (columns - 1)) / columns
-    for index, pool in enumerate(pools):
-        row, column = divmod(index, columns)
-        left = MARGIN + 0.25 + column * (width + gap)
-        axes = place(figure, left, HEADING + _TITLE + row * sum(panel), width, panel[0])
-        axes.set_title(f"{title_of(pool.method)}, pool {pool.pool_seed}")
-        distance = f"total variation from uniform {pool.total_variation:.2f}"
-        axes.text(
-            1,
-            1.04,
-            distance,
-            transform=axes.transAxes,
-            ha="right",
-            va="bottom",
-            size=SMALL,
-            color=MUTED,
-        )
+    for axes, pool in zip(places, pools, strict=True):
+        axes.set_title(pool.title)
+        shift = f"total variation from uniform {pool.total_variation:.2f}"
+        where: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
+        style.note(axes, 1, 1.04, shift, **where)
         class_bars(axes, pool, class_names)
     return figure
 
@@ -89,25 +57,26 @@ def class_bars(
     named = len(shares) <= MAX_NAMED
     shares = shares if named else np.sort(shares)[::-1]
     places = np.arange(len(shares))
-    axes.bar(places, shares, width=0.78 if named else 1.0, color=POOL, linewidth=0)
-    axes.axhline(uniform, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.bar(places, shares, width=0.78 if named else 1.0, color=style.POOL, linewidth=0)
+    axes.axhline(uniform, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set(xlim=(-0.5, len(shares) - 0.5), ylim=(0, max(float(shares.max()), uniform) * 1.15))
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.tick_params(length=0)
-    axes.yaxis.set_major_locator(few_ticks())
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    style.value_axis(axes)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="x", length=0)
     if not named:
         axes.set_xticks([])
-        axes.set_xlabel(f"{len(shares)} classes, most frequent first", size=SMALL)
+        axes.set_xlabel(f"{len(shares)} classes, most frequent first", size=style.SMALL)
         return
-    slanted = _slanted(class_names)
-    axes.set_xticks(places, [short(name) for name in class_names], rotation=35 if slanted else 0)
-    if slanted:
-        for label in axes.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
+    _name_ticks(axes, class_names)
     for index in np.flatnonzero(shares == 0).tolist() if mark_missing else []:
-        axes.text(index, uniform * 0.08, "none", size=6.5, color=WRONG, ha="center", va="bottom")
+        where: dict[str, Any] = {"ha": "center", "va": "bottom"}
+        style.note(axes, index, uniform * 0.08, "none", size=6.5, color=style.WRONG, **where)
+
+
+def _name_ticks(axes: Axes, class_names: Sequence[str]) -> None:
+    slant: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    names = [style.short(name) for name in class_names]
+    axes.set_xticks(range(len(names)), names, **(slant if _slanted(class_names) else {}))
 
 
 def dictionary(view: DictionaryView, class_names: Sequence[str]) -> Figure:
@@ -117,8 +86,7 @@ def dictionary(view: DictionaryView, class_names: Sequence[str]) -> Figure:
     ``MAX_ROWS`` most frequent ones are drawn.
     """
     top_class = np.asarray(view.facts["top_class"])
-    if view.facts.get("adopted"):  # its classes are those of another teacher, without names
-        class_names = [f"#{index}" for index in range(view.facts["num_classes"])]
+    class_names = view.names(class_names)
     order = np.lexsort((-view.proportions, top_class))
     frequent = np.argsort(-view.proportions, kind="stable")[:MAX_ROWS]
     order = order[np.isin(order, frequent)]
@@ -129,50 +97,36 @@ def dictionary(view: DictionaryView, class_names: Sequence[str]) -> Figure:
     body = row_height * count
     by_class = view.facts["space"] != "features"
     slanted = by_class and _slanted(class_names)
-    figure = Figure(figsize=(WIDTH, HEADING + _TITLE + body + (0.75 if slanted else 0.4)))
-    heading(
-        figure,
-        f"Confounder dictionary: {title_of(view.method)}, pool {view.pool_seed}",
+    figure = style.headed(
+        style.HEADING + style.PANEL_TITLE + body + (0.75 if slanted else 0.4),
+        f"Confounder dictionary: {view.title}",
         f"{some}{len(view.proportions)} prototypes of the teacher {view.facts['teacher']}'s "
         f"{view.facts['space']} on "
         f"{view.facts['num_predictions']:,} substitution images, and how often each occurs",
     )
-    top, split = HEADING + _TITLE, 6.1
+    top, split = style.HEADING + style.PANEL_TITLE, 6.1
     if by_class:
-        named = place(figure, _NAMED_LEFT, top, split - _NAMED_LEFT, body)
+        named = style.place(figure, _NAMED_LEFT, top, split - _NAMED_LEFT, body)
         _heat_map(figure, named, view.prototypes[order], view.facts["space"], class_names)
-        bars = place(figure, split + 0.35, top, WIDTH - MARGIN - split - 0.35, body)
+        bars = style.place(figure, split + 0.35, top, style.RIGHT - split - 0.35, body)
     else:
-        named = bars = place(figure, _NAMED_LEFT, top, WIDTH - MARGIN - _NAMED_LEFT, body)
+        named = bars = style.place(figure, _NAMED_LEFT, top, style.RIGHT - _NAMED_LEFT, body)
     _proportion_bars(bars, view.proportions[order], uniform=100 / len(view.proportions))
     size = 8.5 if row_height > 0.2 else 5.5
-    named.set_yticks(np.arange(count), [short(class_names[index]) for index in top_class[order]])
-    named.tick_params(axis="y", length=0, labelsize=size, colors=INK)
+    names = [style.short(class_names[index]) for index in top_class[order]]
+    named.set_yticks(np.arange(count), names)
+    named.tick_params(axis="y", length=0, labelsize=size, colors=style.INK)
     _row_numbers(named, order, size)
     return figure
 
 
 def _row_numbers(axes: Axes, order: NDArray[np.int64], size: float) -> None:
     """Write z_i at the far left of each row, and what the names beside the rows mean."""
-    beside: dict[str, Any] = {
-        "textcoords": "offset points",
-        "color": MUTED,
-        "annotation_clip": False,
-    }
-    far_left = (MARGIN - _NAMED_LEFT) * 72
+    far_left = (style.MARGIN - _NAMED_LEFT) * 72
     for row, index in enumerate(order):
-        axes.annotate(
-            f"z{index + 1}",
-            (0, row),
-            (far_left, 0),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            size=size,
-            **beside,
-        )
-    axes.annotate(
-        "mostly", (0, 1), (-10, 8), xycoords="axes fraction", ha="right", size=8, **beside
-    )
+        style.beside(axes, f"z{index + 1}", 0, row, far_left, size=size, color=style.MUTED)
+    where: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    axes.annotate("mostly", (0, 1), (-10, 8), ha="right", size=8, color=style.MUTED, **where)
 
 
 def _heat_map(
@@ -186,12 +140,12 @@ def _heat_map(
     probabilities = space == "probabilities"
     drawn = axes.imshow(
         prototypes_ND,
-        cmap=SEQUENTIAL if probabilities else DIVERGING,
+        cmap=style.SEQUENTIAL if probabilities else style.DIVERGING,
         vmin=0 if probabilities else -highest,
         vmax=1 if probabilities else highest,
         aspect="auto",
     )
-    blank(axes)
+    style.blank(axes)
     axes.set_title("Prototypes z")
     count, dimension = prototypes_ND.shape
     if dimension <= MAX_NAMED:
@@ -200,15 +154,8 @@ def _heat_map(
         if count <= 3 * MAX_NAMED:
             for edge in np.arange(1, count):
                 axes.axhline(edge - 0.5, color="white", linewidth=1.0)
-        slanted = _slanted(class_names)
-        axes.set_xticks(
-            np.arange(dimension),
-            [short(name) for name in class_names],
-            rotation=35 if slanted else 0,
-        )
+        _name_ticks(axes, class_names)
         axes.tick_params(axis="x", length=0)
-        for label in axes.get_xticklabels() if slanted else []:
-            label.set(ha="right", rotation_mode="anchor")
     box = axes.get_position()
     height = figure.get_size_inches()[1]
     scale = figure.add_axes((box.x1 - 0.16, box.y1 + 0.1 / height, 0.1, 0.07 / height))
@@ -216,9 +163,9 @@ def _heat_map(
     bar.outline.set_visible(False)
     scale.set_xticks([])
     ends = ("0", "1") if probabilities else (f"{-highest:.0f}", f"+{highest:.0f}")
-    where: dict[str, Any] = dict(transform=scale.transAxes, va="center", size=SMALL, color=MUTED)
-    scale.text(-0.06, 0.5, ends[0].replace("-", "\N{MINUS SIGN}"), ha="right", **where)
-    scale.text(1.06, 0.5, ends[1], ha="left", **where)
+    where: dict[str, Any] = {"transform": scale.transAxes, "va": "center"}
+    style.note(scale, -0.06, 0.5, ends[0].translate(style.MINUS), ha="right", **where)
+    style.note(scale, 1.06, 0.5, ends[1], ha="left", **where)
 
 
 _BAR_SHARE = 0.78
@@ -228,11 +175,11 @@ _BAR_SHARE = 0.78
 def _proportion_bars(axes: Axes, proportions_N: NDArray[np.float32], *, uniform: float) -> None:
     count = len(proportions_N)
     shares = 100 * proportions_N.astype(float)
-    axes.barh(np.arange(count), shares, height=0.72, color=POOL, linewidth=0)
-    axes.axvline(uniform, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.barh(np.arange(count), shares, height=0.72, color=style.POOL, linewidth=0)
+    axes.axvline(uniform, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)))
     longest = max(float(shares.max()), uniform)
     axes.set(ylim=(count - 0.5, -0.5), xlim=(0, longest / _BAR_SHARE))
-    blank(axes)
+    style.blank(axes)
     axes.set_title("P(z)")
     size = 8 if count <= 24 else 5.5
     for row, share in enumerate(shares):

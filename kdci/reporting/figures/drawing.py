@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from kdci.reporting.arm_comparison import ArmResult, compare_arms, has_further_arms
-from kdci.reporting.comparison import compare
+from matplotlib.figure import Figure
+
+from kdci.reporting.comparison import ArmResult, compare, compare_arms, has_further_arms
 from kdci.reporting.evidence import DictionaryView, Evidence, Examples, PoolView
-from kdci.reporting.results import measure_of
+from kdci.reporting.figures.arms import arm_gains
+from kdci.reporting.figures.charts import dictionary, proportions
+from kdci.reporting.figures.curves import learning_curves
+from kdci.reporting.figures.gallery import by_class, over_time
+from kdci.reporting.figures.images import predictions, substitutes
+from kdci.reporting.figures.inspector import lambda_over_training, prototypes
+from kdci.reporting.figures.overview import overview
+from kdci.reporting.figures.style import drawing, png
+from kdci.reporting.results import grouped, measure_of
 from kdci.reporting.statistics import Discordant
 from kdci.reporting.text.wording import pair_text
 from kdci.substitution.registry import control_names, title_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -40,24 +46,16 @@ def draw_figures(evidence: Evidence) -> list[DrawnFigure]:
 
     Figures of numbers are about one budget: where there are several, each has its own.
     """
-    from kdci.reporting.figures.style import drawing, png
-
-    several = len(evidence.budgets) > 1
+    whole = [(evidence, "")]
+    budgets = evidence.budgets
+    of_each = [(evidence.of_budget(budget), f"-budget{budget:g}") for budget in budgets]
     with drawing():
         return [
             DrawnFigure(f"{name}{ending}.png", section, caption, png(figure))
             for draw, of_numbers in _FIGURES
-            for part, ending in (
-                _by_budget(evidence) if of_numbers and several else ((evidence, ""),)
-            )
+            for part, ending in (of_each if of_numbers and len(budgets) > 1 else whole)
             for name, section, caption, figure in draw(part)
         ]
-
-
-def _by_budget(evidence: Evidence) -> Iterator[tuple[Evidence, str]]:
-    """Yield the evidence of each budget, and what tells its figures' names apart."""
-    for budget in evidence.budgets:
-        yield evidence.of_budget(budget), f"-budget{budget:g}"
 
 
 def _budget_note(budget: float) -> str:
@@ -65,20 +63,17 @@ def _budget_note(budget: float) -> str:
 
 
 _View = TypeVar("_View", PoolView, DictionaryView)
-_Drawn = Iterator[tuple[str, str, str, "Figure"]]
+_Drawn = Iterator[tuple[str, str, str, Figure]]
 
 
 def _overviews(evidence: Evidence) -> _Drawn:
-    from kdci.reporting.figures.overview import overview
-
     comparisons = [one for one in compare(evidence.rows, evidence.keys) if not one.is_control]
-    for number, group in enumerate(dict.fromkeys(one.group for one in comparisons)):
-        teacher, student, budget = group
+    by_group = grouped(comparisons, lambda one: one.group)
+    for number, ((teacher, student, budget), of_pair) in enumerate(by_group.items()):
         pools = {pool.method: pool for pool in reversed(evidence.pools) if pool.teacher == teacher}
-        of_pair = [one for one in comparisons if one.group == group]
         if not pools and all(one.difference is None for one in of_pair):
             continue
-        figure = overview(list(pools.values()), of_pair, evidence.rows, evidence.spec.class_names)
+        figure = overview(list(pools.values()), of_pair, evidence.spec.class_names)
         name = "overview" if number == 0 else f"overview-{teacher}-{student}"
         caption = (
             f"{teacher} to {student}: the substitution pool of each method (class proportions, "
@@ -89,23 +84,16 @@ def _overviews(evidence: Evidence) -> _Drawn:
 
 
 def _arms(evidence: Evidence) -> _Drawn:
-    rows = evidence.method_rows
+    measure, rows = measure_of(evidence.rows), evidence.method_rows
     if has_further_arms(rows):
-        results = compare_arms(rows, measure_of(evidence.rows))
+        results = compare_arms(rows, measure)
         yield from _gains(results, "arms", "Arms", "What each arm gains on each method")
-
-
-def _shifts(evidence: Evidence) -> _Drawn:
-    measure = measure_of(evidence.rows)
-    results = compare_arms(evidence.shift_rows, measure, over_methods=False)
-    yield from _gains(results, "shifts", "Known shifts", "What each arm gains on a known shift")
+    shifted = compare_arms(evidence.shift_rows, measure, over_methods=False)
+    yield from _gains(shifted, "shifts", "Known shifts", "What each arm gains on a known shift")
 
 
 def _gains(results: Sequence[ArmResult], name: str, section: str, title: str) -> _Drawn:
-    from kdci.reporting.figures.arms import arm_gains
-
-    for group in dict.fromkeys(one.group for one in results):
-        of_group = [one for one in results if one.group == group]
+    for group, of_group in grouped(results, lambda one: one.group).items():
         if all(one.difference is None for one in of_group):
             continue
         caption = (
@@ -115,20 +103,18 @@ def _gains(results: Sequence[ArmResult], name: str, section: str, title: str) ->
             "corrected for the number of comparisons."
         )
         figure = arm_gains(of_group, title=f"{title}: {pair_text(group)}")
-        yield f"{name}-{group[0]}-{group[1]}", section, caption, figure
+        yield f"{name}-{group.teacher}-{group.student}", section, caption, figure
 
 
 def _galleries(evidence: Evidence) -> _Drawn:
-    from kdci.reporting.figures.gallery import by_class, over_time
-
-    names = evidence.spec.class_names
-    for teacher in dict.fromkeys(pool.teacher for pool in evidence.pools):
-        pools = [pool for pool in _first_of_each(evidence.pools) if pool.teacher == teacher]
+    first = _first_of_each(evidence.pools)
+    for teacher, pools in grouped(first, lambda pool: pool.teacher).items():
+        figure = by_class(pools, evidence.spec.class_names)
         caption = (
             f"The pools side by side: random images by class as {teacher} sees it, a row per "
             "method."
         )
-        yield f"gallery-{teacher}", "Substitution pools", caption, by_class(pools, names)
+        yield f"gallery-{teacher}", "Substitution pools", caption, figure
         # A pool with a known shift is drawn from a base's: its order tells nothing of time.
         timeless = (*control_names(), *evidence.shifts)
         made = [pool for pool in pools if pool.num_made and pool.method not in timeless]
@@ -147,12 +133,8 @@ def _first_of_each(views: Sequence[_View]) -> list[_View]:
 
 
 def _pools(evidence: Evidence) -> _Drawn:
-    from kdci.reporting.figures.charts import proportions
-    from kdci.reporting.figures.images import substitutes
-
     names = evidence.spec.class_names
-    for teacher in dict.fromkeys(pool.teacher for pool in evidence.pools):
-        pools = [pool for pool in evidence.pools if pool.teacher == teacher]
+    for teacher, pools in grouped(evidence.pools, lambda pool: pool.teacher).items():
         caption = (
             f"Class proportions of the pools as {teacher} sees them, against uniform (dashed): the "
             "shift that confounds distillation."
@@ -160,66 +142,54 @@ def _pools(evidence: Evidence) -> _Drawn:
         yield f"proportions-{teacher}", "Substitution pools", caption, proportions(pools, names)
     for pool in _first_of_each(evidence.pools):
         caption = (
-            f"{title_of(pool.method)}, pool {pool.pool_seed}: random substitution images per "
-            f"class of {pool.teacher}, each with the teacher's confidence."
+            f"{pool.title}: random substitution images per class of {pool.teacher}, each with the "
+            "teacher's confidence."
         )
         name = f"substitutes-{pool.teacher}-{pool.method}-pool{pool.pool_seed}"
         yield name, "Substitution pools", caption, substitutes(pool, names)
 
 
 def _dictionaries(evidence: Evidence) -> _Drawn:
-    from kdci.reporting.figures.charts import dictionary
-    from kdci.reporting.figures.inspector import has_quality, prototypes
-
     names = evidence.spec.class_names
-    pools = {(pool.teacher, pool.method, pool.pool_seed): pool for pool in evidence.pools}
+    pools = {pool.key: pool for pool in evidence.pools}
     for view in _first_of_each(evidence.dictionaries):
-        title = f"{title_of(view.method)}, pool {view.pool_seed}"
         caption = (
-            f"{title}: the confounder dictionary, its prototypes in {view.facts['space']} and "
+            f"{view.title}: the confounder dictionary, its prototypes in {view.facts['space']} and "
             "their proportions P(z); dashed: uniform."
         )
         place = f"{view.teacher}-{view.method}-pool{view.pool_seed}"
         yield f"dictionary-{place}", "Confounder dictionary", caption, dictionary(view, names)
-        if has_quality(view):
+        if "top_classes" in view.facts:  # cards of before do not say what prototypes are made of
             caption = (
-                f"{title}: each prototype with its proportion P(z), the classes of its members, "
-                "their mean distance to z, and the images of the pool nearest to z."
+                f"{view.title}: each prototype with its proportion P(z), the classes of its "
+                "members, their mean distance to z, and the images of the pool nearest to z."
             )
-            figure = prototypes(view, pools.get((view.teacher, view.method, view.pool_seed)), names)
+            figure = prototypes(view, pools.get(view.key), names)
             yield f"prototypes-{place}", "Confounder dictionary", caption, figure
     yield from _lambdas(evidence)
 
 
 def _lambdas(evidence: Evidence) -> _Drawn:
     """Draw the first KDCI student of each method."""
-    from kdci.reporting.figures.inspector import lambda_over_training
-
-    drawn = set()
-    for curve in evidence.lambdas:
-        key = (curve.teacher, curve.student, curve.method)
-        if curve.variant != "kdci" or key in drawn:
-            continue
-        drawn.add(key)
+    kdci = [cell for cell in evidence.lambdas if cell.variant == "kdci"]
+    by_method = grouped(kdci, lambda cell: (cell.teacher, cell.student, cell.method))
+    for key, (cell, *_) in by_method.items():
         caption = (
-            f"{title_of(curve.method)}, {curve.teacher} to {curve.student}, "
-            f"{curve.replicate}: the weight lambda that the KDCI student gives each prototype "
+            f"{title_of(cell.method)}, {cell.teacher} to {cell.student}, "
+            f"{cell.replicate}: the weight lambda that the KDCI student gives each prototype "
             "while it learns, and at the right edge the prototype's proportion P(z)."
         )
-        figure = lambda_over_training(curve, evidence.proportions_of(curve))
+        figure = lambda_over_training(cell, evidence.lambdas[cell], evidence.proportions_of(cell))
         yield "lambda-" + "-".join(key), "Confounder dictionary", caption, figure
 
 
 def _curves(evidence: Evidence) -> _Drawn:
-    from kdci.reporting.figures.curves import learning_curves
-
     measure = measure_of(evidence.rows)
     deploy = next((row.deploy for row in evidence.rows if row.variant == "kdci"), "backbone")
     of_methods = [point for point in evidence.points if point.method not in evidence.shifts]
-    for pair in dict.fromkeys((point.teacher, point.student) for point in of_methods):
-        teacher, student = pair
-        points = [point for point in of_methods if (point.teacher, point.student) == pair]
-        if all((p.accuracy if measure == "accuracy" else p.agreement) is None for p in points):
+    by_pair = grouped(of_methods, lambda point: (point.teacher, point.student))
+    for (teacher, student), points in by_pair.items():
+        if all(point.value(measure) is None for point in points):
             continue
         accuracies = [row.teacher_accuracy for row in evidence.rows if row.teacher == teacher]
         figure = learning_curves(
@@ -236,8 +206,6 @@ def _curves(evidence: Evidence) -> _Drawn:
 
 
 def _predictions(evidence: Evidence) -> _Drawn:
-    from kdci.reporting.figures.images import predictions
-
     for examples in evidence.examples:
         if not examples.predictions or examples.method in control_names():
             continue
@@ -275,7 +243,6 @@ def _counts(evidence: Evidence, examples: Examples) -> Discordant | None:
 _FIGURES: tuple[tuple[Callable[[Evidence], _Drawn], bool], ...] = (
     (_overviews, True),
     (_arms, True),
-    (_shifts, True),
     (_galleries, False),
     (_pools, False),
     (_dictionaries, False),

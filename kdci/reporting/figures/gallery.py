@@ -10,26 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kdci.reporting.evidence import PoolView
-from kdci.reporting.figures.images import pick, shown_classes
-from kdci.reporting.figures.style import (
-    HEADING,
-    MARGIN,
-    MUTED,
-    SMALL,
-    WIDTH,
-    WRONG,
-    canvas,
-    empty_tile,
-    heading,
-    short,
-    show_image,
-)
+from kdci.reporting.figures import style
+from kdci.reporting.figures.images import class_tile, shown_classes
 from kdci.substitution.registry import title_of
 
 MAX_COLUMNS = 10
 ROWS_OVER_TIME = 2
 _LABELS = 1.1
-_PITCH = (WIDTH - _LABELS - 2 * MARGIN) / MAX_COLUMNS
+_PITCH = (style.WIDTH - _LABELS - 2 * style.MARGIN) / MAX_COLUMNS
 _TILE = _PITCH - 0.06
 _SEED = 0
 _LONG_TITLE = 12
@@ -42,38 +30,24 @@ def by_class(pools: Sequence[PoolView], class_names: Sequence[str]) -> Figure:
         pools: Of one teacher, one a method.
         class_names: Of the teacher's classes; evenly spaced ones where there are many.
     """
-    classes = shown_classes(len(class_names), MAX_COLUMNS)
+    classes = shown_classes(len(class_names), MAX_COLUMNS).tolist()
     few = len(classes) == len(class_names)
     which = "each class" if few else f"{len(classes)} of {len(class_names):,} classes"
-    figure = Figure(figsize=(WIDTH, HEADING + 0.25 + len(pools) * _PITCH + 0.1))
-    heading(
-        figure,
+    figure = style.headed(
+        style.HEADING + 0.25 + len(pools) * _PITCH + 0.1,
         "What each method puts in the place of the data",
         f"A random image of {which} out of each pool, as the teacher {pools[0].teacher} sees it",
     )
-    sheet = canvas(figure)
+    sheet = style.canvas(figure)
     for column, index in enumerate(classes):
-        x = MARGIN + _LABELS + column * _PITCH + _TILE / 2
-        sheet.text(
-            x,
-            HEADING + 0.12,
-            short(class_names[index], cut=10),
-            size=SMALL,
-            color=MUTED,
-            ha="center",
-        )
+        middle = style.MARGIN + _LABELS + column * _PITCH + _TILE / 2
+        name = style.short(class_names[index], cut=10)
+        style.note(sheet, middle, style.HEADING + 0.12, name, ha="center")
     for row, pool in enumerate(pools):
-        y = HEADING + 0.25 + row * _PITCH
+        y = style.HEADING + 0.25 + row * _PITCH
         _row_label(sheet, pool, y + _TILE / 2)
         for column, index in enumerate(classes):
-            x = MARGIN + _LABELS + column * _PITCH
-            chosen = pick(pool, index, 1)
-            if len(chosen):
-                show_image(sheet, pool.images[chosen[0]], x, y, _TILE)
-            else:
-                empty_tile(sheet, x, y, _TILE)
-                middle = (x + _TILE / 2, y + _TILE / 2)
-                sheet.text(*middle, "none", size=6.5, color=WRONG, ha="center", va="center")
+            class_tile(sheet, pool, index, style.MARGIN + _LABELS + column * _PITCH, y, _TILE)
     return figure
 
 
@@ -84,21 +58,20 @@ def over_time(pools: Sequence[PoolView]) -> Figure:
         pools: Of one teacher; each with images that were made and not chosen.
     """
     block = ROWS_OVER_TIME * _PITCH + 0.12
-    figure = Figure(figsize=(WIDTH, HEADING + 0.25 + len(pools) * block + 0.1))
-    heading(
-        figure,
+    figure = style.headed(
+        style.HEADING + 0.25 + len(pools) * block + 0.1,
         "What was synthesised over time",
         "Random images out of ten parts of each pool, from the first made to the last, "
         "before any student",
     )
-    sheet = canvas(figure)
+    sheet = style.canvas(figure)
     for x, text, side in (
-        (MARGIN + _LABELS, "first", "left"),
-        (MARGIN + _LABELS + (MAX_COLUMNS - 1) * _PITCH + _TILE, "last", "right"),
+        (style.MARGIN + _LABELS, "first", "left"),
+        (style.MARGIN + _LABELS + (MAX_COLUMNS - 1) * _PITCH + _TILE, "last", "right"),
     ):
-        sheet.text(x, HEADING + 0.12, text, size=SMALL, color=MUTED, ha=side)
+        style.note(sheet, x, style.HEADING + 0.12, text, ha=side)
     for number, pool in enumerate(pools):
-        top = HEADING + 0.25 + number * block
+        top = style.HEADING + 0.25 + number * block
         _row_label(sheet, pool, top + ROWS_OVER_TIME * _PITCH / 2)
         start = len(pool.images) - pool.num_made
         generator = np.random.default_rng((_SEED, pool.pool_seed))
@@ -106,8 +79,8 @@ def over_time(pools: Sequence[PoolView]) -> Figure:
             count = min(ROWS_OVER_TIME, len(part))
             chosen = generator.choice(part, size=count, replace=False) if count else part
             for row, index in enumerate(sorted(chosen)):
-                x = MARGIN + _LABELS + column * _PITCH
-                show_image(sheet, pool.images[start + index], x, top + row * _PITCH, _TILE)
+                x = style.MARGIN + _LABELS + column * _PITCH
+                style.show_image(sheet, pool.images[start + index], x, top + row * _PITCH, _TILE)
     return figure
 
 
@@ -115,4 +88,4 @@ def _row_label(sheet: Axes, pool: PoolView, middle: float) -> None:
     title = title_of(pool.method)
     size = 10 if len(title) <= _LONG_TITLE else 8  # a known shift may have a long name
     words = "\n".join(textwrap.wrap(title, _LONG_TITLE))
-    sheet.text(MARGIN, middle, words, size=size, weight="bold", va="center")
+    sheet.text(style.MARGIN, middle, words, size=size, weight="bold", va="center")

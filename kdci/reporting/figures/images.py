@@ -11,23 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kdci.reporting.evidence import Examples, PoolView
-from kdci.reporting.figures.style import (
-    FAINT,
-    HEADING,
-    INK,
-    KDCI,
-    MARGIN,
-    MUTED,
-    SMALL,
-    VANILLA,
-    WIDTH,
-    WRONG,
-    canvas,
-    empty_tile,
-    heading,
-    short,
-    show_image,
-)
+from kdci.reporting.figures import style
+from kdci.reporting.results import grouped
 from kdci.reporting.statistics import Discordant
 from kdci.substitution.registry import title_of
 
@@ -35,7 +20,7 @@ NUM_COLUMNS = 10
 MAX_CLASSES = 20
 MAX_EXAMPLES = 20
 _LABELS = 1.25
-_PITCH = (WIDTH - _LABELS - 2 * MARGIN) / NUM_COLUMNS
+_PITCH = (style.WIDTH - _LABELS - 2 * style.MARGIN) / NUM_COLUMNS
 _TILE = _PITCH - 0.08
 _EMPTY_ROW = 0.42
 _SEED = 0
@@ -52,11 +37,28 @@ def pick(pool: PoolView, class_index: int, count: int) -> NDArray[np.int64]:
     return np.asarray(chosen[np.argsort(-pool.confidence[chosen], kind="stable")], dtype=np.int64)
 
 
-def shown_classes(num_classes: int, limit: int) -> list[int]:
+def shown_classes(num_classes: int, limit: int) -> NDArray[np.int64]:
     """Return all classes, or ``limit`` evenly spaced ones where there are more."""
-    if num_classes <= limit:
-        return list(range(num_classes))
-    return [int(index) for index in np.linspace(0, num_classes - 1, limit).round()]
+    return np.linspace(0, num_classes - 1, min(num_classes, limit)).round().astype(np.int64)
+
+
+def frequent_to_rare(pool: PoolView, limit: int) -> NDArray[np.int64]:
+    """Return all classes, or where there are more ``limit`` of them by their share of a pool."""
+    shown = shown_classes(len(pool.proportions), limit)
+    if len(shown) == len(pool.proportions):
+        return shown
+    return np.argsort(-pool.proportions, kind="stable")[shown]
+
+
+def class_tile(
+    sheet: Axes, pool: PoolView, class_index: int, x: float, y: float, size: float
+) -> None:
+    """Draw a random image of a class on a ``canvas``, or that there is none; see ``show_image``."""
+    chosen = pick(pool, class_index, 1)
+    style.show_image(sheet, pool.images[chosen[0]] if len(chosen) else None, x, y, size)
+    if not len(chosen):
+        middle = (x + size / 2, y + size / 2)
+        sheet.text(*middle, "none", size=6.5, color=style.WRONG, ha="center", va="center")
 
 
 def substitutes(pool: PoolView, class_names: Sequence[str]) -> Figure:
@@ -64,30 +66,27 @@ def substitutes(pool: PoolView, class_names: Sequence[str]) -> Figure:
 
     Of many classes some are shown, evenly spaced from the most frequent one to the rarest.
     """
-    classes = shown_classes(len(class_names), MAX_CLASSES)
-    if len(classes) < len(class_names):
-        classes = np.argsort(-pool.proportions, kind="stable")[classes].tolist()
+    classes = frequent_to_rare(pool, MAX_CLASSES).tolist()
     picks = [pick(pool, class_index, NUM_COLUMNS) for class_index in classes]
     heights = [_TILE + 0.24 if len(chosen) else _EMPTY_ROW + 0.14 for chosen in picks]
-    figure = Figure(figsize=(WIDTH, HEADING + sum(heights) + 0.1))
     every = f"A row per class as the teacher {pool.teacher} sees it: its share of the pool, and"
     if len(classes) < len(class_names):
         every = (
             f"{len(classes)} of {len(class_names):,} classes of {pool.teacher}, frequent to rare:"
         )
-    heading(
-        figure,
-        f"Substitution images: {title_of(pool.method)}, pool {pool.pool_seed}",
+    figure = style.headed(
+        style.HEADING + sum(heights) + 0.1,
+        f"Substitution images: {pool.title}",
         f"{every} random images, surest first, with the teacher's confidence",
     )
-    sheet = canvas(figure)
-    y = HEADING
+    sheet = style.canvas(figure)
+    y = style.HEADING
     for class_index, chosen, height in zip(classes, picks, heights, strict=True):
         share = 100 * float(pool.proportions[class_index])
         middle = y + (_TILE if len(chosen) else _EMPTY_ROW) / 2
-        name = short(class_names[class_index], cut=11)
-        sheet.text(MARGIN, middle - 0.1, name, size=11, weight="bold", va="center")
-        sheet.text(MARGIN, middle + 0.12, f"{share:.1f} %", size=8, color=MUTED, va="center")
+        name = style.short(class_names[class_index], cut=11)
+        sheet.text(style.MARGIN, middle - 0.1, name, size=11, weight="bold", va="center")
+        style.note(sheet, style.MARGIN, middle + 0.12, f"{share:.1f} %", size=8, va="center")
         if len(chosen):
             _class_row(sheet, pool, chosen, y)
         else:
@@ -98,22 +97,22 @@ def substitutes(pool: PoolView, class_names: Sequence[str]) -> Figure:
 
 def _class_row(sheet: Axes, pool: PoolView, chosen: NDArray[np.int64], y: float) -> None:
     for column in range(NUM_COLUMNS):
-        x = MARGIN + _LABELS + column * _PITCH
+        x = style.MARGIN + _LABELS + column * _PITCH
         if column >= len(chosen):
-            empty_tile(sheet, x, y, _TILE)
+            style.empty_tile(sheet, x, y, _TILE)
             continue
         index = chosen[column]
-        show_image(sheet, pool.images[index], x, y, _TILE)
+        style.show_image(sheet, pool.images[index], x, y, _TILE)
         sure = f"{100 * pool.confidence[index]:.0f} %"
         middle = x + _TILE / 2
-        sheet.text(middle, y + _TILE + 0.03, sure, size=6.5, color=MUTED, ha="center", va="top")
+        style.note(sheet, middle, y + _TILE + 0.03, sure, size=6.5, ha="center", va="top")
 
 
 def _empty_row(sheet: Axes, y: float) -> None:
-    left, width = MARGIN + _LABELS, (NUM_COLUMNS - 1) * _PITCH + _TILE
-    empty_tile(sheet, left, y, width, _EMPTY_ROW)
+    left, width = style.MARGIN + _LABELS, (NUM_COLUMNS - 1) * _PITCH + _TILE
+    style.empty_tile(sheet, left, y, width, _EMPTY_ROW)
     note = "no image of this class in the pool"
-    sheet.text(left + 0.15, y + _EMPTY_ROW / 2, note, color=WRONG, va="center")
+    sheet.text(left + 0.15, y + _EMPTY_ROW / 2, note, color=style.WRONG, va="center")
 
 
 _TITLES_ON_TEST = {
@@ -135,7 +134,13 @@ _GROUP_HEADING = 0.34
 _BLOCK = _TILE + 1.15
 _LONGEST, _CUT = 11, 9
 """Characters of a class name that fit below a tile, and of one that is cut."""
-_SPEAKERS = {"vanilla": VANILLA, "kdci": KDCI, "teacher": INK}
+_SPEAKERS = {
+    "label": style.MUTED,
+    "vanilla": style.VANILLA,
+    "kdci": style.KDCI,
+    "teacher": style.INK,
+}
+"""What is said of an image, line by line, and the colour of its title."""
 
 
 def predictions(
@@ -153,31 +158,32 @@ def predictions(
     groups = shown_groups(examples.predictions)
     num_blocks = sum(-(-len(members) // NUM_COLUMNS) for members in groups.values())
     body = len(groups) * _GROUP_HEADING + num_blocks * _BLOCK
-    figure = Figure(figsize=(WIDTH, HEADING + body))
     on_test = examples.evaluated_on == "test"
     pictures = "Test images" if on_test else "Held-out substitutes"
-    heading(
-        figure,
+    figure = style.headed(
+        style.HEADING + body,
         f"{pictures} as the models see them: {title_of(examples.method)}",
         _subtitle(examples, counts),
     )
     has_kdci = _has_kdci(examples.predictions)
-    speakers = [name for name in _SPEAKERS if name != "kdci" or has_kdci]
+    silent = {"label": not on_test, "kdci": not has_kdci}
+    speakers = [name for name in _SPEAKERS if not silent.get(name)]
+    lines = {name: line for line, name in enumerate(speakers, start=1 if on_test else 2)}
     together = _TITLES_ON_TEST if on_test else _TITLES_ON_HOLDOUT
     titles = together if has_kdci else _TITLES_ALONE
-    sheet = canvas(figure)
-    y = HEADING
+    sheet = style.canvas(figure)
+    y = style.HEADING
     for group, members in groups.items():
         title = titles[group] + ("" if members else ": none")
-        sheet.text(MARGIN, y + 0.12, title, size=10, weight="bold", va="center")
+        sheet.text(style.MARGIN, y + 0.12, title, size=10, weight="bold", va="center")
         y += _GROUP_HEADING
         for first in range(0, len(members), NUM_COLUMNS):
-            _prediction_labels(sheet, y + _TILE, speakers, on_test=on_test)
+            _prediction_labels(sheet, y + _TILE, lines)
             for column, index in enumerate(members[first : first + NUM_COLUMNS]):
-                x = MARGIN + _LABELS + column * _PITCH
-                show_image(sheet, examples.images[index], x, y, _TILE)
+                x = style.MARGIN + _LABELS + column * _PITCH
+                style.show_image(sheet, examples.images[index], x, y, _TILE)
                 said = examples.predictions[index]
-                _prediction_column(sheet, said, speakers, class_names, x, y + _TILE)
+                _prediction_column(sheet, said, lines, class_names, x, y + _TILE)
             y += _BLOCK
     return figure
 
@@ -188,9 +194,7 @@ def shown_groups(said: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     Images they agree on are there where the others would not fill a row, or where there is no
     KDCI student.
     """
-    groups: dict[str, list[int]] = {}
-    for index, one in enumerate(said):
-        groups.setdefault(one.get("group", "other"), []).append(index)
+    groups = grouped(range(len(said)), lambda index: str(said[index].get("group", "other")))
     others = groups.get("other", [])
     if not _has_kdci(said):
         differ = groups.get("differ", [])[:MAX_EXAMPLES]
@@ -218,45 +222,31 @@ def _subtitle(examples: Examples, counts: Discordant | None) -> str:
     return f"{pair}, students of one seed{alone}; {red}"
 
 
-def _prediction_labels(sheet: Axes, y: float, speakers: Sequence[str], *, on_test: bool) -> None:
-    if on_test:
-        sheet.text(MARGIN, y + _LINE, "label", size=8.5, color=MUTED, va="center")
-    for line, name in enumerate(speakers, start=2):
-        title, color = "KDCI" if name == "kdci" else name, _SPEAKERS[name]
-        sheet.text(
-            MARGIN, y + line * _LINE, title, size=8.5, color=color, weight="bold", va="center"
-        )
-    right = MARGIN + _LABELS + NUM_COLUMNS * _PITCH - (_PITCH - _TILE)
-    sheet.plot([MARGIN, right], [y + 1.5 * _LINE] * 2, color=FAINT, linewidth=0.8)
+def _prediction_labels(sheet: Axes, y: float, lines: Mapping[str, int]) -> None:
+    for name, line in lines.items():
+        title, weight = "KDCI" if name == "kdci" else name, "normal" if name == "label" else "bold"
+        look: dict[str, Any] = {"color": _SPEAKERS[name], "weight": weight, "va": "center"}
+        sheet.text(style.MARGIN, y + line * _LINE, title, size=8.5, **look)
+    right = style.MARGIN + _LABELS + NUM_COLUMNS * _PITCH - (_PITCH - _TILE)
+    sheet.plot([style.MARGIN, right], [y + 1.5 * _LINE] * 2, color=style.FAINT, linewidth=0.8)
 
 
 def _prediction_column(
     sheet: Axes,
     said: Mapping[str, Any],
-    speakers: Sequence[str],
+    lines: Mapping[str, int],
     class_names: Sequence[str],
     x: float,
     y: float,
 ) -> None:
-    label = said["label"]
-    truth = said["teacher"] if label is None else label
+    truth = said["teacher" if said["label"] is None else "label"]
     # A long class name has to fit below its tile.
-    size = 8.5 if max(map(len, class_names)) <= 6 else SMALL - 0.7
-    middle = x + _TILE / 2
-    if label is not None:
-        name = short(class_names[label], _LONGEST, cut=_CUT)
-        sheet.text(middle, y + _LINE, name, size=size, color=MUTED, ha="center", va="center")
-    for line, speaker in enumerate(speakers, start=2):
+    size = 8.5 if max(map(len, class_names)) <= 6 else style.SMALL - 0.7
+    for speaker, line in lines.items():
         index = said[speaker]
-        name = "-" if index is None else short(class_names[index], _LONGEST, cut=_CUT)
-        wrong = index is not None and index != truth
-        sheet.text(
-            middle,
-            y + line * _LINE,
-            name,
-            size=size,
-            color=WRONG if wrong else INK,
-            weight="bold" if wrong else "normal",
-            ha="center",
-            va="center",
-        )
+        name = "-" if index is None else style.short(class_names[index], _LONGEST, cut=_CUT)
+        look: dict[str, Any] = {"color": style.MUTED if speaker == "label" else style.INK}
+        if index not in (None, truth):
+            look = {"color": style.WRONG, "weight": "bold"}
+        middle = (x + _TILE / 2, y + line * _LINE)
+        sheet.text(*middle, name, size=size, ha="center", va="center", **look)

@@ -10,27 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from kdci.reporting.evidence import DictionaryView, LambdaCurve, PoolView
-from kdci.reporting.figures.style import (
-    FAINT,
-    HEADING,
-    INK,
-    MARGIN,
-    MUTED,
-    POOL,
-    SMALL,
-    WIDTH,
-    blank,
-    canvas,
-    empty_tile,
-    few_ticks,
-    heading,
-    place,
-    short,
-    show_image,
-    spread,
-)
+from kdci.reporting.evidence import DictionaryView, Lambdas, PoolView
+from kdci.reporting.figures import style
 from kdci.reporting.text.wording import number
+from kdci.store.layout import Cell
 from kdci.substitution.registry import title_of
 
 MAX_PROTOTYPES = 20
@@ -41,7 +24,7 @@ _BAR_LEFT, _BAR_WIDTH, _BAR_ROOM = 0.85, 0.75, 0.5
 _CLASSES_LEFT = 2.3
 _SPREAD_RIGHT = 4.05
 _TILES_LEFT = 4.3
-_PITCH = (WIDTH - MARGIN - _TILES_LEFT) / _NUM_TILES
+_PITCH = (style.RIGHT - _TILES_LEFT) / _NUM_TILES
 _TILE = _PITCH - 0.05
 _LINE = 0.145
 """Height of a line of small text: three of them fit beside a tile."""
@@ -63,11 +46,6 @@ _PANEL_HEIGHTS = (0.2, 2.8, 0.3)
 """Above the lines, of the lines, and below them."""
 
 
-def has_quality(view: DictionaryView) -> bool:
-    """Whether a dictionary's card says what its prototypes are made of."""
-    return "top_classes" in view.facts
-
-
 def prototypes(view: DictionaryView, pool: PoolView | None, class_names: Sequence[str]) -> Figure:
     """Draw a row per prototype, the most frequent first: P(z), classes, spread, nearest images.
 
@@ -76,75 +54,67 @@ def prototypes(view: DictionaryView, pool: PoolView | None, class_names: Sequenc
         pool: What it was made from; None where that is not there.
         class_names: Of the own teacher.
     """
-    adopted = bool(view.facts.get("adopted"))
+    class_names = view.names(class_names)
     if pool is not None and len(pool.images) != view.facts["num_predictions"]:
         pool = None  # another one by now, as where a grid is half run again
-    if adopted:  # its classes are those of another teacher, and so were its images
-        class_names = [f"#{index}" for index in range(view.facts["num_classes"])]
-        pool = None
+    if view.adopted:
+        pool = None  # its images were those of another teacher
     order = np.argsort(-view.proportions, kind="stable")[:MAX_PROTOTYPES]
     pitch = max(_TILE, 3 * _LINE) + 0.12
-    figure = Figure(figsize=(WIDTH, HEADING + _COLUMN_TITLES + len(order) * pitch + 0.05))
-    heading(figure, _title(view, len(order)), _summary(view))
-    sheet = canvas(figure)
+    height = style.HEADING + _COLUMN_TITLES + len(order) * pitch + 0.05
+    count, facts = len(view.proportions), view.facts
+    some = "" if len(order) == count else f": the {len(order)} most frequent of {count}"
+    figure = style.headed(
+        height,
+        f"Prototypes of {view.title}{some}",
+        f"{count} of {facts['requested']} prototypes, effectively {number(facts['effective_n'])}, "
+        f"of {facts['num_predictions']:,} images; classes of {facts['teacher']}: "
+        f"purity {number(100 * facts['purity'])} %, NMI {number(facts['nmi'], 2)}",
+    )
+    sheet = style.canvas(figure)
     _column_titles(sheet, with_images=pool is not None)
-    right = _SPREAD_RIGHT if pool is None else WIDTH - MARGIN
+    right = _SPREAD_RIGHT if pool is None else style.RIGHT
     for row, index in enumerate(order.tolist()):
-        top = HEADING + _COLUMN_TITLES + row * pitch
+        top = style.HEADING + _COLUMN_TITLES + row * pitch
         if row:
-            sheet.plot([MARGIN, right], [top - 0.06] * 2, color=FAINT, linewidth=0.6)
+            sheet.plot([style.MARGIN, right], [top - 0.06] * 2, color=style.FAINT, linewidth=0.6)
         _describe(sheet, view, index, top + _TILE / 2, class_names)
         if pool is not None:
-            _nearest(sheet, pool, view.facts["nearest_rows"][index], top)
+            _nearest(sheet, pool, facts["nearest_rows"][index], top)
     if pool is None:
-        _no_images(sheet, HEADING + _COLUMN_TITLES, len(order) * pitch - 0.12, adopted=adopted)
+        _no_images(
+            sheet, style.HEADING + _COLUMN_TITLES, len(order) * pitch - 0.12, adopted=view.adopted
+        )
     return figure
 
 
-def _title(view: DictionaryView, shown: int) -> str:
-    count = len(view.proportions)
-    some = "" if shown == count else f": the {shown} most frequent of {count}"
-    return f"Prototypes of {title_of(view.method)}, pool {view.pool_seed}{some}"
-
-
-def _summary(view: DictionaryView) -> str:
-    facts = view.facts
-    return (
-        f"{len(view.proportions)} of {facts['requested']} prototypes, effectively "
-        f"{number(facts['effective_n'])}, of {facts['num_predictions']:,} images; "
-        f"classes of {facts['teacher']}: purity {number(100 * facts['purity'])} %, "
-        f"NMI {number(facts['nmi'], 2)}"
-    )
-
-
 def _column_titles(sheet: Axes, *, with_images: bool) -> None:
-    style: dict[str, Any] = {"size": SMALL, "color": MUTED, "va": "bottom"}
-    y = HEADING + 0.18
-    sheet.text(_BAR_LEFT, y, "P(z)", **style)
-    sheet.text(_CLASSES_LEFT, y, "classes", **style)
-    sheet.text(_SPREAD_RIGHT, y, "mean distance", ha="right", **style)
+    y = style.HEADING + 0.18
+    style.note(sheet, _BAR_LEFT, y, "P(z)", va="bottom")
+    style.note(sheet, _CLASSES_LEFT, y, "classes", va="bottom")
+    style.note(sheet, _SPREAD_RIGHT, y, "mean distance", ha="right", va="bottom")
     if with_images:
-        sheet.text(_TILES_LEFT, y, "images nearest to z", **style)
+        style.note(sheet, _TILES_LEFT, y, "images nearest to z", va="bottom")
 
 
 def _describe(
     sheet: Axes, view: DictionaryView, index: int, middle: float, class_names: Sequence[str]
 ) -> None:
     """Write a prototype's name, P(z), classes and spread, around the height ``middle``."""
-    sheet.text(MARGIN, middle, f"z{index + 1}", size=10, weight="bold", va="center")
+    sheet.text(style.MARGIN, middle, f"z{index + 1}", size=10, weight="bold", va="center")
     share = float(view.proportions[index])
     length = _BAR_WIDTH * share / float(view.proportions.max())
-    sheet.barh(middle, length, height=0.2, left=_BAR_LEFT, color=POOL, linewidth=0)
+    sheet.barh(middle, length, height=0.2, left=_BAR_LEFT, color=style.POOL, linewidth=0)
     end = _BAR_LEFT + length + 0.06
-    sheet.text(end, middle, f"{100 * share:.1f} %", size=SMALL, va="center")
+    sheet.text(end, middle, f"{100 * share:.1f} %", size=style.SMALL, va="center")
     classes = view.facts["top_classes"][index]
     for line, entry in enumerate(classes):
         y = middle + (line - (len(classes) - 1) / 2) * _LINE
-        text = f"{short(class_names[entry['class']])}  {_percent(entry['share'])}"
-        style: dict[str, Any] = {"color": MUTED, "size": SMALL}
+        text = f"{style.short(class_names[entry['class']])}  {_percent(entry['share'])}"
+        look: dict[str, Any] = {}
         if line == 0:
-            style = {"color": INK, "weight": "bold", "size": SMALL + 0.5}
-        sheet.text(_CLASSES_LEFT, y, text, va="center", **style)
+            look = {"color": style.INK, "weight": "bold", "size": style.SMALL + 0.5}
+        style.note(sheet, _CLASSES_LEFT, y, text, va="center", **look)
     text = number(float(view.facts["spread"][index]), 2)
     sheet.text(_SPREAD_RIGHT, middle, text, size=8, ha="right", va="center")
 
@@ -157,109 +127,83 @@ def _percent(share: float) -> str:
 
 def _nearest(sheet: Axes, pool: PoolView, rows: Sequence[int], top: float) -> None:
     for column in range(_NUM_TILES):
-        x = _TILES_LEFT + column * _PITCH
-        if column < len(rows):
-            show_image(sheet, pool.images[rows[column]], x, top, _TILE)
-        else:
-            empty_tile(sheet, x, top, _TILE)
+        image = pool.images[rows[column]] if column < len(rows) else None
+        style.show_image(sheet, image, _TILES_LEFT + column * _PITCH, top, _TILE)
 
 
 def _no_images(sheet: Axes, top: float, height: float, *, adopted: bool) -> None:
-    width = WIDTH - MARGIN - _TILES_LEFT
-    empty_tile(sheet, _TILES_LEFT, top, width, height)
+    width = style.RIGHT - _TILES_LEFT
+    style.empty_tile(sheet, _TILES_LEFT, top, width, height)
     note = (
         "The dictionary of another pre-trained model:\nits images are not in this pool."
         if adopted
         else "The pool that it was made from is not there."
     )
     middle = _TILES_LEFT + width / 2
-    sheet.text(middle, top + height / 2, note, color=MUTED, ha="center", va="center")
+    sheet.text(middle, top + height / 2, note, color=style.MUTED, ha="center", va="center")
 
 
 def lambda_over_training(
-    curve: LambdaCurve, proportions_N: NDArray[np.float32] | None = None
+    cell: Cell, points: Lambdas, proportions_N: NDArray[np.float32] | None = None
 ) -> Figure:
     """Draw a student's mean lambda_i over its steps, and P(z_i) at the right edge.
 
     Args:
-        curve: Of one student. All prototypes but the ten largest are drawn in one colour.
+        cell: The student.
+        points: Of it. All prototypes but the ten largest are drawn in one colour.
         proportions_N: P(z_i) of its dictionary; (N,). None where it is not known.
     """
-    figure = Figure(figsize=(WIDTH, HEADING + sum(_PANEL_HEIGHTS)))
-    heading(
-        figure,
-        f"What KDCI weighs: {title_of(curve.method)}, {curve.teacher} to {curve.student}",
+    figure = style.headed(
+        style.HEADING + sum(_PANEL_HEIGHTS),
+        f"What KDCI weighs: {title_of(cell.method)}, {cell.teacher} to {cell.student}",
         "Mean lambda over held-out substitutes, percent, over distillation steps; "
-        f"{curve.replicate}; dashed: all prototypes alike",
+        f"{cell.replicate}; dashed: all prototypes alike",
     )
-    steps, lambdas_SN = _table(curve)
+    steps, lambdas_SN = _table(points)
     last_N = lambdas_SN[-1]
     if proportions_N is not None and len(proportions_N) != len(last_N):
         proportions_N = None  # of another dictionary, as where a grid is half run again
     shares_N = last_N if proportions_N is None else 100 * proportions_N.astype(float)
     largest = np.argsort(-shares_N, kind="stable").tolist()
     named = dict(zip(largest, _LINE_COLORS, strict=False))
-    width = WIDTH - 2 * MARGIN - _AXIS_ROOM - _EDGE - _LABELS
-    top, left = HEADING + _PANEL_HEIGHTS[0], MARGIN + _AXIS_ROOM
-    axes = place(figure, left, top, width, _PANEL_HEIGHTS[1])
-    edge = place(figure, left + width, top, _EDGE, _PANEL_HEIGHTS[1])
+    width = style.WIDTH - 2 * style.MARGIN - _AXIS_ROOM - _EDGE - _LABELS
+    top, left = style.HEADING + _PANEL_HEIGHTS[0], style.MARGIN + _AXIS_ROOM
+    axes = style.place(figure, left, top, width, _PANEL_HEIGHTS[1])
+    edge = style.place(figure, left + width, top, _EDGE, _PANEL_HEIGHTS[1])
     for index in reversed(largest):
-        _lambda_line(axes, steps, lambdas_SN[:, index], named.get(index))
-        _to_proportion(edge, last_N[index], shares_N[index], named.get(index))
-    _lambda_axes(axes, steps, [*lambdas_SN.flatten().tolist(), *shares_N.tolist()])
+        look: dict[str, Any] = {"color": named.get(index, style.POOL), "clip_on": False}
+        values, shown = lambdas_SN[:, index], index in named
+        mark = "o" if len(steps) == 1 else ""
+        width = 1.8 if shown else 0.7
+        axes.plot(steps, values, linewidth=width, marker=mark, markersize=4, **look)
+        if shown:  # the line's end is joined with P(z)
+            ends = [last_N[index], shares_N[index]]
+            edge.plot([0.03, 0.9], ends, linewidth=0.6, linestyle=(0, (1, 2)), **look)
+        edge.plot([0.9], shares_N[index], marker="D", markersize=4 if shown else 2.5, **look)
+    drawn = [*lambdas_SN.flatten().tolist(), *shares_N.tolist()]
+    low, high = min(drawn), max(drawn)
+    room = max(0.06 * (high - low), 0.5)
+    axes.set(xlim=(0, steps[-1]), ylim=(max(low - room, 0), high + room))
+    style.value_axis(axes)
     even = 100 / len(last_N)
-    axes.axhline(even, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
+    axes.axhline(even, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
     edge.set(xlim=(0, 1), ylim=axes.get_ylim())
-    blank(edge)
+    style.blank(edge)
     edge.patch.set_visible(False)
     _edge_labels(edge, shares_N, named, known=proportions_N is not None)
     return figure
 
 
-def _table(curve: LambdaCurve) -> tuple[list[int], NDArray[np.float64]]:
+def _table(points: Lambdas) -> tuple[list[int], NDArray[np.float64]]:
     """Return steps (S,) and lambda in percent (S, N).
 
     A dictionary that was built anew on the way may have had more prototypes before: N is that
     of the last step, and what came before with another N is left out.
     """
-    count = len(curve.points[-1][1])
-    points = [(step, values) for step, values in curve.points if len(values) == count]
-    table_SN = 100 * np.array([values for _, values in points], dtype=np.float64)
-    return [step for step, _ in points], table_SN
-
-
-def _lambda_line(
-    axes: Axes, steps: Sequence[int], values_S: NDArray[np.float64], color: str | None
-) -> None:
-    axes.plot(
-        steps,
-        values_S,
-        color=color or POOL,
-        linewidth=1.8 if color else 0.7,
-        marker="o" if len(steps) == 1 else "",
-        markersize=4,
-        clip_on=False,
-    )
-
-
-def _to_proportion(edge: Axes, weight: float, share: float, color: str | None) -> None:
-    """Mark a prototype's P(z); join it with the line's end, unless it is one of the others."""
-    style: dict[str, Any] = {"color": color or POOL, "clip_on": False}
-    if color:
-        edge.plot([0.03, 0.9], [weight, share], linewidth=0.6, linestyle=(0, (1, 2)), **style)
-    edge.plot([0.9], [share], marker="D", markersize=4 if color else 2.5, **style)
-
-
-def _lambda_axes(axes: Axes, steps: Sequence[int], values: Sequence[float]) -> None:
-    low, high = min(values), max(values)
-    room = max(0.06 * (high - low), 0.5)
-    axes.set(xlim=(0, steps[-1]), ylim=(max(low - room, 0), high + room))
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.xaxis.set_major_locator(few_ticks())
-    axes.yaxis.set_major_locator(few_ticks())
+    count = len(points[-1][1])
+    kept = [(step, values) for step, values in points if len(values) == count]
+    table_SN = 100 * np.array([values for _, values in kept], dtype=np.float64)
+    return [step for step, _ in kept], table_SN
 
 
 def _edge_labels(
@@ -267,19 +211,12 @@ def _edge_labels(
 ) -> None:
     low, high = edge.get_ylim()
     gap = (high - low) * 0.15 / _PANEL_HEIGHTS[1]
-    heights = spread([float(shares_N[index]) for index in named], gap)
-    inside: dict[str, Any] = {
-        "xycoords": ("axes fraction", "data"),
-        "textcoords": "offset points",
-        "annotation_clip": False,
-        "size": 8,
-        "va": "center",
-    }
+    heights = style.spread([float(shares_N[index]) for index in named], gap)
     for (index, color), height in zip(named.items(), heights, strict=True):
         text = f"z{index + 1}  {number(float(shares_N[index]))} %"
-        edge.annotate(text, (0.98, height), (4, 0), color=color, weight="bold", **inside)
-    title = "P(z)" if known else "lambda"
-    edge.text(1.02, 1.04, title, transform=edge.transAxes, size=SMALL, color=MUTED, va="bottom")
+        style.beside(edge, text, 0.98, height, 4, color=color, weight="bold", size=8)
+    title, inside = "P(z)" if known else "lambda", edge.transAxes
+    style.note(edge, 1.02, 1.04, title, va="bottom", transform=inside)
     if len(shares_N) > len(named):
-        rest = f"grey: {len(shares_N) - len(named)} others"
-        edge.text(1.02, -0.03, rest, transform=edge.transAxes, size=SMALL, color=MUTED, va="top")
+        others = f"grey: {len(shares_N) - len(named)} others"
+        style.note(edge, 1.02, -0.03, others, va="top", transform=inside)

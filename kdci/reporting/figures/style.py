@@ -7,8 +7,8 @@ matplotlib brings along, so they look the same on every machine.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
@@ -38,7 +38,9 @@ SEQUENTIAL = LinearSegmentedColormap.from_list("kdci_sequential", ["#ffffff", "#
 WIDTH = 9.0
 """Inches; at 100 px an inch this is the width of a README's column."""
 HEADING = 0.8
+PANEL_TITLE = 0.3
 MARGIN = 0.25
+RIGHT = WIDTH - MARGIN
 DPI = 180
 SMALL = 7.5
 MINUS = str.maketrans("-", "\N{MINUS SIGN}")
@@ -70,11 +72,9 @@ _SETTINGS: dict[Any, Any] = {
 }
 
 
-@contextmanager
-def drawing() -> Iterator[None]:
-    """Hold the settings of all figures while the block draws and saves."""
-    with mpl.rc_context(_SETTINGS):
-        yield
+def drawing() -> AbstractContextManager[None]:
+    """Hold the settings of all figures while a block draws and saves."""
+    return mpl.rc_context(_SETTINGS)
 
 
 def png(figure: Figure) -> bytes:
@@ -84,20 +84,56 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def heading(figure: Figure, title: str, subtitle: str) -> None:
-    """Write a title and a muted line below it into the top ``HEADING`` inches."""
-    width, height = figure.get_size_inches()
-    x = MARGIN / width
+def headed(height: float, title: str, subtitle: str) -> Figure:
+    """Return a figure with a title and a muted line below it in the top ``HEADING`` inches."""
+    figure = Figure(figsize=(WIDTH, height))
+    x = MARGIN / WIDTH
     figure.text(x, 1 - 0.18 / height, title, size=12, weight="bold", va="top")
     figure.text(x, 1 - 0.45 / height, subtitle, size=8.5, color=MUTED, va="top")
+    return figure
+
+
+def panels(
+    count: int,
+    columns: int,
+    body: float,
+    below: float,
+    left: float,
+    gap: float,
+    right: float = MARGIN,
+    *,
+    title: str,
+    subtitle: str,
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with rows of equal axes, each with room for a title above it.
+
+    Args:
+        count: How many axes.
+        columns: The most that stand side by side.
+        body: Height of the axes in inches, as all that follow.
+        below: Room below them.
+        left: Room at the left of a row.
+        gap: Room between columns.
+        right: Room at the right of a row.
+        title: Of the figure.
+        subtitle: Of the figure.
+    """
+    columns = min(columns, count)
+    pitch = PANEL_TITLE + body + below
+    figure = headed(HEADING + -(-count // columns) * pitch, title, subtitle)
+    width = (WIDTH - left - right - gap * (columns - 1)) / columns
+    axes = []
+    for index in range(count):
+        row, column = divmod(index, columns)
+        top = HEADING + PANEL_TITLE + row * pitch
+        axes.append(place(figure, left + column * (width + gap), top, width, body))
+    return figure, axes
 
 
 def blank(axes: Axes) -> None:
     """Take ticks and frame away."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
@@ -119,22 +155,30 @@ def canvas(figure: Figure) -> Axes:
     return axes
 
 
-def show_image(sheet: Axes, image_CHW: NDArray[np.uint8], x: float, y: float, size: float) -> None:
+def show_image(
+    sheet: Axes, image_CHW: NDArray[np.uint8] | None, x: float, y: float, size: float
+) -> None:
     """Draw a uint8 image (C, H, W), pixels sharp, on a ``canvas``.
 
     Args:
         sheet: Made by ``canvas``.
-        image_CHW: One channel is shown in grey, three as colours.
+        image_CHW: One channel is shown in grey, three as colours; None: its place stays empty.
         x: Left edge in inches.
         y: Top edge in inches.
         size: Width and height in inches.
     """
+    if image_CHW is None:
+        empty_tile(sheet, x, y, size)
+        return
     pixels = image_CHW.transpose(1, 2, 0)
     pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
     extent = (x, x + size, y + size, y)
-    limits = (sheet.get_xlim(), sheet.get_ylim())
     sheet.imshow(pixels, extent=extent, interpolation="nearest", aspect="auto")
-    sheet.set(xlim=limits[0], ylim=limits[1])  # imshow fits them to the image
+
+
+def note(axes: Axes, x: float, y: float, text: str, **changes: Any) -> None:
+    """Write text, small and muted but for the ``changes``."""
+    axes.text(x, y, text, **{"size": SMALL, "color": MUTED, **changes})
 
 
 def empty_tile(sheet: Axes, x: float, y: float, width: float, height: float | None = None) -> None:
@@ -158,14 +202,30 @@ def short(name: str, longest: int = 12, *, cut: int | None = None) -> str:
     return name[: (cut or longest) - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def signed_tick(value: float) -> str:
-    """Return an axis label with its sign: "+5", "0", "−5"."""
-    return f"{value:+g}".translate(MINUS) if value else "0"
+def gain_axis(axes: Axes) -> None:
+    """Let x be a difference in points: a line at 0, labels with their sign, as "+5", "0", "−5"."""
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="x", labelsize=6.5)
+    axes.xaxis.set_major_formatter(
+        lambda value, _: f"{value:+g}".translate(MINUS) if value else "0"
+    )
 
 
-def few_ticks() -> MaxNLocator:
-    """Return a locator of about four round ticks."""
-    return MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10])
+def value_axis(axes: Axes) -> None:
+    """Let y be values to read off: faint lines across in the place of a frame; few ticks."""
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
+
+
+def beside(axes: Axes, text: str, x: float, y: float, offset: float, **style: Any) -> None:
+    """Write ``offset`` points beside a place that is a share ``x`` of the width, at the value y."""
+    where: dict[str, Any] = dict(xycoords=("axes fraction", "data"), textcoords="offset points")
+    axes.annotate(text, (x, y), (offset, 0), va="center", **where, **style)
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:

@@ -1,26 +1,54 @@
-"""The ledger: every published cell of the dataset beside what was measured here. Torch-free."""
+"""The ledger: every published cell of the dataset beside what was measured here. Torch-free.
+
+As lines of JSON, and as the report's section with the tables and their footnotes.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from kdci.deconfounding.arms import arm_title
 from kdci.reporting.costs import Cost
 from kdci.reporting.evidence import Evidence
-from kdci.reporting.published.footnotes import footnotes_of
+from kdci.reporting.published.footnotes import FOOTNOTES, footnotes_of
 from kdci.reporting.published.tables import (
+    HARDWARE,
+    STUDENT,
+    TEACHER,
     PublishedCell,
-    ScratchCell,
     published_cells,
-    scratch_cells,
 )
-from kdci.reporting.results import Row
+from kdci.reporting.results import Row, grouped
 from kdci.reporting.statistics import Estimate, estimate
+from kdci.reporting.text.tables import markdown
+from kdci.reporting.text.wording import (
+    BUDGET_NOTE,
+    NOT_RUN,
+    UNKNOWN,
+    difference_text,
+    mean_text,
+    number,
+)
+from kdci.substitution.registry import title_of
 
 State = Literal["run", "not run", "not tested"]
-SCRATCH_VARIANTS = {"teacher": "teacher_from_scratch", "student": "student_from_scratch"}
+_SUBJECTS = {
+    1: "six methods on CIFAR",
+    2: "Tiny-ImageNet, with time and memory",
+    3: "ImageNet",
+    4: "prior information ablated",
+    5: "whose dictionary",
+}
+_SCRATCH_TITLES = {TEACHER: "teacher, original data", STUDENT: "student, original data"}
+_DECIMALS = 2
+_COSTS_NOTE = (
+    f"Published: one {HARDWARE}. Ours: distillation alone, its mean time for as many steps as an "
+    "epoch of the recipe has, and the most memory that a student's process held: of the GPU, or "
+    "where there is none of the process itself, which is another quantity."
+)
 
 
 @dataclass(frozen=True)
@@ -28,38 +56,21 @@ class LedgerLine:
     """A published number beside ours; of a cell that was run at several budgets, a line each.
 
     Attributes:
-        table: Number of the published table.
-        teacher: The teacher's backbone; null: a student trained on the original data.
-        student: The student's backbone; null: a teacher.
-        method: Key of the method; null: a network trained on the original data.
-        variant: The arm, or one of ``SCRATCH_VARIANTS``.
-        published: Accuracy in percent.
+        cell: What is published.
         state: `not tested`: students are there, but no test data.
         ours: Accuracy in percent over our replicates, the deployed prediction.
-        part: Which prediction that is, `backbone` or `compensated`.
         budget: Of ours.
+        part: Which prediction ours is, `backbone` or `compensated`.
         num_steps: Of ours, in distillation; more than one where replicates differ.
-        footnotes: Keys of ``kdci.reporting.published.footnotes``.
-        published_seconds: Of an epoch.
-        published_memory: In MB.
         cost: What ours took; null where it is not known.
     """
 
-    table: int
-    dataset: str
-    teacher: str | None
-    student: str | None
-    method: str | None
-    variant: str
-    published: float
+    cell: PublishedCell
     state: State
     ours: Estimate | None
-    part: str | None
     budget: float | None
-    num_steps: tuple[int, ...]
-    footnotes: tuple[str, ...]
-    published_seconds: float | None = None
-    published_memory: float | None = None
+    part: str | None = None
+    num_steps: tuple[int, ...] = ()
     cost: Cost | None = None
 
     @property
@@ -67,21 +78,21 @@ class LedgerLine:
         """Ours minus published, in points; the interval is ours, published numbers have none."""
         if self.ours is None:
             return None
-        bounds, published = self.ours.interval, self.published
+        bounds, published = self.ours.interval, self.cell.accuracy
         interval = None if bounds is None else (bounds[0] - published, bounds[1] - published)
-        return Estimate(self.ours.mean - self.published, interval, self.ours.n)
+        return Estimate(self.ours.mean - published, interval, self.ours.n)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as ``report/ledger.json`` has it."""
-        ours, delta = self.ours, self.delta
+        cell, ours, delta = self.cell, self.ours, self.delta
         return {
-            "table": self.table,
-            "dataset": self.dataset,
-            "teacher": self.teacher,
-            "student": self.student,
-            "method": self.method,
-            "variant": self.variant,
-            "published": self.published,
+            "table": cell.table,
+            "dataset": cell.dataset,
+            "teacher": cell.teacher,
+            "student": cell.student,
+            "method": cell.method,
+            "variant": cell.variant,
+            "published": cell.accuracy,
             "state": self.state,
             "ours": ours.mean if ours else None,
             "n": ours.n if ours else 0,
@@ -90,9 +101,9 @@ class LedgerLine:
             "budget": self.budget,
             "num_steps": list(self.num_steps),
             "delta": delta.mean if delta else None,
-            "footnotes": list(self.footnotes),
-            "published_seconds_per_epoch": self.published_seconds,
-            "published_memory_mb": self.published_memory,
+            "footnotes": list(footnotes_of(cell)),
+            "published_seconds_per_epoch": cell.seconds_per_epoch,
+            "published_memory_mb": cell.memory_mb,
             "cost": asdict(self.cost) if self.cost else None,
         }
 
@@ -103,80 +114,56 @@ def ledger(evidence: Evidence) -> list[LedgerLine]:
     Empty for a dataset that no table has.
     """
     dataset = evidence.spec.name
-    rows: dict[tuple[str, ...], list[Row]] = {}
-    for row in evidence.rows:
-        if row.dataset == dataset:
-            rows.setdefault((*row.key, row.variant), []).append(row)
+    of_dataset = [row for row in evidence.rows if row.dataset == dataset]
+    rows: dict[tuple[str | None, ...], list[Row]] = grouped(
+        of_dataset, lambda row: (*row.key, row.variant)
+    )
     costs = _costs(evidence)
-    lines = [*_scratch_lines(evidence, scratch_cells(dataset))]
+    lines: list[LedgerLine] = []
     for cell in published_cells(dataset):
-        lines += _lines(cell, rows.get(cell.key, []), costs)
-    return sorted(lines, key=lambda line: line.table)  # in a table as they are
+        if cell.method is None:
+            lines.append(_scratch_line(cell, evidence))
+        else:
+            lines += _lines(cell, rows.get(cell.key, []), costs)
+    return lines
 
 
-def _scratch_lines(evidence: Evidence, cells: Sequence[ScratchCell]) -> Iterator[LedgerLine]:
-    """Yield a line a network: a teacher stands in the columns of all its students."""
-    seen = set()
-    for cell in cells:
-        network = (cell.table, cell.role, cell.backbone)
-        if network in seen:
-            continue
-        seen.add(network)
-        is_teacher = cell.role == "teacher"
-        facts = evidence.teachers.get(cell.backbone) if is_teacher else None
-        accuracy = facts.get("accuracy") if facts else None
-        ours = None if accuracy is None else estimate([accuracy])
-        yield LedgerLine(
-            table=cell.table,
-            dataset=cell.dataset,
-            teacher=cell.backbone if is_teacher else None,
-            student=None if is_teacher else cell.backbone,
-            method=None,
-            variant=SCRATCH_VARIANTS[cell.role],
-            published=cell.accuracy,
-            state="run" if ours else ("not tested" if facts else "not run"),
-            ours=ours,
-            part=None,
-            budget=1.0 if ours else None,  # no budget scales a teacher
-            num_steps=(),
-            footnotes=footnotes_of(cell),
-        )
+def _scratch_line(cell: PublishedCell, evidence: Evidence) -> LedgerLine:
+    facts = evidence.teachers.get(cell.teacher) if cell.teacher else None
+    accuracy = facts.get("accuracy") if facts else None
+    ours = None if accuracy is None else estimate([accuracy])
+    return LedgerLine(
+        cell,
+        state="run" if ours else ("not tested" if facts else "not run"),
+        ours=ours,
+        budget=1.0 if ours else None,  # no budget scales a teacher
+    )
 
 
 def _lines(
     cell: PublishedCell, rows: Sequence[Row], costs: Mapping[tuple[Any, ...], Sequence[Cost]]
 ) -> Iterator[LedgerLine]:
-    for budget in dict.fromkeys(row.budget for row in rows) or (None,):
-        own = [row for row in rows if row.budget == budget]
+    by_budget: dict[float | None, list[Row]] = {**grouped(rows, lambda row: row.budget)}
+    for budget, own in (by_budget or {None: []}).items():
         ours = estimate([row.accuracy for row in own if row.accuracy is not None])
         yield LedgerLine(
-            table=cell.table,
-            dataset=cell.dataset,
-            teacher=cell.teacher,
-            student=cell.student,
-            method=cell.method,
-            variant=cell.variant,
-            published=cell.accuracy,
+            cell,
             state="run" if ours else ("not tested" if own else "not run"),
             ours=ours,
-            part=own[0].deployed if own else None,
             budget=budget,
+            part=own[0].deployed if own else None,
             num_steps=tuple(sorted({row.num_steps for row in own})),
-            footnotes=footnotes_of(cell),
-            published_seconds=cell.seconds_per_epoch,
-            published_memory=cell.memory_mb,
             cost=_together(costs.get((*cell.key, budget), ())),
         )
 
 
 def _costs(evidence: Evidence) -> dict[tuple[Any, ...], list[Cost]]:
     """Return what the students of each cell and budget took."""
-    budgets = {(*row.key, row.variant, *row.replicate): row.budget for row in evidence.rows}
+    budgets = {row.cell: row.budget for row in evidence.rows}
     found: dict[tuple[Any, ...], list[Cost]] = {}
     for cell, cost in evidence.costs.items():
-        *key, pool_seed, seed = astuple(cell)
-        budget = budgets.get((*key, pool_seed, seed))
-        found.setdefault((*key, budget), []).append(cost)
+        key = (cell.teacher, cell.student, cell.method, cell.variant, budgets.get(cell))
+        found.setdefault(key, []).append(cost)
     return found
 
 
@@ -196,3 +183,116 @@ def _together(costs: Sequence[Cost]) -> Cost | None:
         on_gpu=on_gpu,
         hardware=", ".join(dict.fromkeys(cost.hardware for cost in costs)),
     )
+
+
+def no_ledger(dataset: str) -> str:
+    """Return the line that stands for the section where no table has the dataset."""
+    return f"None of the published tables is about {dataset}, so none is set beside these numbers."
+
+
+def ledger_section(lines: Sequence[LedgerLine]) -> str:
+    """Return the published tables beside ours; empty where no table has the dataset."""
+    if not lines:
+        return ""
+    numbers = _numbered(lines)
+    parts = [_introduction(lines)]
+    for table in dict.fromkeys(line.cell.table for line in lines):
+        of_table = [line for line in lines if line.cell.table == table]
+        everywhere = set.intersection(*(set(footnotes_of(line.cell)) for line in of_table))
+        parts.append(f"### Table {table}: {_SUBJECTS[table]}")
+        parts.append(_table(of_table, numbers, everywhere))
+        if everywhere:
+            parts.append(f"All lines: {_marks(everywhere, numbers)}.")
+        if any(line.cell.seconds_per_epoch is not None for line in of_table):
+            parts += [_costs_table(of_table), _COSTS_NOTE]
+    notes = "\n".join(f"{mark}. {FOOTNOTES[key].text}" for key, mark in numbers.items())
+    return "\n\n".join([*parts, "### Footnotes", notes])
+
+
+def _introduction(lines: Sequence[LedgerLine]) -> str:
+    of_methods = [line for line in lines if line.cell.method is not None]
+    cells = {line.cell for line in of_methods}
+    run = {line.cell for line in of_methods if line.ours is not None}
+    kdci = [line.part for line in of_methods if line.cell.variant == "kdci" and line.part]
+    parts = dict.fromkeys(kdci)
+    deployed = f", `{'` and `'.join(parts)}`" if parts else ""
+    dataset = lines[0].cell.dataset
+    return (
+        f"{len(run)} of the {len(cells)} cells that are published for {dataset} were run "
+        "here. Accuracies are of the test split, in percent. Published: as printed. Ours: the "
+        f"deployed prediction{deployed}, at the last epoch; mean ± half of the 95 % t-interval "
+        "over n replicates (pool seed and student seed), and no interval for n = 1. Delta: ours "
+        "minus published, in points, with the interval of ours, for the published numbers have "
+        f"none. {BUDGET_NOTE} Only the presets of the tables have the published steps, where these "
+        "are known; the column tells ours. KDCI is as these params have it (Setting tells its "
+        "fusion). Numbers in the last column are footnotes."
+    )
+
+
+def _numbered(lines: Sequence[LedgerLine]) -> dict[str, int]:
+    """Return the numbers of the footnotes that are on any line."""
+    used = {key for line in lines for key in footnotes_of(line.cell)}
+    keys = [key for key in FOOTNOTES if key in used]
+    return {key: number for number, key in enumerate(keys, start=1)}
+
+
+def _marks(keys: set[str], numbers: Mapping[str, int]) -> str:
+    return ", ".join(str(mark) for mark in sorted(numbers[key] for key in keys))
+
+
+def _table(lines: Sequence[LedgerLine], numbers: Mapping[str, int], everywhere: set[str]) -> str:
+    head = ["pair", "method", "arm", "published", "ours", "n", "budget", "steps"]
+    head += ["delta", "notes"]
+    body = [
+        [
+            *_names(line.cell),
+            number(line.cell.accuracy, _DECIMALS),
+            _ours(line),
+            str(line.ours.n) if line.ours else UNKNOWN,
+            _budget(line),
+            ", ".join(f"{steps:,}" for steps in line.num_steps) or UNKNOWN,
+            difference_text(line.delta, _DECIMALS) if line.ours else UNKNOWN,
+            _marks(set(footnotes_of(line.cell)) - everywhere, numbers),
+        ]
+        for line in lines
+    ]
+    return markdown([head, *body], num_names=3)
+
+
+def _names(cell: PublishedCell) -> list[str]:
+    if cell.method is None:
+        return [str(cell.teacher or cell.student), UNKNOWN, _SCRATCH_TITLES[cell.variant]]
+    pair = f"{cell.teacher} to {cell.student}"
+    return [pair, title_of(cell.method), arm_title(cell.variant)]
+
+
+def _ours(line: LedgerLine) -> str:
+    if line.state == "run":
+        return mean_text(line.ours, decimals=_DECIMALS)
+    return NOT_RUN if line.state == "not run" else "no test data"
+
+
+def _costs_table(lines: Sequence[LedgerLine]) -> str:
+    head = ["method", "arm", "published, s an epoch", "ours", "published, MB", "ours", "budget"]
+    head.append("ours on")
+    timed = [line for line in lines if line.cell.method is not None]
+    return markdown([head, *(_costs_line(line) for line in timed)], num_names=2)
+
+
+def _costs_line(line: LedgerLine) -> list[str]:
+    cell, cost = line.cell, line.cost
+    ours = [NOT_RUN, NOT_RUN, UNKNOWN, UNKNOWN]
+    if cost is not None:
+        held = f"{number(cost.memory_mb, 0)} ({'GPU' if cost.on_gpu else 'process'})"
+        ours = [
+            number(cost.seconds_per_epoch, 2),
+            UNKNOWN if cost.memory_mb is None else held,
+            _budget(line),
+            cost.hardware,
+        ]
+    seconds, memory = number(cell.seconds_per_epoch, 2), number(cell.memory_mb, 0)
+    return [*_names(cell)[1:], seconds, ours[0], memory, *ours[1:]]
+
+
+def _budget(line: LedgerLine) -> str:
+    return UNKNOWN if line.budget is None else f"{line.budget:g}"

@@ -6,34 +6,38 @@ printed one, and ``kdci.reporting.published.footnotes`` says what is known about
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from kdci.reporting.published.pairs import (
-    CIFAR_PAIRS,
-    R34_R18,
-    R50_MOBILE,
-    R50_R18,
-    VGG11_R18,
-    Pair,
-)
-
-Role = Literal["teacher", "student"]
 Values = tuple[float, ...]
+Pair = tuple[str, str]
+"""Teacher and student."""
+
+R34_R18: Pair = ("resnet-34", "resnet-18")
+VGG11_R18: Pair = ("vgg-11", "resnet-18")
+W402_W161: Pair = ("wrn-40-2", "wrn-16-1")
+WRN_PAIRS = (W402_W161, ("wrn-40-2", "wrn-40-1"), ("wrn-40-2", "wrn-16-2"))
+CIFAR_PAIRS = (R34_R18, VGG11_R18, *WRN_PAIRS)
+R50_R18: Pair = ("resnet-50", "resnet-18")
+R50_MOBILE: Pair = ("resnet-50", "mobilenetv2")
+
+HARDWARE = "RTX 3090"
+"""What Table 2 was timed on."""
+TEACHER, STUDENT = "teacher_from_scratch", "student_from_scratch"
+"""Variants of networks that were trained on the original data."""
 
 
 @dataclass(frozen=True)
 class PublishedCell:
-    """One accuracy of a method in one of the tables.
+    """One accuracy in one of the tables.
 
     Attributes:
         table: Number of the table, 1 to 5.
         dataset: Key of ``kdci.config.catalog``.
-        teacher: The teacher's backbone.
-        student: The student's backbone.
-        method: Key of the method.
-        variant: The arm, a key of ``kdci.deconfounding.arms``.
+        teacher: The teacher's backbone; null: a student trained on the original data.
+        student: The student's backbone; null: a teacher.
+        method: Key of the method; null: a network trained on the original data.
+        variant: The arm, a key of ``kdci.deconfounding.arms``, ``TEACHER`` or ``STUDENT``.
         accuracy: Of the test split, in percent.
         seconds_per_epoch: Training time of an epoch (Table 2 alone).
         memory_mb: Memory used in MB (Table 2 alone).
@@ -41,197 +45,126 @@ class PublishedCell:
 
     table: int
     dataset: str
-    teacher: str
-    student: str
-    method: str
+    teacher: str | None
+    student: str | None
+    method: str | None
     variant: str
     accuracy: float
     seconds_per_epoch: float | None = None
     memory_mb: float | None = None
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> tuple[str | None, ...]:
         """Teacher, student, method and variant."""
         return (self.teacher, self.student, self.method, self.variant)
 
 
-@dataclass(frozen=True)
-class ScratchCell:
-    """One accuracy of a network trained on the original data, no distillation.
-
-    Attributes:
-        table: Number of the table.
-        dataset: Key of ``kdci.config.catalog``.
-        teacher: Teacher of the column that it stands in.
-        student: Student of that column.
-        role: Which of the two was trained.
-        accuracy: Of the test split, in percent.
-    """
-
-    table: int
-    dataset: str
-    teacher: str
-    student: str
-    role: Role
-    accuracy: float
-
-    @property
-    def backbone(self) -> str:
-        """Of the network that was trained."""
-        return self.teacher if self.role == "teacher" else self.student
-
-
-HARDWARE = "RTX 3090"
-"""What Table 2 was timed on."""
-
-_METHODS = ("dafl", "fast", "cmi", "deepinv", "mosaick", "dfnd")
-
-# A line a method: vanilla, then KDCI; a number a pair, in the order of CIFAR_PAIRS.
-_TABLE_1: Mapping[str, Mapping[str, tuple[Values, Values]]] = {
-    "cifar10": {
-        "dafl": ((92.22, 81.10, 65.71, 81.33, 81.55), (92.62, 81.31, 74.56, 82.91, 82.65)),
-        "fast": ((94.05, 90.53, 89.29, 92.51, 92.45), (94.56, 91.16, 89.62, 93.09, 92.85)),
-        "cmi": ((94.24, 91.24, 89.16, 91.93, 92.00), (94.43, 91.28, 89.52, 92.84, 92.73)),
-        "deepinv": ((93.26, 90.36, 83.04, 86.85, 89.72), (93.67, 91.42, 83.47, 89.32, 91.06)),
-        "mosaick": ((95.27, 91.69, 90.03, 93.28, 92.94), (95.43, 92.36, 92.25, 94.45, 94.20)),
-        "dfnd": ((95.36, 91.86, 90.26, 93.33, 93.11), (95.44, 92.54, 92.47, 94.43, 94.43)),
+_SCRATCH: Mapping[tuple[int, str], Mapping[str, Mapping[str, float]]] = {
+    (1, "cifar10"): {
+        TEACHER: {"resnet-34": 95.70, "vgg-11": 92.25, "wrn-40-2": 94.87},
+        STUDENT: {"resnet-18": 95.20, "wrn-16-1": 91.12, "wrn-40-1": 93.94, "wrn-16-2": 93.95},
     },
-    "cifar100": {
-        "dafl": ((74.47, 54.16, 20.88, 42.83, 43.70), (74.51, 58.79, 31.75, 46.16, 48.48)),
-        "fast": ((74.34, 67.44, 54.02, 63.91, 65.12), (75.10, 68.97, 54.69, 67.09, 68.12)),
-        "cmi": ((74.64, 66.68, 55.28, 63.44, 64.22), (75.07, 69.07, 57.19, 67.47, 67.68)),
-        "deepinv": ((61.32, 54.13, 53.77, 61.33, 61.34), (74.59, 69.67, 55.22, 62.13, 65.90)),
-        "mosaick": ((75.91, 71.58, 59.32, 66.61, 67.36), (77.06, 71.86, 62.03, 72.19, 72.39)),
-        "dfnd": ((74.42, 68.97, 59.02, 69.39, 69.85), (77.09, 72.12, 66.37, 74.20, 74.52)),
+    (1, "cifar100"): {
+        TEACHER: {"resnet-34": 78.05, "vgg-11": 71.32, "wrn-40-2": 75.83},
+        STUDENT: {"resnet-18": 77.10, "wrn-16-1": 65.31, "wrn-40-1": 72.19, "wrn-16-2": 73.56},
     },
-}
-_SCRATCH_1: Mapping[str, Mapping[Role, Values]] = {
-    "cifar10": {
-        "teacher": (95.70, 92.25, 94.87, 94.87, 94.87),
-        "student": (95.20, 95.20, 91.12, 93.94, 93.95),
-    },
-    "cifar100": {
-        "teacher": (78.05, 71.32, 75.83, 75.83, 75.83),
-        "student": (77.10, 77.10, 65.31, 72.19, 73.56),
-    },
+    (2, "tiny-imagenet"): {TEACHER: {"resnet-34": 52.74}},
 }
 
-# Accuracy, seconds of an epoch, MB: vanilla, then KDCI.
-_TABLE_2: Mapping[str, tuple[Values, Values]] = {
-    "fast": ((28.79, 101.67, 5745), (38.23, 104.43, 5748)),
-    "deepinv": ((20.68, 255.26, 3312), (34.84, 258.51, 3316)),
-    "dfnd": ((42.64, 129.16, 4196), (49.54, 133.42, 4198)),
-}
-_TEACHER_2 = 52.74
-
-# Vanilla, then KDCI, of the two students of resnet-50.
-_TABLE_3: Mapping[str, Mapping[Pair, Values]] = {
-    "fast": {R50_R18: (53.45, 58.24), R50_MOBILE: (43.02, 50.12)},
-    "deepinv": {R50_R18: (51.36, 55.27), R50_MOBILE: (40.25, 46.24)},
-    "dfnd": {R50_R18: (42.82, 51.26), R50_MOBILE: (16.03, 34.32)},
-}
-
+_BASE = ("vanilla", "kdci")
 _ABLATED = ("kdci", "kdci_random_lambda", "kdci_random_prototypes", "kdci_without_proportions")
-# A number an arm of _ABLATED.
-_TABLE_4: Mapping[str, Mapping[str, Values]] = {
-    "cifar10": {
-        "fast": (94.56, 93.92, 93.35, 93.70),
-        "deepinv": (93.67, 91.56, 91.84, 92.76),
-        "dfnd": (95.38, 95.28, 94.94, 95.11),
+_DICTIONARIES = ("vanilla", "kdci", "kdci_other")
+_AXES: Mapping[int, tuple[tuple[Pair, ...], tuple[str, ...]]] = {
+    1: (CIFAR_PAIRS, _BASE),
+    2: ((R34_R18,), _BASE),
+    3: ((R50_R18, R50_MOBILE), _BASE),
+    4: ((R34_R18,), _ABLATED),  # the table names no pair; see the footnote `pair`
+    5: ((R34_R18, VGG11_R18), _DICTIONARIES),
+}
+"""Pairs and arms of each table."""
+# By method: for each pair a number an arm.
+_ACCURACIES: Mapping[tuple[int, str], Mapping[str, Sequence[Values]]] = {
+    (1, "cifar10"): {
+        "dafl": ((92.22, 92.62), (81.10, 81.31), (65.71, 74.56), (81.33, 82.91), (81.55, 82.65)),
+        "fast": ((94.05, 94.56), (90.53, 91.16), (89.29, 89.62), (92.51, 93.09), (92.45, 92.85)),
+        "cmi": ((94.24, 94.43), (91.24, 91.28), (89.16, 89.52), (91.93, 92.84), (92.00, 92.73)),
+        "deepinv": ((93.26, 93.67), (90.36, 91.42), (83.04, 83.47), (86.85, 89.32), (89.72, 91.06)),
+        "mosaick": ((95.27, 95.43), (91.69, 92.36), (90.03, 92.25), (93.28, 94.45), (92.94, 94.20)),
+        "dfnd": ((95.36, 95.44), (91.86, 92.54), (90.26, 92.47), (93.33, 94.43), (93.11, 94.43)),
     },
-    "cifar100": {
-        "fast": (75.10, 74.79, 73.76, 74.60),
-        "deepinv": (74.59, 72.72, 72.81, 72.66),
-        "dfnd": (77.09, 76.86, 76.14, 76.97),
+    (1, "cifar100"): {
+        "dafl": ((74.47, 74.51), (54.16, 58.79), (20.88, 31.75), (42.83, 46.16), (43.70, 48.48)),
+        "fast": ((74.34, 75.10), (67.44, 68.97), (54.02, 54.69), (63.91, 67.09), (65.12, 68.12)),
+        "cmi": ((74.64, 75.07), (66.68, 69.07), (55.28, 57.19), (63.44, 67.47), (64.22, 67.68)),
+        "deepinv": ((61.32, 74.59), (54.13, 69.67), (53.77, 55.22), (61.33, 62.13), (61.34, 65.90)),
+        "mosaick": ((75.91, 77.06), (71.58, 71.86), (59.32, 62.03), (66.61, 72.19), (67.36, 72.39)),
+        "dfnd": ((74.42, 77.09), (68.97, 72.12), (59.02, 66.37), (69.39, 74.20), (69.85, 74.52)),
+    },
+    (2, "tiny-imagenet"): {
+        "fast": ((28.79, 38.23),),
+        "deepinv": ((20.68, 34.84),),
+        "dfnd": ((42.64, 49.54),),
+    },
+    (3, "imagenet"): {
+        "fast": ((53.45, 58.24), (43.02, 50.12)),
+        "deepinv": ((51.36, 55.27), (40.25, 46.24)),
+        "dfnd": ((42.82, 51.26), (16.03, 34.32)),
+    },
+    (4, "cifar10"): {
+        "fast": ((94.56, 93.92, 93.35, 93.70),),
+        "deepinv": ((93.67, 91.56, 91.84, 92.76),),
+        "dfnd": ((95.38, 95.28, 94.94, 95.11),),
+    },
+    (4, "cifar100"): {
+        "fast": ((75.10, 74.79, 73.76, 74.60),),
+        "deepinv": ((74.59, 72.72, 72.81, 72.66),),
+        "dfnd": ((77.09, 76.86, 76.14, 76.97),),
+    },
+    (5, "cifar10"): {
+        "fast": ((94.05, 94.56, 93.96), (90.53, 91.16, 90.73)),
+        "deepinv": ((93.26, 93.67, 93.56), (90.36, 91.42, 91.26)),
+        "dfnd": ((95.36, 95.44, 95.41), (91.86, 92.54, 92.34)),
+    },
+    (5, "cifar100"): {
+        "fast": ((74.42, 75.10, 74.75), (67.44, 68.97, 68.75)),
+        "deepinv": ((61.32, 74.59, 73.04), (54.13, 69.67, 68.04)),
+        "dfnd": ((74.34, 77.09, 76.97), (68.97, 72.12, 71.97)),
     },
 }
-
-_DICTIONARIES = ("vanilla", "kdci", "kdci_other")
-# Of each pair a number an arm of _DICTIONARIES.
-_TABLE_5: Mapping[str, Mapping[Pair, Mapping[str, Values]]] = {
-    "cifar10": {
-        R34_R18: {
-            "fast": (94.05, 94.56, 93.96),
-            "deepinv": (93.26, 93.67, 93.56),
-            "dfnd": (95.36, 95.44, 95.41),
-        },
-        VGG11_R18: {
-            "fast": (90.53, 91.16, 90.73),
-            "deepinv": (90.36, 91.42, 91.26),
-            "dfnd": (91.86, 92.54, 92.34),
-        },
-    },
-    "cifar100": {
-        R34_R18: {
-            "fast": (74.42, 75.10, 74.75),
-            "deepinv": (61.32, 74.59, 73.04),
-            "dfnd": (74.34, 77.09, 76.97),
-        },
-        VGG11_R18: {
-            "fast": (67.44, 68.97, 68.75),
-            "deepinv": (54.13, 69.67, 68.04),
-            "dfnd": (68.97, 72.12, 71.97),
-        },
-    },
+# Of Table 2 seconds of an epoch and MB: vanilla, then KDCI.
+_COSTS: Mapping[str, Sequence[Values]] = {
+    "fast": ((101.67, 5745), (104.43, 5748)),
+    "deepinv": ((255.26, 3312), (258.51, 3316)),
+    "dfnd": ((129.16, 4196), (133.42, 4198)),
 }
 
 
 def published_cells(dataset: str | None = None) -> list[PublishedCell]:
-    """Return the methods' cells of all tables, in the order of their lines.
+    """Return the cells of all tables, in the order of their lines, networks from scratch first.
 
     Args:
         dataset: Of this dataset alone; none has any but those of the tables.
     """
-    tables = (_cells_1, _cells_2, _cells_3, _cells_4, _cells_5)
-    found = [cell for cells in tables for cell in cells()]
-    return [cell for cell in found if dataset in (None, cell.dataset)]
-
-
-def scratch_cells(dataset: str | None = None) -> list[ScratchCell]:
-    """Return what networks reach that were trained on the original data, a cell a column."""
-    found = [
-        ScratchCell(1, name, *pair, role, value)
-        for name, lines in _SCRATCH_1.items()
-        for role, values in lines.items()
-        for pair, value in zip(CIFAR_PAIRS, values, strict=True)
+    return [
+        cell
+        for table, name in _ACCURACIES
+        if dataset in (None, name)
+        for cells in (_scratch_cells(table, name), _method_cells(table, name))
+        for cell in cells
     ]
-    found.append(ScratchCell(2, "tiny-imagenet", *R34_R18, "teacher", _TEACHER_2))
-    return [cell for cell in found if dataset in (None, cell.dataset)]
 
 
-def _cells_1() -> Iterator[PublishedCell]:
-    for dataset, lines in _TABLE_1.items():
-        for number, pair in enumerate(CIFAR_PAIRS):
-            for method in _METHODS:
-                vanilla, kdci = lines[method]
-                yield PublishedCell(1, dataset, *pair, method, "vanilla", vanilla[number])
-                yield PublishedCell(1, dataset, *pair, method, "kdci", kdci[number])
+def _scratch_cells(table: int, dataset: str) -> Iterator[PublishedCell]:
+    for variant, networks in _SCRATCH.get((table, dataset), {}).items():
+        for name, accuracy in networks.items():
+            teacher, student = (name, None) if variant == TEACHER else (None, name)
+            yield PublishedCell(table, dataset, teacher, student, None, variant, accuracy)
 
 
-def _cells_2() -> Iterator[PublishedCell]:
-    for method, lines in _TABLE_2.items():
-        for variant, values in zip(("vanilla", "kdci"), lines, strict=True):
-            yield PublishedCell(2, "tiny-imagenet", *R34_R18, method, variant, *values)
-
-
-def _cells_3() -> Iterator[PublishedCell]:
-    for pair in (R50_R18, R50_MOBILE):
-        for method, columns in _TABLE_3.items():
-            for variant, value in zip(("vanilla", "kdci"), columns[pair], strict=True):
-                yield PublishedCell(3, "imagenet", *pair, method, variant, value)
-
-
-def _cells_4() -> Iterator[PublishedCell]:
-    # The table names no pair; see the footnote `pair`.
-    for dataset, lines in _TABLE_4.items():
-        for method, values in lines.items():
-            for variant, value in zip(_ABLATED, values, strict=True):
-                yield PublishedCell(4, dataset, *R34_R18, method, variant, value)
-
-
-def _cells_5() -> Iterator[PublishedCell]:
-    for dataset, columns in _TABLE_5.items():
-        for pair, lines in columns.items():
-            for method, values in lines.items():
-                for variant, value in zip(_DICTIONARIES, values, strict=True):
-                    yield PublishedCell(5, dataset, *pair, method, variant, value)
+def _method_cells(table: int, dataset: str) -> Iterator[PublishedCell]:
+    pairs, arms = _AXES[table]
+    for column, pair in enumerate(pairs):
+        for method, accuracies in _ACCURACIES[table, dataset].items():
+            costs: Sequence[Values] = _COSTS[method] if table == 2 else [()] * len(arms)
+            for arm, accuracy, cost in zip(arms, accuracies[column], costs, strict=True):
+                yield PublishedCell(table, dataset, *pair, method, arm, accuracy, *cost)

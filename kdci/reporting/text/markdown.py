@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from kdci.reporting.comparison import Comparison, compare
-from kdci.reporting.evidence import DictionaryView, Evidence, PoolView
-from kdci.reporting.figures.drawing import DrawnFigure
-from kdci.reporting.published.ledger import ledger
-from kdci.reporting.published.ledger_section import ledger_section, no_ledger
-from kdci.reporting.results import grouped
-from kdci.reporting.text.arm_sections import arms_section, known_shifts_section, mcnemar_section
-from kdci.reporting.text.shift_section import distribution_shift
-from kdci.reporting.text.table import markdown_table, rows_table
+from kdci.reporting.evidence import DictionaryView, Evidence
+from kdci.reporting.published.ledger import ledger, ledger_section, no_ledger
+from kdci.reporting.text.sections import (
+    arms_section,
+    distribution_shift,
+    known_shifts_section,
+    mcnemar_section,
+)
+from kdci.reporting.text.tables import by_pair, comparison_cells, markdown, rows_table
 from kdci.reporting.text.wording import (
     BUDGET_NOTE,
     MEASURE_NOTES,
+    UNKNOWN,
     budget_text,
     hardware,
     headline,
@@ -24,6 +26,9 @@ from kdci.reporting.text.wording import (
     pair_text,
 )
 from kdci.substitution.registry import title_of
+
+if TYPE_CHECKING:  # a report without figures loads no matplotlib
+    from kdci.reporting.figures.drawing import DrawnFigure
 
 _MAX_LISTED = 12
 
@@ -59,7 +64,7 @@ def report_text(evidence: Evidence, figures: Sequence[DrawnFigure]) -> str:
         illustrated("Confounder dictionary", _dictionary_table(evidence.dictionaries)),
         illustrated("Learning curves", ""),
         illustrated("Predictions", mcnemar_section(evidence)),
-        "## Every student\n\n" + _every_student(evidence) if evidence.rows else "",
+        illustrated("Every student", "\n\n".join(by_pair(evidence.rows, rows_table))),
         "## Run it again\n\n`dvc repro` repeats whatever its inputs have changed for and writes "
         "this report anew; `dvc repro -f` repeats everything.",
     ]
@@ -76,7 +81,7 @@ def _headlines(comparisons: Sequence[Comparison]) -> str:
         (f"- {pair_text(one.group)}, " if several else "- ") + f"**{headline(one)}**"
         for one in comparisons
     ]
-    budget = comparisons[0].budget
+    budget = comparisons[0].group.budget
     if not several and budget != 1:
         lines += ["", f"All students have a budget of {budget:g}."]
     return "\n".join([*lines, "", _caveat(comparisons)])
@@ -94,14 +99,11 @@ def _caveat(comparisons: Sequence[Comparison]) -> str:
 
 
 def _deployed(comparisons: Sequence[Comparison]) -> str:
-    return next((one.deploy for one in comparisons if one.kdci), "backbone")
+    return next((one.deploy for one in comparisons if one.mean), "backbone")
 
 
 def _results(evidence: Evidence, comparisons: Sequence[Comparison]) -> str:
-    parts = []
-    for group in dict.fromkeys(one.group for one in comparisons):
-        of_group = [one for one in comparisons if one.group == group]
-        parts += [f"{pair_text(group)}:", markdown_table(of_group)]
+    parts = by_pair(comparisons, lambda own: markdown(comparison_cells(own)))
     note = MEASURE_NOTES[comparisons[0].measure]
     note = note[0].upper() + note[1:]
     parts.append(
@@ -109,7 +111,7 @@ def _results(evidence: Evidence, comparisons: Sequence[Comparison]) -> str:
         f"{_deployed(comparisons)} minus vanilla, in points, with its interval. Seconds: "
         "distillation alone, vanilla / KDCI."
     )
-    if any(one.budget != 1 for one in comparisons):
+    if any(one.group.budget != 1 for one in comparisons):
         parts.append(BUDGET_NOTE)
     return "\n\n".join(parts)
 
@@ -176,70 +178,58 @@ def _what_was_run(evidence: Evidence) -> str:
     return "\n".join(lines)
 
 
-def _table(head: Sequence[str], items: Iterable[Any], cells: Callable[[Any], Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *(cells(item) for item in items)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _pool_table(evidence: Evidence) -> str:
     if not evidence.pools:
         return ""
     names = evidence.spec.class_names
-
-    def cells(pool: PoolView) -> list[str]:
+    head = ["pool", "teacher", "images", "total variation", "missing classes", "mean confidence"]
+    lines = [head]
+    for pool in evidence.pools:
         missing = pool.facts["missing_classes"]
         listed = ", ".join(names[index] for index in missing) or "none"
-        return [
-            f"{title_of(pool.method)}, pool {pool.pool_seed}",
-            pool.teacher,
-            f"{pool.facts['num_images']:,}",
-            number(pool.total_variation, 2),
-            listed if len(missing) <= _MAX_LISTED else f"{len(missing)} of {len(names)}",
-            f"{number(100 * pool.facts['confidence'])} %",
-        ]
-
-    head = ["pool", "teacher", "images", "total variation", "missing classes", "mean confidence"]
-    text = _table(head, evidence.pools, cells)
+        lines.append(
+            [
+                pool.title,
+                pool.teacher,
+                f"{pool.facts['num_images']:,}",
+                number(pool.total_variation, 2),
+                listed if len(missing) <= _MAX_LISTED else f"{len(missing)} of {len(names)}",
+                f"{number(100 * pool.facts['confidence'])} %",
+            ]
+        )
     return (
-        f"{text}\n\nAll by the teacher's predictions. Total variation: distance of the class "
-        "proportions from uniform, 0 for a balanced pool. These are the pools that distillation "
-        "starts from; a generating method adds to its own while it distils."
+        f"{markdown(lines, num_names=None)}\n\nAll by the teacher's predictions. Total variation: "
+        "distance of the class proportions from uniform, 0 for a balanced pool. These are the "
+        "pools that distillation starts from; a generating method adds to its own while it distils."
     )
 
 
 def _dictionary_table(dictionaries: Sequence[DictionaryView]) -> str:
     if not dictionaries:
         return ""
-
-    def cells(view: DictionaryView) -> list[str]:
+    lines = [["dictionary", "teacher", "space", "prototypes N", "dimension", "predictions", "P(z)"]]
+    lines[0] += ["effective N", "purity", "NMI", "mean distance to z"]
+    for view in dictionaries:
         shares, facts = 100 * view.proportions, view.facts
         purity = facts.get("purity")
-        return [
-            f"{title_of(view.method)}, pool {view.pool_seed}",
-            str(facts["teacher"]),
-            str(facts["space"]),
-            f"{len(shares)} of {facts['requested']}",
-            str(view.prototypes.shape[1]),
-            f"{facts['num_predictions']:,}",
-            f"{number(float(shares.min()))} to {number(float(shares.max()))} %",
-            number(facts.get("effective_n")),
-            "-" if purity is None else f"{number(100 * purity)} %",
-            number(facts.get("nmi"), 2),
-            number(facts.get("mean_spread"), 2),
-        ]
-
-    head = ["dictionary", "teacher", "space", "prototypes N", "dimension", "predictions", "P(z)"]
-    head += ["effective N", "purity", "NMI", "mean distance to z"]
+        lines.append(
+            [
+                view.title,
+                str(facts["teacher"]),
+                str(facts["space"]),
+                f"{len(shares)} of {facts['requested']}",
+                str(view.prototypes.shape[1]),
+                f"{facts['num_predictions']:,}",
+                f"{number(float(shares.min()))} to {number(float(shares.max()))} %",
+                number(facts.get("effective_n")),
+                UNKNOWN if purity is None else f"{number(100 * purity)} %",
+                number(facts.get("nmi"), 2),
+                number(facts.get("mean_spread"), 2),
+            ]
+        )
     return (
-        f"{_table(head, dictionaries, cells)}\n\nEffective N: as many even prototypes have the "
+        f"{markdown(lines, num_names=None)}\n\nEffective N: as many even prototypes have the "
         "entropy of P(z). Purity: the share of predictions whose class is the most frequent one "
         "of their prototype; it grows with N by itself. NMI: normalised mutual information of "
         "prototypes and classes, 0 to 1. Classes are the teacher's."
     )
-
-
-def _every_student(evidence: Evidence) -> str:
-    parts = []
-    for group, rows in grouped(evidence.rows).items():
-        parts += [f"{pair_text(group)}:", rows_table(rows)]
-    return "\n\n".join(parts)

@@ -92,14 +92,14 @@ def signed(value: float, decimals: int = 1) -> str:
     return f"+{text}" if float(text) > 0 else text
 
 
-def mean_text(estimate: Estimate | None, plus_minus: str = "±", decimals: int = 1) -> str:
+def mean_text(estimate: Estimate | None, decimals: int = 1) -> str:
     """Return "98.1 ± 0.4": mean and half the 95 % interval; "(n = 1)" where there is none."""
     if estimate is None:
         return NOT_RUN
     mean = number(estimate.mean, decimals)
     if estimate.half_width is None:
         return f"{mean} (n = 1)"
-    return f"{mean} {plus_minus} {number(estimate.half_width, decimals)}"
+    return f"{mean} ± {number(estimate.half_width, decimals)}"
 
 
 def difference_text(estimate: Estimate | None, decimals: int = 1) -> str:
@@ -114,6 +114,12 @@ def interval_text(estimate: Estimate, decimals: int = 1) -> str:
     if estimate.interval is None:
         return "n = 1"
     return " to ".join(_bound(bound, decimals) for bound in estimate.interval)
+
+
+def certainty_text(estimate: Estimate) -> str:
+    """Return "95 % interval -0.5 to 1.1, n = 3", or "n = 1" where there is no interval."""
+    interval = interval_text(estimate)
+    return f"95 % interval {interval}, n = {estimate.n}" if estimate.interval else interval
 
 
 def _bound(value: float, decimals: int) -> str:
@@ -156,14 +162,11 @@ def headline(comparison: Comparison) -> str:
     if paired is None:
         missing = [
             name
-            for name, known in (("vanilla", comparison.vanilla), ("KDCI", comparison.kdci))
+            for name, known in (("vanilla", comparison.vanilla), ("KDCI", comparison.mean))
             if known is None
         ]
         what = " and ".join(missing) + " not run" if missing else "no replicate has both variants"
         return f"{title}: no comparison ({what})."
     points = "points" if comparison.measure == "accuracy" else "points of agreement"
-    if paired.interval is None:
-        certainty = "n = 1"
-    else:
-        certainty = f"95 % interval {interval_text(paired)}, n = {paired.n}"
-    return f"{title}: KDCI {signed(paired.mean)} {points} ({certainty}): {verdict(paired)}."
+    how_sure = certainty_text(paired)
+    return f"{title}: KDCI {signed(paired.mean)} {points} ({how_sure}): {verdict(paired)}."

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from kdci.errors import IntegrityError
-from kdci.exporting.lineage import cell_of
 from kdci.graph.node import Node
 from kdci.store.artifacts import CARD, open_artifact, read_card, storage_errors
 from kdci.store.hashing import hash_file, hash_json
@@ -87,8 +86,8 @@ def read_finished(
             if node.kind == "evaluation":
                 scored = open_artifact(path, kind=node.kind)
                 card = scored.card
-                rows = {cell_of(row): row for row in scored.json("cells.json")}
-                curves = {cell_of(row): list(row["points"]) for row in scored.json("curves.json")}
+                rows = {Cell.of(row): row for row in scored.json("cells.json")}
+                curves = {Cell.of(row): list(row["points"]) for row in scored.json("curves.json")}
             elif (artifact, card["content"]) not in trusted:
                 card = open_artifact(path, kind=node.kind).card
             metrics = metric_rows(path / "metrics.jsonl")

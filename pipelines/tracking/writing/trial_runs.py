@@ -50,7 +50,7 @@ def show_searches(layout: Layout, store: Store) -> None:
         with suppress(OSError, ValueError, KeyError, TypeError):
             search = read_object(file.parents[2] / SEARCH_FILE)
             if search.get("preset") == layout.preset:
-                trial = TrialRecord.of(read_object(file))
+                trial = TrialRecord.model_validate_json(file.read_bytes())
                 if trial.status == "running" and not at_work:
                     trial.status = "interrupted"
                 trials.setdefault(trial.search, []).append(trial)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from kdci.deconfounding.compensation import (
     Compensation,
@@ -14,7 +15,7 @@ from kdci.deconfounding.compensation import (
     Proportions,
     Scale,
 )
-from kdci.store.artifacts import load_tensors, save_tensors
+from kdci.store.artifacts import save_tensors
 from tests.kdci.deconfounding._modules import (
     K,
     dot,
@@ -127,7 +128,7 @@ class TestOtherDictionary:
         save_tensors(tmp_path / "m.safetensors", module.state_dict())
         resumed = make_module(fusion=fusion, scale="N", seed=77)
         assert len(resumed.prototypes_ND) == 5
-        resumed.load_state_dict(load_tensors(tmp_path / "m.safetensors"))
+        resumed.load_state_dict(load_file(tmp_path / "m.safetensors"))
         assert len(resumed.prototypes_ND) == num_prototypes
         assert torch.equal(resumed(logits), module(logits))
 
@@ -158,7 +159,7 @@ class TestState:
             weights=shape["weights"],
             hidden_dim=shape["hidden_dim"],
         )
-        blank.load_state_dict(load_tensors(tmp_path / "m.safetensors"))
+        blank.load_state_dict(load_file(tmp_path / "m.safetensors"))
         assert torch.equal(blank(make_logits()), module(make_logits()))
 
     def test_the_random_stream_is_taken_up_where_it_was_left(self, tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ class TestState:
         save_tensors(tmp_path / "m.safetensors", module.state_dict())
         expected = [module(logits), module(logits)]
         resumed = make_module(weights="random", seed=4)
-        resumed.load_state_dict(load_tensors(tmp_path / "m.safetensors"))
+        resumed.load_state_dict(load_file(tmp_path / "m.safetensors"))
         for value in expected:
             assert torch.equal(resumed(logits), value)
 

@@ -18,7 +18,7 @@ LAYOUT = Layout(Path("/project"), "paper")
 
 
 def test_cells_are_the_product_each_once() -> None:
-    found = list(cells(GRID))
+    found = cells(GRID)
     expected = {
         Cell(teacher, "wrn-16-1", method, variant, pool_seed, seed)
         for teacher in ("wrn-40-2", "vgg-11")
@@ -33,7 +33,7 @@ def test_cells_are_the_product_each_once() -> None:
 
 
 def test_cells_come_in_the_order_of_the_lists_vanilla_first() -> None:
-    found = list(cells(GRID))
+    found = cells(GRID)
     assert found[0] == Cell("wrn-40-2", "wrn-16-1", "fast", "vanilla", 0, 1)
     assert [cell.seed for cell in found[:6]] == [1, 2, 3, 1, 2, 3]
     assert [cell.variant for cell in found[:12]] == ["vanilla"] * 6 + ["kdci"] * 6
@@ -41,14 +41,14 @@ def test_cells_come_in_the_order_of_the_lists_vanilla_first() -> None:
 
 
 def test_controls_have_one_vanilla_student_a_pair_of_the_first_seeds() -> None:
-    assert list(control_cells(GRID)) == []
+    assert control_cells(GRID) == []
     controlled = GRID.model_copy(update={"controls": ("noise",)})
     expected = [
         Cell(teacher, "wrn-16-1", "noise", "vanilla", 0, 1) for teacher in ("wrn-40-2", "vgg-11")
     ]
-    assert list(control_cells(controlled)) == expected
-    assert list(cells(controlled)) == list(cells(GRID))
-    assert list(all_cells(controlled)) == [*cells(GRID), *expected]
+    assert control_cells(controlled) == expected
+    assert cells(controlled) == cells(GRID)
+    assert all_cells(controlled) == [*cells(GRID), *expected]
 
 
 def test_further_arms_come_after_vanilla_and_kdci_the_other_dictionary_last() -> None:
@@ -56,7 +56,7 @@ def test_further_arms_come_after_vanilla_and_kdci_the_other_dictionary_last() ->
     expected = ("vanilla", "kdci", "logit_adjusted", "stratified", OTHER_ARM)
     assert grid.method_arms == expected
     assert tuple(dict.fromkeys(cell.variant for cell in cells(grid))) == expected
-    assert len(list(cells(grid))) == 5 * len(list(cells(GRID))) // 2
+    assert len(cells(grid)) == 5 * len(cells(GRID)) // 2
 
 
 def test_every_arm_can_be_asked_for_in_one_way() -> None:
@@ -66,15 +66,15 @@ def test_every_arm_can_be_asked_for_in_one_way() -> None:
 
 
 def test_known_shifts_have_the_arms_that_are_asked_for_on_every_seed() -> None:
-    assert list(shift_cells(GRID)) == []
+    assert shift_cells(GRID) == []
     grid = GRID.model_copy(
         update={"shifts": ("blur", "tail"), "shift_arms": ("vanilla", "class_balanced")}
     )
-    found = list(shift_cells(grid))
+    found = shift_cells(grid)
     assert len(found) == len(set(found)) == 2 * 2 * 2 * 2 * 3
     assert found[0] == Cell("wrn-40-2", "wrn-16-1", "blur", "vanilla", 0, 1)
-    assert list(cells(grid)) == list(cells(GRID))
-    assert list(all_cells(grid))[-len(found) :] == found
+    assert cells(grid) == cells(GRID)
+    assert all_cells(grid)[-len(found) :] == found
     assert grid.sources == ("fast", "dfnd", "blur", "tail")
 
 

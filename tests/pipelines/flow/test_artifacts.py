@@ -76,7 +76,7 @@ def test_what_is_not_looked_at_is_not_shown(
 
 def test_results_are_the_table_that_the_terminal_shows(built: Project, shown: Shown) -> None:
     from kdci.reporting.results import load_rows
-    from kdci.reporting.text.table import terminal_table
+    from kdci.reporting.text.tables import terminal_table
 
     publish_results(built.layout)
     table = terminal_table(load_rows(built.root / "report/results.json"))

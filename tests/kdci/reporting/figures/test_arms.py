@@ -6,7 +6,7 @@ import matplotlib as mpl
 import pytest
 
 from kdci.deconfounding.arms import ARMS
-from kdci.reporting.arm_comparison import compare_arms
+from kdci.reporting.comparison import compare_arms
 from kdci.reporting.figures.arms import arm_color, arm_gains, axis_limits
 from kdci.reporting.figures.drawing import draw_figures
 from kdci.reporting.figures.style import BOTH, COMPENSATED, KDCI, VANILLA, drawing
@@ -59,7 +59,7 @@ def test_an_interval_beyond_the_axis_ends_in_an_arrow(row):
     rows = [row("vanilla", seed, accuracy_backbone=50.0) for seed, _ in pairs]
     rows += [row("kdci", seed, accuracy_backbone=50.0 + gain) for seed, gain in pairs]
     results = compare_arms(rows, "accuracy")
-    low, high = axis_limits(results)
+    low, high = axis_limits((one.paired for one in results), room=0.06, widest=2.0)
     assert -25 < low < -20 and 20 < high < 25, "twice the largest difference, and some room"
     (axes,) = arm_gains(results, title="Gains").axes
     markers = {line.get_marker(): line.get_xdata()[0] for line in axes.lines}

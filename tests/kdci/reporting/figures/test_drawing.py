@@ -12,14 +12,13 @@ from PIL import Image
 
 from kdci.config.catalog import DATASETS, DatasetSpec
 from kdci.reporting.comparison import compare
-from kdci.reporting.evidence import LambdaCurve, PredictedClasses
 from kdci.reporting.figures import images as image_figures
 from kdci.reporting.figures.charts import MAX_ROWS, class_bars, dictionary
 from kdci.reporting.figures.curves import learning_curves
 from kdci.reporting.figures.drawing import draw_figures
 from kdci.reporting.figures.gallery import by_class
 from kdci.reporting.figures.overview import overview
-from kdci.reporting.figures.style import canvas, drawing, show_image, spread
+from kdci.reporting.figures.style import WRONG, canvas, drawing, show_image, spread
 from kdci.reporting.statistics import Discordant
 
 NAMES = DATASETS["digits"].class_names
@@ -109,14 +108,14 @@ def wide(evidence, pool):
     lambdas = [(step, random.dirichlet(np.ones(120)).tolist()) for step in (10, 20)]
     said = [_case("gained", label=150 + n, vanilla=n, kdci=150 + n) for n in range(10)]
     examples = replace(evidence.examples[0], predictions=said, images=images[:10])
-    pair = ("wrn-16-1", "wrn-10-1", "fast")
+    cell = next(cell for cell in evidence.wanted if cell.variant == "kdci")
     return replace(
         evidence,
         spec=spec,
         pools=[many],
         dictionaries=[view],
         examples=[examples],
-        lambdas=[LambdaCurve(*pair, "kdci", "pool0-seed0", lambdas)],
+        lambdas={cell: lambdas},
     )
 
 
@@ -139,7 +138,7 @@ def test_names_of_200_classes_do_not_run_into_each_other(wide):
     pool, view = wide.pools[0], wide.dictionaries[0]
     comparisons = compare(wide.rows, [("wrn-16-1", "wrn-10-1", "fast")])
     for figure in (
-        overview([pool], comparisons, wide.rows, names),
+        overview([pool], comparisons, names),
         by_class([pool], names),
         image_figures.substitutes(pool, names),
         dictionary(view, names),
@@ -238,7 +237,7 @@ def test_an_image_is_drawn_upright_with_its_own_pixels():
 
 def test_predictions_marks_what_the_label_does_not_say(evidence):
     figure = image_figures.predictions(evidence.examples[0], NAMES)
-    wrong = [t for t in figure.findobj(mpl.text.Text) if t.get_color() == image_figures.WRONG]
+    wrong = [t for t in figure.findobj(mpl.text.Text) if t.get_color() == WRONG]
     assert [text.get_text() for text in wrong] == ["2", "2", "2"]
 
 
@@ -261,7 +260,7 @@ def test_a_case_study_has_a_heading_for_what_each_student_alone_gets_right(evide
     assert len(figure.findobj(mpl.image.AxesImage)) == 12
     for name in ("label", "vanilla", "KDCI", "teacher"):
         assert texts.count(name) == 2
-    wrong = [t for t in figure.findobj(mpl.text.Text) if t.get_color() == image_figures.WRONG]
+    wrong = [t for t in figure.findobj(mpl.text.Text) if t.get_color() == WRONG]
     assert [text.get_text() for text in wrong] == ["2"] * 10 + ["3"] * 2
 
 
@@ -298,7 +297,7 @@ def test_counts_are_of_the_students_that_are_shown(evidence):
     for seed, one in ((0, kdci), (1, vanilla)):
         classes[f"vanilla/pool0-seed{seed}/backbone"] = vanilla
         classes[f"kdci/pool0-seed{seed}/backbone"] = one
-    predictions = [PredictedClasses("wrn-16-1", "wrn-10-1", "fast", classes)]
+    predictions = {("wrn-16-1", "wrn-10-1", "fast"): classes}
     known = replace(evidence, predictions=predictions)
     first = next(cell for cell in known.wanted if cell.variant == "kdci")
     assert (known.discordant(first).gained, known.discordant(first).lost) == (2, 1)

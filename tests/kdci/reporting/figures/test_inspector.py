@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from kdci.config.catalog import DATASETS
-from kdci.reporting.evidence import LambdaCurve
 from kdci.reporting.figures.drawing import draw_figures
 from kdci.reporting.figures.inspector import MAX_PROTOTYPES, lambda_over_training, prototypes
 from kdci.reporting.figures.style import POOL, drawing
@@ -47,10 +46,8 @@ def view(evidence):
     return replace(view, facts={**view.facts, **quality})
 
 
-@pytest.fixture
-def curve():
-    points = [(10, [0.2, 0.3, 0.5]), (20, [0.1, 0.3, 0.6])]
-    return LambdaCurve("wrn-16-1", "wrn-10-1", "fast", "kdci", "pool0-seed1", points)
+CELL = Cell("wrn-16-1", "wrn-10-1", "fast", "kdci", 0, 1)
+POINTS = [(10, [0.2, 0.3, 0.5]), (20, [0.1, 0.3, 0.6])]
 
 
 def _texts(figure):
@@ -147,9 +144,9 @@ class TestPrototypes:
 
 
 class TestLambdaOverTraining:
-    def test_a_line_each_and_the_proportions_beside_it(self, curve):
+    def test_a_line_each_and_the_proportions_beside_it(self):
         proportions = np.array([0.5, 0.2, 0.3], dtype=np.float32)
-        figure = lambda_over_training(curve, proportions)
+        figure = lambda_over_training(CELL, POINTS, proportions)
         axes, edge = figure.axes
         lines = [line for line in axes.lines if line.get_linestyle() == "-"]
         values = sorted(tuple(np.round(line.get_ydata(), 6)) for line in lines)
@@ -169,8 +166,7 @@ class TestLambdaOverTraining:
         random = np.random.default_rng(0)
         shares = random.dirichlet(np.ones(25)).astype(np.float32)
         points = [(step, random.dirichlet(np.ones(25)).tolist()) for step in (1, 2, 3)]
-        curve = LambdaCurve("t", "s", "fast", "kdci", "pool0-seed0", points)
-        figure = lambda_over_training(curve, shares)
+        figure = lambda_over_training(CELL, points, shares)
         solid = [line for line in figure.axes[0].lines if line.get_linestyle() == "-"]
         assert len(solid) == 25
         assert sum(line.get_color() == POOL for line in solid) == 15
@@ -179,36 +175,24 @@ class TestLambdaOverTraining:
         assert "grey: 15 others" in _texts(figure)
         assert _inside(figure)
 
-    def test_without_proportions_lines_are_named_by_their_end(self, curve):
-        texts = _texts(lambda_over_training(curve))
+    def test_without_proportions_lines_are_named_by_their_end(self):
+        texts = _texts(lambda_over_training(CELL, POINTS))
         assert "P(z)" not in texts and "z3  60.0 %" in texts
 
-    def test_a_dictionary_built_anew_may_have_lost_prototypes(self, curve):
-        points = [(5, [0.25] * 4), *curve.points]
-        figure = lambda_over_training(replace(curve, points=points))
+    def test_a_dictionary_built_anew_may_have_lost_prototypes(self):
+        figure = lambda_over_training(CELL, [(5, [0.25] * 4), *POINTS])
         for line in figure.axes[0].lines:
             if line.get_linestyle() == "-":
                 assert list(line.get_xdata()) == [10, 20]
 
-    def test_proportions_of_another_dictionary_are_not_drawn(self, curve):
-        figure = lambda_over_training(curve, np.array([0.5, 0.5], dtype=np.float32))
+    def test_proportions_of_another_dictionary_are_not_drawn(self):
+        figure = lambda_over_training(CELL, POINTS, np.array([0.5, 0.5], dtype=np.float32))
         assert "P(z)" not in _texts(figure)
 
-    def test_one_step_is_drawn_as_dots(self, curve):
-        figure = lambda_over_training(replace(curve, points=curve.points[:1]))
+    def test_one_step_is_drawn_as_dots(self):
+        figure = lambda_over_training(CELL, POINTS[:1])
         markers = [line.get_marker() for line in figure.axes[0].lines]
         assert markers.count("o") == 3
-
-
-class Evaluation:
-    """What gathering needs of an evaluation."""
-
-    def __init__(self, curves):
-        self.curves = curves
-
-    def json(self, name):
-        assert name == "curves.json"
-        return self.curves
 
 
 class TestGathering:
@@ -219,41 +203,35 @@ class TestGathering:
         ]
         gone = Cell("t", "s", "fast", "kdci", 0, 9)
         values = {"vanilla": {}, "kdci_random_lambda": {"lambda": None}}
-        curves = [
-            {
-                **cell.asdict(),
-                "points": [
-                    {"step": step, **values.get(cell.variant, {"lambda": [0.1 * cell.seed, 0.5]})}
-                    for step in (5, 10)
-                ],
-            }
+        curves = {
+            cell: [
+                {"step": step, **values.get(cell.variant, {"lambda": [0.1 * cell.seed, 0.5]})}
+                for step in (5, 10)
+            ]
             for cell in [gone, *reversed(cells)]
+        }
+        found = _lambdas(cells, curves)
+        assert list(found) == [
+            cell for cell in cells if cell.variant in ("kdci", "kdci_stratified")
         ]
-        found = _lambdas(cells, [Evaluation(curves[:3]), Evaluation(curves[3:])])
-        names = [(curve.variant, curve.replicate) for curve in found]
-        assert names == [
-            (variant, f"pool0-seed{seed}")
-            for variant in ("kdci", "kdci_stratified")
-            for seed in (0, 1)
-        ]
-        assert found[1].points == [(5, [0.1, 0.5]), (10, [0.1, 0.5])]
+        assert found[cells[3]] == [(5, [0.1, 0.5]), (10, [0.1, 0.5])]
 
 
 class TestReport:
     @pytest.fixture
-    def whole(self, evidence, view, curve):
+    def whole(self, evidence, view):
         kdci = [cell for cell in evidence.wanted if cell.variant == "kdci"]
         card = next(iter(evidence.students.values()))
         return replace(
             evidence,
             dictionaries=[view],
             students={**evidence.students, **dict.fromkeys(kdci, card)},
-            lambdas=[
-                replace(curve, replicate="pool0-seed0"),
-                curve,
-                replace(curve, variant="kdci_stratified"),
-                replace(curve, method="dfnd"),
-            ],
+            lambdas={
+                replace(CELL, seed=0): POINTS,
+                CELL: POINTS,
+                replace(CELL, variant="kdci_stratified"): POINTS,
+                replace(CELL, method="dfnd"): POINTS,
+            },
         )
 
     def test_figures_of_every_dictionary_and_of_the_first_student_of_a_method(self, whole):
@@ -286,14 +264,14 @@ class TestReport:
             "| 2.8 | 87.5 % | 0.63 | 1.35 |"
         )
 
-    def test_proportions_are_those_of_the_students_own_pool(self, whole, curve):
-        assert whole.proportions_of(curve) is whole.dictionaries[0].proportions
-        assert whole.proportions_of(replace(curve, method="dfnd")) is None
-        assert whole.proportions_of(replace(curve, replicate="pool3-seed0")) is None
+    def test_proportions_are_those_of_the_students_own_pool(self, whole):
+        assert whole.proportions_of(CELL) is whole.dictionaries[0].proportions
+        assert whole.proportions_of(replace(CELL, method="dfnd")) is None
+        assert whole.proportions_of(replace(CELL, pool_seed=3)) is None
 
-    def test_a_dictionary_built_anew_has_other_proportions(self, whole, curve):
+    def test_a_dictionary_built_anew_has_other_proportions(self, whole):
         cards = {
             cell: {**card, "facts": {**card["facts"], "rebuilt": [7]}}
             for cell, card in whole.students.items()
         }
-        assert replace(whole, students=cards).proportions_of(curve) is None
+        assert replace(whole, students=cards).proportions_of(CELL) is None

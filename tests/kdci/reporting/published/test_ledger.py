@@ -8,11 +8,9 @@ from scipy import stats
 
 from kdci.config.catalog import DATASETS
 from kdci.reporting.costs import Cost
-from kdci.reporting.published.ledger import ledger
-from kdci.reporting.published.ledger_section import ledger_section, no_ledger
+from kdci.reporting.published.ledger import ledger, ledger_section, no_ledger
 from kdci.reporting.published.tables import published_cells
 from kdci.reporting.text.markdown import report_text
-from kdci.store.layout import Cell
 
 PAIR = ("resnet-34", "resnet-18")
 WHERE = {"teacher": PAIR[0], "student": PAIR[1]}
@@ -28,7 +26,7 @@ def of(evidence, row):
             evidence,
             spec=DATASETS[dataset],
             rows=rows,
-            wanted=[Cell(*one.key, one.variant, *one.replicate) for one in rows],
+            wanted=[one.cell for one in rows],
             teachers={"resnet-34": {"accuracy": 95.0}},
             students={},
             **more,
@@ -38,25 +36,15 @@ def of(evidence, row):
 
 
 def _found(lines, table, method, variant, pair=PAIR):
-    return [
-        line
-        for line in lines
-        if (line.table, line.teacher, line.student) == (table, *pair)
-        and (line.method, line.variant) == (method, variant)
-    ]
+    key = (*pair, method, variant)
+    return [line for line in lines if (line.cell.table, line.cell.key) == (table, key)]
 
 
 def test_every_published_cell_of_the_dataset_is_there_run_or_not(of):
     lines = ledger(of("cifar10", [{"accuracy": 90.0}]))
-    published = [(cell.table, *cell.key, cell.accuracy) for cell in published_cells("cifar10")]
-    ours = [
-        (line.table, line.teacher, line.student, line.method, line.variant, line.published)
-        for line in lines
-        if line.method is not None
-    ]
-    assert ours == published
+    assert [line.cell for line in lines] == published_cells("cifar10")
     assert {line.state for line in _found(lines, 1, "dfnd", "kdci")} == {"not run"}
-    run = [(line.table, line.variant) for line in lines if line.method and line.ours]
+    run = [(line.cell.table, line.cell.variant) for line in lines if line.cell.method and line.ours]
     assert run == [(1, "vanilla"), (5, "vanilla")], "a cell may be in several tables"
 
 
@@ -65,7 +53,7 @@ def test_ours_is_a_mean_over_replicates_with_its_interval_and_delta(of):
     rows = [{"seed": seed, "accuracy": value} for seed, value in enumerate(values)]
     (line,) = _found(ledger(of("cifar10", rows)), 1, "fast", "vanilla")
     low, high = stats.t.interval(0.95, 2, loc=94.2, scale=stats.sem(values))
-    assert (line.published, line.ours.mean, line.ours.n) == (94.05, pytest.approx(94.2), 3)
+    assert (line.cell.accuracy, line.ours.mean, line.ours.n) == (94.05, pytest.approx(94.2), 3)
     assert line.ours.interval == pytest.approx((low, high))
     assert line.delta.mean == pytest.approx(0.15)
     assert line.delta.interval == pytest.approx((low - 94.05, high - 94.05))
@@ -102,22 +90,23 @@ def test_students_without_test_data_are_neither_run_nor_missing(of):
 
 
 def test_a_network_from_scratch_has_one_line_and_teachers_are_compared(of):
-    lines = [line for line in ledger(of("cifar10", [{}])) if line.method is None]
-    assert [(line.teacher or line.student, line.published) for line in lines] == [
+    lines = [line for line in ledger(of("cifar10", [{}])) if line.cell.method is None]
+    cells = [line.cell for line in lines]
+    assert [(cell.teacher or cell.student, cell.accuracy) for cell in cells] == [
         ("resnet-34", 95.70), ("vgg-11", 92.25), ("wrn-40-2", 94.87),
         ("resnet-18", 95.20), ("wrn-16-1", 91.12), ("wrn-40-1", 93.94), ("wrn-16-2", 93.95),
     ]  # fmt: skip
     first, second, *_ = lines
     assert (first.state, first.ours.mean, first.delta.mean) == ("run", 95.0, pytest.approx(-0.7))
     assert (second.state, second.ours) == ("not run", None)
-    assert {line.variant for line in lines} == {"teacher_from_scratch", "student_from_scratch"}
+    assert {cell.variant for cell in cells} == {"teacher_from_scratch", "student_from_scratch"}
 
 
 def test_other_datasets_and_pairs_have_nothing_to_be_set_beside(of, evidence):
     assert ledger(evidence) == []
     assert ledger_section([]) == ""
     foreign = ledger(of("cifar10", [{"dataset": "cifar100"}, {"student": "wrn-10-1", "seed": 1}]))
-    assert not [line for line in foreign if line.method and line.ours]
+    assert not [line for line in foreign if line.cell.method and line.ours]
     text = report_text(evidence, [])
     assert no_ledger("digits") in text
     assert "## Published tables" not in text
