@@ -201,11 +201,13 @@ class TestPublicNames:
 
 class TestNames:
     def test_catalog_and_builders_agree(self) -> None:
-        from kdci.data.datasets.loading import LOADERS
+        from kdci.data.datasets.places import PLACES
         from kdci.models import BACKBONES
 
         assert set(BACKBONE_NAMES) == set(BACKBONES)
-        assert {*DATASETS, CUSTOM} == set(LOADERS)
+        assert {*DATASETS, CUSTOM} == {
+            name for name, spec in DATASETS.items() if spec.bundled
+        } | set(PLACES)
         assert [spec.name for spec in DATASETS.values()] == list(DATASETS)
 
     def test_specs_are_whole(self) -> None:

@@ -11,6 +11,7 @@ from typing import IO, Any
 from kdci.errors import IntegrityError, UserError
 
 MAX_MEMBERS = 64
+"""Files and folders of an archive."""
 FIX = "fetch it again"
 # What tarfile and gzip trip over; what the disk refuses is another OSError.
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError)
@@ -30,9 +31,7 @@ class _Bounded:
         return data
 
 
-def unpack_tar_gz(
-    archive: Path, into: Path, *, folder: str, max_bytes: int, max_members: int = MAX_MEMBERS
-) -> None:
+def unpack_tar_gz(archive: Path, into: Path, *, folder: str, max_bytes: int) -> None:
     """Unpack ``archive`` into a new folder of the caller's, who removes it on an error.
 
     Args:
@@ -40,7 +39,6 @@ def unpack_tar_gz(
         into: An empty folder.
         folder: The one folder in which all files must lie.
         max_bytes: Bound of the unpacked archive; it is never read further.
-        max_members: Bound of the number of files and folders.
 
     Raises:
         IntegrityError: If it is damaged, larger than that, or holds links, devices, or a path
@@ -55,19 +53,19 @@ def unpack_tar_gz(
             # Read as a stream: a member's size is seen before any of it is decompressed.
             with tarfile.open(fileobj=source, mode="r|") as tar:
                 for number, member in enumerate(tar):
-                    _require_plain(member, number, folder, max_members)
+                    _require_plain(member, number, folder)
                     tar.extract(member, into, set_attrs=False, filter="data")
     except _DAMAGE as error:
         raise IntegrityError(str(archive), f"not unpacked: {error}", FIX) from error
 
 
-def _require_plain(member: tarfile.TarInfo, number: int, folder: str, max_members: int) -> None:
+def _require_plain(member: tarfile.TarInfo, number: int, folder: str) -> None:
     """Refuse a member that is more than a file or a folder inside of ``folder``.
 
     The filter refuses most of this too, but not in every version of Python without gaps.
     """
-    if number >= max_members:
-        raise tarfile.ReadError(f"more than {max_members} members")
+    if number >= MAX_MEMBERS:
+        raise tarfile.ReadError(f"more than {MAX_MEMBERS} members")
     name = ascii(member.name)
     if not (member.isdir() or member.isreg()) or member.issparse():
         raise tarfile.ReadError(f"{name} is neither file nor folder")

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from kdci.data.datasets.archives import unpack_tar_gz
-from kdci.data.datasets.cifar import FORMS
+from kdci.data.datasets.places import CIFAR, Batches
 from kdci.errors import IntegrityError, StorageError, UserError
 from kdci.store.artifacts import storage_errors
 
 CHUNK_BYTES = 2**20
+MAX_UNPACKED_BYTES = 256 * 2**20
+"""More than the files of an archive have."""
 TIMEOUT_SECONDS = 60
 
 
@@ -41,43 +43,32 @@ class Source:
         url: Its https address.
         sha256: Of the archive.
         num_bytes: Of the archive.
-        max_unpacked_bytes: More than its files have.
-        folder: The folder that it unpacks to.
-        files: Those that must be there then.
+        batches: The folder that it unpacks to, and the files that must be in there then.
     """
 
     url: str
     sha256: str
     num_bytes: int
-    max_unpacked_bytes: int
-    folder: str
-    files: tuple[str, ...]
+    batches: Batches
 
-
-def _cifar(name: str, archive: str, sha256: str, num_bytes: int) -> Source:
-    form = FORMS[name]
-    return Source(
-        url=f"https://www.cs.toronto.edu/~kriz/{archive}",
-        sha256=sha256,
-        num_bytes=num_bytes,
-        max_unpacked_bytes=256 * 2**20,
-        folder=form.folder,
-        files=tuple(file for split in form.batches.values() for file in split),
-    )
+    @property
+    def folder(self) -> str:
+        """The folder that it unpacks to."""
+        return self.batches.folder
 
 
 SOURCES = {
-    "cifar10": _cifar(
-        "cifar10",
-        "cifar-10-python.tar.gz",
+    "cifar10": Source(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
         170_498_071,
+        CIFAR["cifar10"],
     ),
-    "cifar100": _cifar(
-        "cifar100",
-        "cifar-100-python.tar.gz",
+    "cifar100": Source(
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
         "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
         169_001_437,
+        CIFAR["cifar100"],
     ),
 }
 
@@ -131,9 +122,7 @@ def download(source: Source, path: Path, *, opener: Opener = open_https) -> Path
             _fetch(source, archive, opener)
             unpacked = Path(folder) / "unpacked"
             unpacked.mkdir()
-            unpack_tar_gz(
-                archive, unpacked, folder=source.folder, max_bytes=source.max_unpacked_bytes
-            )
+            unpack_tar_gz(archive, unpacked, folder=source.folder, max_bytes=MAX_UNPACKED_BYTES)
             _require_whole(unpacked / source.folder, source, IntegrityError)
             os.replace(unpacked / source.folder, place)
     return place
@@ -168,6 +157,6 @@ def _chunks(source: Source, opener: Opener) -> Iterator[bytes]:
 def _require_whole(
     place: Path, source: Source, error: type[UserError] | type[IntegrityError] = UserError
 ) -> None:
-    missing = [name for name in source.files if not (place / name).is_file()]
+    missing = [name for name in source.batches.names if not (place / name).is_file()]
     if missing:
         raise error(str(place), f"{', '.join(missing)} missing", "remove it and fetch it again")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from kdci.config.catalog import DATASETS
-from kdci.data.datasets.cifar import load_cifar
 from kdci.data.datasets.download import SOURCES, Opener, Readable, Source, download, open_https
+from kdci.data.datasets.loading import load_split
 from kdci.errors import IntegrityError, KdciError, StorageError, UserError
 
 
@@ -66,7 +66,7 @@ def test_what_is_fetched_can_be_read(tmp_path: Path) -> None:
     place = download(source_of(content), tmp_path / "new" / "data", opener=site)
     assert place == tmp_path / "new" / "data" / "cifar-100-python"
     assert site.asked == ["https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"]
-    data = load_cifar(DATASETS["cifar100"], place.parent, "train")
+    data = load_split(DATASETS["cifar100"], path=place.parent, split="train")
     assert data.labels.tolist() == [1, 2, 3, 99]
     assert [file.name for file in place.parent.iterdir()] == ["cifar-100-python"]
 
@@ -122,7 +122,7 @@ def test_a_pinned_archive_that_lacks_files_or_holds_more(tmp_path: Path) -> None
     error = refused(source_of(content), tmp_path / "a", Site(content))
     assert isinstance(error, IntegrityError) and "test missing" in str(error)
     content = cifar100_archive()
-    other = replace(source_of(content), folder="cifar-10-batches-py")
+    other = replace(source_of(content), batches=SOURCES["cifar10"].batches)
     assert refused(other, tmp_path / "b", Site(content)).exit_code == 3
 
 
@@ -169,5 +169,5 @@ def test_the_published_archives() -> None:
         source = SOURCES[name]
         assert source.url == theirs.url and source.folder == theirs.base_folder
         listed = {file for file, _ in [*theirs.train_list, *theirs.test_list]}
-        assert {*source.files} == listed
+        assert {*source.batches.names} == listed
         assert len(bytes.fromhex(source.sha256)) == 32
