@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from kdci.config.catalog import numbered
 from kdci.deconfounding.arms import ARMS
 from kdci.exporting.release import Release
 from kdci.reporting.statistics import estimate
@@ -132,7 +131,7 @@ def _shift_lines(pool: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 def shown_names(release: Release) -> Sequence[str]:
     """Return what to call the classes on a line of the card: their names, or their numbers."""
-    names = release.class_names or numbered(release.facts["num_classes"])
+    names = release.class_names or map(str, range(release.facts["num_classes"]))
     return [" ".join(name.split()) for name in names]
 
 

@@ -103,9 +103,9 @@ def _require_class_names(own: Sequence[str] | None, place: str, spec: DatasetSpe
     Raises:
         UserError: The params name other classes, name them in another order, or name none.
     """
-    if own is None or (spec.named and tuple(own) == spec.class_names):
+    if own is None or tuple(own) == spec.stated_names:
         return
-    if not spec.named:
+    if not spec.stated_names:
         what = f"{place} states its class names, data.facts does not"
     else:
         what = f"{place} has other class names than data.facts"

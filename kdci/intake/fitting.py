@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdci.config.catalog import STEMS, DatasetSpec, numbered, stem_for
+from kdci.config.catalog import STEMS, DatasetSpec, stem_for
 from kdci.errors import IntegrityError, UserError
 from kdci.intake.naming import Naming, match_names
 from kdci.models import WITH_STEMS, outline_backbone
@@ -188,7 +188,7 @@ def _with_classes(
         raise UserError(subject, what, "choose the dataset it was trained on, or mend --classes")
     if count == spec.num_classes:
         return spec
-    return replace(spec, num_classes=count, class_names=numbered(count))
+    return replace(spec, num_classes=count, stated_names=())
 
 
 def _size_along(

@@ -66,7 +66,7 @@ def class_folders(folder: Path, spec: DatasetSpec, tree: str) -> list[str]:
     if len(found) != spec.num_classes:
         what = f"{len(found)} class folders, {spec.name} has {spec.num_classes} classes"
         raise UserError(str(folder), what, tree)
-    if spec.name != CUSTOM or not spec.named:
+    if spec.name != CUSTOM or not spec.stated_names:
         return found
     for name in found:
         if name not in spec.class_names:

@@ -289,7 +289,7 @@ def _require_classes(names: list[str] | None, spec: DatasetSpec, path: Path) -> 
     if names is not None and len(names) != spec.num_classes:
         what = f"its labels have {len(names)} classes, {spec.name} has {spec.num_classes}"
         raise UserError(str(path), what, "give the number of classes of this dataset")
-    if names is not None and spec.name == CUSTOM and spec.named:
+    if names is not None and spec.name == CUSTOM and spec.stated_names:
         for label, (found, stated) in enumerate(zip(names, spec.class_names, strict=True)):
             if found != stated:
                 what = f"label {label} is {found}, but data.facts.class_names has {stated}"
