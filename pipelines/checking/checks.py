@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdci.config.catalog import stem_for
 from kdci.config.open_world import OpenWorld
@@ -24,9 +24,6 @@ from kdci.store.layout import Layout, cells, control_cells, shift_cells
 from kdci.substitution.block import MethodBlock
 from pipelines.importing.check import check_teacher_artifact
 from pipelines.params.spelled_out import check_spelled_out
-
-if TYPE_CHECKING:
-    from kdci.data.open_world.candidates import PoolPart
 
 
 def find_problems(params: Params, layout: Layout) -> list[KdciError]:
@@ -98,7 +95,7 @@ def _dataset(params: Params, layout: Layout) -> Iterator[KdciError]:
 
 
 def _open_worlds(params: Params, layout: Layout) -> Iterator[KdciError]:
-    from kdci.data.open_world.candidates import check_open_world
+    from kdci.data.open_world.candidates import list_part, parts_of
     from kdci.data.open_world.scoring_engine import find_engine
 
     for method in (*params.grid.methods, *params.grid.controls):
@@ -107,9 +104,9 @@ def _open_worlds(params: Params, layout: Layout) -> Iterator[KdciError]:
             continue
         key = f"methods.{method}.open_world.engine"
         yield from _raised(layout.root, find_engine, open_world.engine, key)
-        for number, part in enumerate(_pool_parts(open_world, layout)):
+        for number, part in enumerate(parts_of(open_world, layout.root)):
             place, side = part.path or layout.root, params.data.spec.image_size
-            for error in _raised(place, check_open_world, part, image_size=side):
+            for error in _raised(place, list_part, part, image_size=side):
                 yield _of_part(error, method, number) if open_world.sources else error
 
 
@@ -121,15 +118,6 @@ def _of_part(error: KdciError, method: str, number: int) -> KdciError:
 
 def _open_world(block: MethodBlock) -> OpenWorld | None:
     return getattr(block, "open_world", None)
-
-
-def _pool_parts(open_world: OpenWorld, layout: Layout) -> list[PoolPart]:
-    from kdci.data.open_world.candidates import PoolPart
-
-    return [
-        PoolPart(part.source, layout.root / part.path if part.path else None, part.num_images)
-        for part in open_world.parts
-    ]
 
 
 def _sizes(params: Params, layout: Layout) -> Iterator[KdciError]:
@@ -168,11 +156,11 @@ def _selection(method: str, block: MethodBlock, layout: Layout) -> Iterator[Kdci
 
 def _num_open_world(open_world: OpenWorld, layout: Layout) -> int | None:
     """Return how many images there are to choose from at most, if that is quickly known."""
-    from kdci.data.open_world.candidates import count_candidates
+    from kdci.data.open_world.candidates import list_part, parts_of
 
     asked = open_world.num_images or None
     try:
-        found = sum(count_candidates(part) for part in _pool_parts(open_world, layout))
+        found = sum(list_part(part).wanted for part in parts_of(open_world, layout.root))
     except (KdciError, OSError):
         return asked  # told by the look at the open world itself
     return min(found, asked or found)

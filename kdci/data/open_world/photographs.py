@@ -12,21 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdci.data.files.bundled import bundled_file
-from kdci.errors import UserError
 
 PHOTOGRAPHS = ("china", "flower")
 LARGEST_SIDE = 427
 """Shorter side of the photographs in pixels."""
 # Bounds the memory of the gathered corners: about 100 MB at 64 pixels.
 CROPS_PER_CHUNK = 256
-
-
-def photograph_crops(*, num_images: int, image_size: int, channels: int, seed: int) -> Tensor:
-    """Return all crops of a ``PhotographCrops``, uint8 (M, C, H, W)."""
-    crops = PhotographCrops(
-        num_images=num_images, image_size=image_size, channels=channels, seed=seed
-    )
-    return crops.rows(torch.arange(num_images))
 
 
 class PhotographCrops:
@@ -36,17 +27,13 @@ class PhotographCrops:
 
     Args:
         num_images: Number of crops M; of another number none would be the same.
-        image_size: Side in pixels of the result, and of the smallest crop; the largest is
-            the photographs' shorter side.
+        image_size: Side in pixels of the result, and of the smallest crop, at most
+            ``LARGEST_SIDE``, which the largest has.
         channels: 1 for grey, 3 for RGB.
         seed: Same seed, same crops.
-
-    Raises:
-        UserError: If the photographs are smaller than ``image_size``.
     """
 
     def __init__(self, *, num_images: int, image_size: int, channels: int, seed: int) -> None:
-        require_side(image_size)
         self.image_size = image_size
         mode = "L" if channels == 1 else "RGB"
         files = [bundled_file(f"datasets/images/{name}.jpg") for name in PHOTOGRAPHS]
@@ -71,17 +58,6 @@ class PhotographCrops:
         which, sides = self._which[rows], self._sides[rows]
         places = (which, self._tops[rows], self._lefts[rows], sides)
         return area_crops(self._table_PCHW, *places, image_size=self.image_size)
-
-
-def require_side(image_size: int) -> None:
-    """Check that crops of this side in pixels can be cut.
-
-    Raises:
-        UserError: If the photographs are smaller.
-    """
-    if image_size > LARGEST_SIDE:
-        what = f"are {LARGEST_SIDE} pixels high, images are {image_size}"
-        raise UserError("photographs", what, "choose from a folder or from Parquet")
 
 
 def summed_areas(photos: Tensor) -> Tensor:

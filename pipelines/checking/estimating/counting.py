@@ -17,7 +17,7 @@ from kdci.data.datasets.places import find_split
 from kdci.data.files.image_files import IN_MEMORY_BYTES
 from kdci.data.files.listing import SUFFIXES, parquet_files, walk_images
 from kdci.data.files.parquet import count_rows
-from kdci.data.open_world.candidates import PoolPart, count_candidates
+from kdci.data.open_world.candidates import PoolPart, list_part
 from kdci.errors import KdciError
 from kdci.store.layout import Layout
 
@@ -80,7 +80,7 @@ def count_part(part: PoolPart, wanted: int) -> Counted:
         wanted: What methods keep of it: at least so many there have to be.
     """
     try:
-        number = count_candidates(part)
+        number = list_part(part).wanted
         return Counted(number, _pool_bytes(part))
     except (KdciError, OSError):
         return Counted(part.num_images or wanted, is_found=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdci.config.params import Params
-from kdci.data.open_world.candidates import PoolPart
+from kdci.data.open_world.candidates import PoolPart, parts_of
 from kdci.errors import UserError
 from kdci.graph.build import graph_of
 from kdci.graph.node import Node
@@ -189,10 +189,7 @@ def _sides(params: Params, layout: Layout) -> dict[str, Side]:
 
 def _parts_of(params: Params, method: str, layout: Layout) -> list[PoolPart]:
     open_world = getattr(params.method(method), "open_world", None)
-    return [
-        PoolPart(part.source, layout.root / part.path if part.path else None, part.num_images)
-        for part in (open_world.parts if open_world is not None else ())
-    ]
+    return [] if open_world is None else parts_of(open_world, layout.root)
 
 
 def _pending(

@@ -15,7 +15,7 @@ import torch
 
 from kdci.config.params import Params
 from kdci.data.bank.image_bank import ImageBank
-from kdci.data.open_world.candidates import PoolPart
+from kdci.data.open_world.candidates import PoolPart, parts_of
 from kdci.data.open_world.pool import OpenWorldPool
 from kdci.deconfounding.arms import ARMS, Arm
 from kdci.deconfounding.intervention import Intervention, StoredDictionary
@@ -203,12 +203,8 @@ class _Bench:
             num_images=candidates,
             max_bad_fraction=0.99,
         )
-        parts = [
-            PoolPart(part.source, Path(part.path) if part.path else None, part.num_images)
-            for part in block.parts
-        ]
         with suppress(KdciError, OSError):  # told by the look at the data itself
-            pool = open_pool(parts)
+            pool = open_pool(parts_of(block, Path()))
             if pool.num_candidates >= candidates:
                 return pool
         self.is_made_up = True
