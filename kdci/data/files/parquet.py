@@ -19,7 +19,7 @@ import torch
 
 from kdci.config.catalog import CUSTOM, DatasetSpec
 from kdci.data.datasets.labelled import LabelledImages
-from kdci.data.files.decoding import MAX_LABELLED_PIXELS, Pixels, UndecodableError, decode_all
+from kdci.data.files.decoding import Pixels, UndecodableError, decode_labelled
 from kdci.data.files.parquet_pages import FIX, look_at_chunk
 from kdci.errors import IntegrityError, StorageError, UserError
 
@@ -27,6 +27,9 @@ IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label")
 MOST_ROWS_PER_BYTE = 4096
 """Of a file: what rows of one and the same image do not reach."""
+BATCH_BYTES = 32 * 2**20
+"""Of cells that are in memory at once, about, unless one alone takes more."""
+MAX_ROWS = 64
 LABELLED_FIX = "expected a struct column with binary bytes and an integer label column"
 
 
@@ -194,11 +197,11 @@ def _look_at_group(group: Any, path: Path, number: int, columns: Sequence[str]) 
     for index in _of(group):
         column = group.column(index)
         if column.path_in_schema in columns:
-            chunk = look_at_chunk(path, column)
-            if chunk.num_values != group.num_rows:
-                raise _other_number(path, number, group.num_rows, chunk.num_values)
-            rows.append(chunk.rows_per_batch)
-    return min(rows)
+            num_values, cell_bytes = look_at_chunk(path, column)
+            if num_values != group.num_rows:
+                raise _other_number(path, number, group.num_rows, num_values)
+            rows.append(BATCH_BYTES // max(1, cell_bytes))
+    return max(1, min(MAX_ROWS, *rows))
 
 
 def _other_number(path: Path, group: int, stated: int, found: int) -> IntegrityError:
@@ -315,23 +318,7 @@ def _labelled_batches(
 def _decoded(
     blobs: list[bytes | None], path: Path, first_row: int, spec: DatasetSpec
 ) -> list[Pixels]:
-    decoded: list[Pixels] = []
-    share, side = spec.square_share, spec.image_size
-    found = decode_all(
-        blobs,
-        read_blob,
-        channels=spec.channels,
-        square=None if share is None else side,
-        share=1.0 if share is None else share,
-        max_pixels=MAX_LABELLED_PIXELS,
-    )
-    for row, pixels in enumerate(found, first_row):
-        if isinstance(pixels, UndecodableError):
-            what = f"row {row}: the image is {pixels.reason}"
-            raise IntegrityError(str(path), what, FIX)
-        height, width = pixels.shape[1:]
-        if (height, width) != (side, side):
-            what = f"row {row}: the image is {width}x{height} pixels"
-            raise UserError(str(path), what, f"this dataset has {side}x{side}")
-        decoded.append(pixels)
-    return decoded
+    def told(place: int) -> tuple[str, str]:
+        return str(path), f"row {first_row + place}: "
+
+    return list(decode_labelled(blobs, read_blob, spec, told=told, fix=FIX))

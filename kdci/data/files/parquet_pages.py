@@ -8,7 +8,6 @@ page, a struct in Thrift's compact protocol, tells what will be taken.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,9 +17,6 @@ ANY_BYTES = 64 * 2**20
 """A page may become so large, whatever it takes in the file."""
 MOST_SWELLING = 16
 """A larger one at most so many times what it takes: encoded images hardly shrink at all."""
-BATCH_BYTES = 32 * 2**20
-"""Of cells that are in memory at once, about, unless one alone takes more."""
-MAX_ROWS = 64
 FIX = "fetch the file again"
 _HEADER_BYTES = (2**12, 2**24)
 """Of a header: nearly always, and at most."""
@@ -30,30 +26,16 @@ _INTEGERS = (4, 5, 6)
 _UNCOMPRESSED, _COMPRESSED, _DATA, _DICTIONARY, _DATA_2 = 2, 3, 5, 7, 8
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """What the pages of a column in one row group tell.
-
-    Attributes:
-        num_values: Number of cells, nulls among them.
-        cell_bytes: What a cell may take: the whole dictionary, or the mean of some page.
-    """
-
-    num_values: int
-    cell_bytes: int
-
-    @property
-    def rows_per_batch(self) -> int:
-        """How many rows may be read at once."""
-        return max(1, min(MAX_ROWS, BATCH_BYTES // max(1, self.cell_bytes)))
-
-
-def look_at_chunk(path: Path, column: Any) -> Chunk:
+def look_at_chunk(path: Path, column: Any) -> tuple[int, int]:
     """Read the headers of all pages of a column in a row group.
 
     Args:
         path: The Parquet file.
         column: pyarrow's ``ColumnChunkMetaData``; where it says the pages lie.
+
+    Returns:
+        Number of cells, nulls among them, and the bytes that a cell may take: the whole
+        dictionary, or the mean of some page.
 
     Raises:
         IntegrityError: If there are no such pages, or one becomes far larger than it is.
@@ -74,7 +56,7 @@ def look_at_chunk(path: Path, column: Any) -> Chunk:
             cell_bytes = max(cell_bytes, size // max(1, values))
             if _DICTIONARY in header:
                 cell_bytes = max(cell_bytes, size)
-    return Chunk(num_values, cell_bytes)
+    return num_values, cell_bytes
 
 
 def _num_values(header: Mapping[int, Any]) -> int:

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate, islice
 from typing import Any, TypeVar
 
@@ -18,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdci.data.files.decoding import Pixels, UndecodableError
+from kdci.data.files.decoding import Pixels, UndecodableError, decode_all
 from kdci.data.files.listing import OTHER
 from kdci.data.files.parquet import require_memory
 from kdci.data.open_world.candidates import PartListing, PoolPart, list_part, told
 from kdci.data.open_world.photographs import CROPS_PER_CHUNK, PhotographCrops
 from kdci.data.open_world.scoring_engine import (
     NUM_DECODED_AHEAD,
-    Decoder,
+    Decoded,
     ScoringEngine,
     Workers,
     local_engine,
@@ -34,7 +35,6 @@ from kdci.errors import IntegrityError, UserError
 from kdci.training.runtime import derive_seed
 
 Item = TypeVar("Item")
-Decoded = list[Pixels | UndecodableError]
 
 MAX_BAD_FRACTION = 0.05
 BYTES_PER_CHUNK = 32 * 2**20
@@ -248,7 +248,7 @@ class OpenWorldPool:
         Never more of them are read than images are missing: what lies beyond must not matter.
         """
         channels, side = self.shape[:2]
-        decoder = Decoder(listing.read, channels, side)
+        decoder = partial(decode_all, read=listing.read, channels=channels, square=side)
         most = _chunk_items(channels * side * side)
         items = listing.items(rows)
         ahead: deque[tuple[int, Callable[[], Decoded]]] = deque()
