@@ -80,8 +80,7 @@ def _read(subject: str, *, key: str | None, sha256: str) -> dict[str, Any]:
 
 def _cheap_checks(data: bytes, subject: str) -> None:
     """Refuse what needs no torch to be refused: a bomb is met by a small process."""
-    from kdci.intake.archive import check_archive
-    from kdci.intake.containers import container_of
+    from kdci.intake.archive import check_archive, container_of
 
     with memory_for(len(data)):
         if container_of(data, subject) == "torch":
