@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -13,14 +15,11 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol, cast
 
-from kdci.data.datasets.archives import unpack_tar_gz
 from kdci.data.datasets.places import CIFAR, Batches
 from kdci.errors import IntegrityError, StorageError, UserError
 from kdci.store.artifacts import storage_errors
 
 CHUNK_BYTES = 2**20
-MAX_UNPACKED_BYTES = 256 * 2**20
-"""More than the files of an archive have."""
 TIMEOUT_SECONDS = 60
 
 
@@ -104,13 +103,16 @@ def download(source: Source, path: Path, *, opener: Opener = open_https) -> Path
         The dataset's folder; where it is there already, nothing is fetched.
 
     Raises:
-        UserError: If the dataset's folder is there, but not whole, or the address is not https.
+        UserError: If the dataset's folder is there, but not whole, the address is not https, or
+            this Python has no safe way to unpack.
         IntegrityError: If the archive is not the published one, which is found out before it
-            is unpacked, or it holds more than files.
+            is unpacked.
         StorageError: If the site can not be reached or the disk can not be written to.
     """
     if not source.url.startswith("https://"):
         raise UserError(source.url, "no https address", "fetch nothing from anywhere else")
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError("Python", "too old to unpack archives safely", "use 3.11.4 or later")
     place = path / source.folder
     if place.exists():
         _require_whole(place, source)
@@ -120,9 +122,9 @@ def download(source: Source, path: Path, *, opener: Opener = open_https) -> Path
         with tempfile.TemporaryDirectory(dir=path, prefix=".download-") as folder:
             archive = Path(folder) / "archive.tar.gz"
             _fetch(source, archive, opener)
+            # Only the published bytes come so far.
             unpacked = Path(folder) / "unpacked"
-            unpacked.mkdir()
-            unpack_tar_gz(archive, unpacked, folder=source.folder, max_bytes=MAX_UNPACKED_BYTES)
+            shutil.unpack_archive(archive, unpacked, filter="data")
             _require_whole(unpacked / source.folder, source, IntegrityError)
             os.replace(unpacked / source.folder, place)
     return place

@@ -103,7 +103,7 @@ def test_one_altered_byte_is_found_before_anything_is_unpacked(
     def unpack(*_: object, **__: object) -> None:
         raise AssertionError("unpacked")
 
-    monkeypatch.setattr("kdci.data.datasets.download.unpack_tar_gz", unpack)
+    monkeypatch.setattr("shutil.unpack_archive", unpack)
     error = refused(source_of(content), tmp_path / "data", Site(bytes(altered)))
     assert isinstance(error, IntegrityError) and error.exit_code == 3
 
