@@ -93,16 +93,7 @@ def require_adoptable(
 
 
 def _require_class_names(own: Sequence[str] | None, place: str, spec: DatasetSpec) -> None:
-    """Compare the order of the classes, which nothing else tells: shapes fit in any order.
-
-    Args:
-        own: Names on the teacher's card; None: it was imported without.
-        place: Its folder as the params name it.
-        spec: Facts of the custom dataset in the params.
-
-    Raises:
-        UserError: The params name other classes, name them in another order, or name none.
-    """
+    """Compare the order of the classes, which nothing else tells: shapes fit in any order."""
     if own is None or tuple(own) == spec.stated_names:
         return
     if not spec.stated_names:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Protocol, cast
+from typing import IO, cast
 
 from kdci.data.datasets.places import CIFAR, Batches
 from kdci.errors import IntegrityError, StorageError, UserError
@@ -21,16 +21,7 @@ from kdci.store.artifacts import storage_errors
 
 CHUNK_BYTES = 2**20
 TIMEOUT_SECONDS = 60
-
-
-class Readable(Protocol):
-    """What an opener's result is asked for."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return at most so many bytes; none at the end."""
-
-
-Opener = Callable[[str], AbstractContextManager[Readable]]
+Opener = Callable[[str], AbstractContextManager[IO[bytes]]]
 """From an https address to the bytes there."""
 
 
@@ -72,7 +63,7 @@ SOURCES = {
 }
 
 
-def open_https(url: str) -> AbstractContextManager[Readable]:
+def open_https(url: str) -> AbstractContextManager[IO[bytes]]:
     """Open an address; no redirection leads away from https."""
     director = urllib.request.OpenerDirector()
     for handler in (
@@ -85,7 +76,7 @@ def open_https(url: str) -> AbstractContextManager[Readable]:
     ):
         director.add_handler(handler)
     response = director.open(url, timeout=TIMEOUT_SECONDS)
-    return cast("AbstractContextManager[Readable]", response)
+    return cast("AbstractContextManager[IO[bytes]]", response)
 
 
 def download(source: Source, path: Path, *, opener: Opener = open_https) -> Path:

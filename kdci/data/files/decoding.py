@@ -160,14 +160,6 @@ def _inner_square(
     """Return what a centred crop covers of an image whose shorter side is resized before.
 
     With torchvision's two roundings, of the longer side and of the crop's place.
-
-    Args:
-        size: Width and height of the image.
-        side: Of the crop in pixels.
-        resized: What the shorter side is resized to in pixels.
-
-    Returns:
-        Left, top, right and bottom in the image's own pixels.
     """
     scaled = [resized if length == min(size) else resized * length // min(size) for length in size]
     starts = [round((length - side) / 2) for length in scaled]

@@ -153,21 +153,10 @@ def _batches(
     wanted: Sequence[int] | None = None,
     first: int = 0,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield the rows, as many at once as memory is meant to hold.
+    """Yield batches, as many rows at once as memory is meant to hold, each with its first row.
 
-    Args:
-        file: The open Parquet file.
-        path: Its path.
-        columns: Of leaves, with the names of the structs that they lie in.
-        wanted: Row groups with none of these rows, ascending, are left out, and what comes after
-            the last one; None: all.
-        first: Number of the file's first row, as ``wanted`` counts.
-
-    Yields:
-        The number of a batch's first row, and the batch.
-
-    Raises:
-        IntegrityError: If there are more or fewer rows than the footer tells, or a page swells.
+    Row groups with none of the ``wanted`` rows are left out; these count from the file's ``first``.
+    Columns are of leaves, with the names of the structs that they lie in.
     """
     _footer_rows(file.metadata, path)
     end = first

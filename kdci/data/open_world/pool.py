@@ -156,7 +156,8 @@ class OpenWorldPool:
         """
         fix = "score fewer images at once"
         row_bytes = int(np.prod(self.shape))
-        require_memory(held_bytes(row_bytes, size), self._listings[0].subject, fix)
+        held = (NUM_DECODED_AHEAD + 1) * _chunk_items(row_bytes) + _BYTES_PER_PIXEL * size
+        require_memory(row_bytes * held, self._listings[0].subject, fix)
         now = replace(progress or PoolProgress())
         images: list[Pixels] = []
         positions: list[int] = []
@@ -258,7 +259,7 @@ class OpenWorldPool:
             added = 0
             while len(ahead) < workers.num_decoded_ahead and missing > underway + added:
                 number = min(most, missing - underway - added)
-                chunk = list(within_bytes(islice(items, number)))
+                chunk = list(_within_bytes(islice(items, number)))
                 if not chunk:
                     break
                 ahead.append((len(chunk), workers.decode(decoder, chunk)))
@@ -301,17 +302,6 @@ def _chunk_items(row_bytes: int) -> int:
     return max(1, min(MAX_ITEMS_PER_CHUNK, BYTES_PER_CHUNK // row_bytes))
 
 
-def held_bytes(row_bytes: int, batch_size: int) -> int:
-    """Return what decoded images take while a pool of any size is scored in one process.
-
-    Args:
-        row_bytes: Of one image.
-        batch_size: Images scored at once.
-    """
-    chunks = (NUM_DECODED_AHEAD + 1) * _chunk_items(row_bytes)
-    return row_bytes * (chunks + _BYTES_PER_PIXEL * batch_size)
-
-
 def _whole(chunk: Decoded, listing: PartListing) -> list[Pixels]:
     """Return images that were decoded before."""
     found = []
@@ -323,7 +313,7 @@ def _whole(chunk: Decoded, listing: PartListing) -> list[Pixels]:
     return found
 
 
-def within_bytes(items: Iterator[Item]) -> Iterator[Item]:
+def _within_bytes(items: Iterator[Item]) -> Iterator[Item]:
     """Yield items until encoded images among them take ``BYTES_PER_CHUNK``."""
     taken = 0
     for item in items:

@@ -55,16 +55,8 @@ class Workers(Protocol):
         """Begin to score a batch, uint8; the scores are (B,), on the CPU."""
 
 
-class ScoringEngine(Protocol):
-    """Opens workers that hold a teacher."""
-
-    def __call__(self, teacher: PixelModel, score: Score) -> AbstractContextManager[Workers]:
-        """Return workers for the block.
-
-        Args:
-            teacher: Frozen, in eval mode.
-            score: Maps its logits to scores.
-        """
+ScoringEngine = Callable[[PixelModel, Score], AbstractContextManager[Workers]]
+"""Opens workers that hold a frozen teacher, in eval mode, and what maps its logits to scores."""
 
 
 @torch.no_grad()

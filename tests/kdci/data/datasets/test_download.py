@@ -8,13 +8,14 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from http.client import IncompleteRead
 from pathlib import Path
+from typing import IO
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 
 from kdci.config.catalog import DATASETS
-from kdci.data.datasets.download import SOURCES, Opener, Readable, Source, download, open_https
+from kdci.data.datasets.download import SOURCES, Opener, Source, download, open_https
 from kdci.data.datasets.loading import load_split
 from kdci.errors import IntegrityError, KdciError, StorageError, UserError
 
@@ -25,7 +26,7 @@ class Site:
     def __init__(self, content: bytes) -> None:
         self.content, self.asked, self.sent = content, list[str](), 0
 
-    def __call__(self, url: str) -> AbstractContextManager[Readable]:
+    def __call__(self, url: str) -> AbstractContextManager[IO[bytes]]:
         self.asked.append(url)
         site = self
 
@@ -143,7 +144,7 @@ class Falling(io.BytesIO):
     ids=lambda error: type(error).__name__,
 )
 def test_a_site_that_does_not_answer(error: Exception, tmp_path: Path) -> None:
-    def unknown(url: str) -> AbstractContextManager[Readable]:
+    def unknown(url: str) -> AbstractContextManager[IO[bytes]]:
         raise error
 
     for opener in (unknown, lambda url: Falling(error)):
