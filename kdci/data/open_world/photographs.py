@@ -93,15 +93,13 @@ def area_crops(
     steps = torch.arange(image_size + 1, dtype=torch.float64) / image_size
     channels = table_PCHW.shape[1]
     crops = torch.empty((len(which), channels, image_size, image_size), dtype=torch.uint8)
-    for start in range(0, len(which), CROPS_PER_CHUNK):
-        rows = slice(start, start + CROPS_PER_CHUNK)
-        spans = sides[rows, None] * steps
-        ys, xs = tops[rows, None] + spans, lefts[rows, None] + spans
-        areas = (sides[rows].double() / image_size).square()[:, None, None]
-        for channel in range(channels):
-            corner_sums = _integral(table_PCHW[:, channel], which[rows], ys, xs)
-            means = corner_sums.diff(dim=1).diff(dim=2).div_(areas)
-            crops[rows, channel] = means.round_().clamp_(0, 255).to(torch.uint8)
+    spans = sides[:, None] * steps
+    ys, xs = tops[:, None] + spans, lefts[:, None] + spans
+    areas = (sides.double() / image_size).square()[:, None, None]
+    for channel in range(channels):
+        corner_sums = _integral(table_PCHW[:, channel], which, ys, xs)
+        means = corner_sums.diff(dim=1).diff(dim=2).div_(areas)
+        crops[:, channel] = means.round_().clamp_(0, 255).to(torch.uint8)
     return crops
 
 
