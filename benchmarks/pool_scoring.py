@@ -33,7 +33,7 @@ from torch import Tensor
 from kdci.config.catalog import DATASETS, DatasetSpec
 from kdci.data.bank.image_bank import ImageBank
 from kdci.data.open_world.candidates import PoolPart
-from kdci.data.open_world.photographs import photograph_crops
+from kdci.data.open_world.photographs import PhotographCrops
 from kdci.data.open_world.pool import OpenWorldPool
 from kdci.data.open_world.scores import OpenWorldScores
 from kdci.intake.fitting import fit_state_dict
@@ -193,9 +193,9 @@ def pool_sizes(*, quick: bool) -> list[dict[str, float]]:
 
 
 def _write_photographs(file: Path, number: int) -> None:
-    crops = photograph_crops(num_images=number, image_size=_SIDE, channels=3, seed=0)
+    crops = PhotographCrops(num_images=number, image_size=_SIDE, channels=3, seed=0)
     cells = []
-    for pixels in crops.permute(0, 2, 3, 1).numpy():
+    for pixels in crops.rows(torch.arange(number)).permute(0, 2, 3, 1).numpy():
         out = io.BytesIO()
         Image.fromarray(pixels).save(out, "JPEG", quality=90)
         cells.append({"bytes": out.getvalue()})

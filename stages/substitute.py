@@ -87,17 +87,14 @@ def _open_world(
     block: OpenWorld | None, spec: DatasetSpec, method: str, seed: int
 ) -> OpenWorldPool:
     """Open the unlabelled images that a method chooses from."""
-    from kdci.data.open_world.candidates import PoolPart
+    from kdci.data.open_world.candidates import parts_of
     from kdci.data.open_world.pool import OpenWorldPool
     from kdci.data.open_world.scoring_engine import find_engine
 
     if block is None:
         raise ValueError("this method has no open_world block")
     return OpenWorldPool(
-        [
-            PoolPart(part.source, Path(part.path) if part.path else None, part.num_images)
-            for part in block.parts
-        ],
+        parts_of(block, Path()),
         image_size=spec.image_size,
         channels=spec.channels,
         seed=seed,

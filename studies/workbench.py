@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from kdci.config.params import Params
-from kdci.data.bank.image_bank import ImageBank, open_npy, save_npy
+from kdci.data.bank.image_bank import ImageBank
+from kdci.data.bank.mapped_images import open_npy, save_npy
 from kdci.data.datasets.loading import load_split
 from kdci.deconfounding.compensation import Compensation
 from kdci.deconfounding.confounder import ConfounderDictionary, build_dictionary, predict

@@ -26,8 +26,7 @@ class DatasetSpec:
             which are nearer to the mean of the images' own deviations.
         crop_padding: Zero padding in pixels of the random crop that keeps labels true.
         flip: Whether a horizontal flip keeps labels true.
-        class_names: Names of the classes, in label order; their numbers where none are known.
-        named: Whether ``class_names`` were stated, so that files are compared with them.
+        stated_names: Of the classes, in label order, with which files are compared; or none.
         bundled: Whether it comes with a package, so that it needs no path.
         resized_crop: If given, training images are random boxes of this range of shares of the
             image's area, enlarged again, in the place of padded crops.
@@ -41,13 +40,17 @@ class DatasetSpec:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop_padding: int
-    flip: bool
-    class_names: tuple[str, ...] = field(repr=False)
-    named: bool = True
+    crop_padding: int = 0
+    flip: bool = False
+    stated_names: tuple[str, ...] = field(default=(), repr=False)
     bundled: bool = False
     resized_crop: tuple[float, float] | None = None
     square_share: float | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in label order; their numbers where none are known."""
+        return self.stated_names or tuple(map(str, range(self.num_classes)))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -63,7 +66,7 @@ def facts_of_spec(spec: DatasetSpec) -> dict[str, Any]:
         "channels": spec.channels,
         "image_size": spec.image_size,
         # Of a custom dataset nothing else tells who gets a network what its answers mean.
-        **({"class_names": list(spec.class_names)} if spec.named else {}),
+        **({"class_names": list(spec.stated_names)} if spec.stated_names else {}),
         "mean": list(spec.mean),
         "std": list(spec.std),
     }
@@ -76,22 +79,13 @@ def spec_of_facts(facts: Mapping[str, Any]) -> DatasetSpec:
         facts: Of a teacher's or a student's card.
     """
     return DatasetSpec(
-        name=facts["dataset"],
-        num_classes=facts["num_classes"],
-        image_size=facts["image_size"],
-        channels=facts["channels"],
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
-        crop_padding=0,
-        flip=False,
-        class_names=(),
-        named=False,
+        facts["dataset"],
+        facts["num_classes"],
+        facts["image_size"],
+        facts["channels"],
+        tuple(facts["mean"]),
+        tuple(facts["std"]),
     )
-
-
-def numbered(num_classes: int) -> tuple[str, ...]:
-    """Return class names for classes that have none."""
-    return tuple(str(index) for index in range(num_classes))
 
 
 _DIGITS = DatasetSpec(
@@ -102,77 +96,60 @@ _DIGITS = DatasetSpec(
     mean=(0.3039,),
     std=(0.3179,),
     crop_padding=1,
-    flip=False,
-    class_names=tuple("0123456789"),
+    stated_names=tuple("0123456789"),
     bundled=True,
 )
-DATASETS: dict[str, DatasetSpec] = {
-    "digits": _DIGITS,
-    # Digits 0 to 4 alone: what another pre-trained model, of other classes, is trained on.
-    "digits5": replace(_DIGITS, name="digits5", num_classes=5, class_names=tuple("01234")),
-    "cifar10": DatasetSpec(
-        name="cifar10",
-        num_classes=10,
-        image_size=32,
-        channels=3,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2023, 0.1994, 0.2010),
-        crop_padding=4,
-        flip=True,
-        class_names=(
-            "airplane",
-            "automobile",
-            "bird",
-            "cat",
-            "deer",
-            "dog",
-            "frog",
-            "horse",
-            "ship",
-            "truck",
-        ),
+_CIFAR10 = DatasetSpec(
+    name="cifar10",
+    num_classes=10,
+    image_size=32,
+    channels=3,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2023, 0.1994, 0.2010),
+    crop_padding=4,
+    flip=True,
+    stated_names=(
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
     ),
-    "cifar100": DatasetSpec(
+)
+_SPECS = (
+    _DIGITS,
+    # Digits 0 to 4 alone: what another pre-trained model, of other classes, is trained on.
+    replace(_DIGITS, name="digits5", num_classes=5, stated_names=tuple("01234")),
+    _CIFAR10,
+    replace(
+        _CIFAR10,
         name="cifar100",
         num_classes=100,
-        image_size=32,
-        channels=3,
         mean=(0.5071, 0.4867, 0.4408),
         std=(0.2675, 0.2565, 0.2761),
-        crop_padding=4,
-        flip=True,
-        class_names=numbered(100),
-        named=False,
+        stated_names=(),
     ),
     # Normalised as the public code of CMI and MosaicKD has it.
-    "tiny-imagenet": DatasetSpec(
+    replace(
+        _CIFAR10,
         name="tiny-imagenet",
         num_classes=200,
         image_size=64,
-        channels=3,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        crop_padding=4,
-        flip=True,
-        class_names=numbered(200),
-        named=False,
+        stated_names=(),
     ),
     # Evaluated as everywhere: the shorter side to 256, then the centred 224.
-    "imagenet": DatasetSpec(
+    DatasetSpec(
         name="imagenet",
         num_classes=1000,
         image_size=224,
         channels=3,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        crop_padding=0,
         flip=True,
-        class_names=numbered(1000),
-        named=False,
         resized_crop=(0.08, 1.0),
         square_share=224 / 256,
     ),
-}
+)
+DATASETS = {spec.name: spec for spec in _SPECS}
 
 CUSTOM = "custom"
 """A dataset of the user's: its facts stand in `data.facts`, its files in a folder or Parquet."""

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, Strict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, Strict, model_validator
 
-from kdci.config.block import Block, Folder, offered
-from kdci.config.catalog import CUSTOM, DATASETS, DatasetSpec, numbered
+from kdci.config.block import Block, Folder, offered, one_of, refuse
+from kdci.config.catalog import CUSTOM, DATASETS, DatasetSpec
 
 
 def _dataset_names() -> list[str]:
     return [*DATASETS, CUSTOM]
 
 
-def _known_dataset(value: str) -> str:
-    if value not in _dataset_names():
-        raise PydanticCustomError(
-            "unknown_name",
-            "unknown {what} '{value}'",
-            {"what": "dataset", "value": value, "names": _dataset_names()},
-        )
-    return value
-
-
-DatasetName = Annotated[str, AfterValidator(_known_dataset), offered(_dataset_names)]
+DatasetName = Annotated[str, one_of(_dataset_names, "dataset"), offered(_dataset_names)]
 Mean = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
 
@@ -55,34 +44,17 @@ class DataFacts(Block):
     def _lengths_fit(self) -> Self:
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
-                what = "needs {channels} values, one a channel"
-                raise PydanticCustomError(
-                    "cross_field", what, {"key": key, "channels": self.channels}
-                )
+                refuse(key, f"needs {self.channels} values, one a channel")
         names = self.class_names
         if names and not len({*names}) == len(names) == self.num_classes:
-            what = "needs {num_classes} different names"
-            raise PydanticCustomError(
-                "cross_field", what, {"key": "class_names", "num_classes": self.num_classes}
-            )
+            refuse("class_names", f"needs {self.num_classes} different names")
         return self
 
     @property
     def spec(self) -> DatasetSpec:
         """Return them as the catalog has those of its datasets."""
-        return DatasetSpec(
-            name=CUSTOM,
-            num_classes=self.num_classes,
-            image_size=self.image_size,
-            channels=self.channels,
-            mean=self.mean,
-            std=self.std,
-            crop_padding=self.crop_padding,
-            flip=self.flip,
-            class_names=self.class_names or numbered(self.num_classes),
-            named=bool(self.class_names),
-            square_share=1.0,
-        )
+        stated = self.model_dump(exclude={"class_names"})
+        return DatasetSpec(CUSTOM, **stated, stated_names=self.class_names, square_share=1.0)
 
 
 class Data(Block):
@@ -104,15 +76,10 @@ class Data(Block):
 
     @model_validator(mode="after")
     def _facts_fit(self) -> Self:
-        if (self.name == CUSTOM) != (self.facts is not None):
-            what = (
-                "custom needs the dataset's facts"
-                if self.facts is None
-                else ("are of a custom dataset alone")
-            )
-            raise PydanticCustomError("cross_field", what, {"key": "facts"})
+        if self.name == CUSTOM and self.facts is None:
+            refuse("facts", "custom needs the dataset's facts")
+        if self.name != CUSTOM and self.facts is not None:
+            refuse("facts", "are of a custom dataset alone")
         if self.spec.bundled and self.path is not None:
-            raise PydanticCustomError(
-                "cross_field", "digits comes with scikit-learn and takes no path", {"key": "path"}
-            )
+            refuse("path", "digits comes with scikit-learn and takes no path")
         return self

@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import product
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, Strict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import model_validator
 
-from kdci.config.block import Block, Seed, offered, raise_first
+from kdci.config.block import Block, Distinct, Seed, SomeDistinct, offered, one_of, refuse
 from kdci.config.catalog import BACKBONE_NAMES, is_backbone
 from kdci.config.deconfounding import ShiftName
 from kdci.deconfounding.arms import ARMS, BASE_ARMS, FURTHER_ARMS, OTHER_ARM
 from kdci.substitution.registry import control_names, method_names
-
-
-def _one_of(names: Callable[[], Iterable[str]], what: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if value not in names():
-            raise PydanticCustomError(
-                "unknown_name",
-                "unknown {what} '{value}'",
-                {"what": what, "value": value, "names": list(names())},
-            )
-        return value
-
-    return AfterValidator(check)
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(values)) != len(values):
-        raise PydanticCustomError("repeated", "lists a value twice", {})
-    return values
-
-
-def _known_backbone(value: str) -> str:
-    if not is_backbone(value):
-        raise PydanticCustomError(
-            "unknown_name",
-            "unknown {what} '{value}'",
-            {"what": "backbone", "value": value, "names": [*BACKBONE_NAMES, *_FOREIGN]},
-        )
-    return value
-
-
-_FOREIGN = ("torchvision-NAME", "timm-NAME")
 
 
 def _further_arms() -> Iterable[str]:
@@ -58,13 +25,18 @@ def _shift_arms() -> Iterable[str]:
 
 BackboneName = Annotated[
     str,
-    AfterValidator(_known_backbone),
+    one_of(
+        lambda: BACKBONE_NAMES,
+        "backbone",
+        is_further=is_backbone,
+        further=("torchvision-NAME", "timm-NAME"),
+    ),
     offered(lambda: BACKBONE_NAMES, else_pattern="^(torchvision|timm)-"),
 ]
-MethodName = Annotated[str, _one_of(method_names, "method"), offered(method_names)]
-ControlName = Annotated[str, _one_of(control_names, "control"), offered(control_names)]
-ArmName = Annotated[str, _one_of(_further_arms, "arm"), offered(_further_arms)]
-ShiftArmName = Annotated[str, _one_of(_shift_arms, "arm"), offered(_shift_arms)]
+MethodName = Annotated[str, one_of(method_names, "method"), offered(method_names)]
+ControlName = Annotated[str, one_of(control_names, "control"), offered(control_names)]
+ArmName = Annotated[str, one_of(_further_arms, "arm"), offered(_further_arms)]
+ShiftArmName = Annotated[str, one_of(_shift_arms, "arm"), offered(_shift_arms)]
 
 
 class Pair(Block):
@@ -86,77 +58,59 @@ class OtherPair(Pair):
 class Grid(Block):
     """The axes of the experiment; ``dvc.yaml`` is their product."""
 
-    teachers: Annotated[
-        tuple[BackboneName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
-    ]
+    teachers: SomeDistinct[BackboneName]
     """Teacher backbones."""
-    students: Annotated[tuple[BackboneName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    students: Distinct[BackboneName] = ()
     """Student backbones: each meets every teacher."""
-    pairs: Annotated[tuple[Pair, ...], Strict(False), AfterValidator(_distinct)] = ()
+    pairs: Distinct[Pair] = ()
     """Teacher and student pairs, in the place of `students`, where they are no product."""
-    methods: Annotated[
-        tuple[MethodName, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
-    ]
+    methods: SomeDistinct[MethodName]
     """Data-free distillation methods."""
-    controls: Annotated[tuple[ControlName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    controls: Distinct[ControlName] = ()
     """What methods are measured against: one vanilla student each, of the first seeds."""
-    arms: Annotated[tuple[ArmName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    arms: Distinct[ArmName] = ()
     """What is measured beside vanilla and KDCI; see ``kdci.deconfounding.arms``."""
-    shifts: Annotated[tuple[ShiftName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    shifts: Distinct[ShiftName] = ()
     """Pools with a known shift, by their names in `shifts`."""
-    shift_arms: Annotated[tuple[ShiftArmName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    shift_arms: Distinct[ShiftArmName] = ()
     """The arms on these pools, `vanilla` among them."""
-    others: Annotated[tuple[BackboneName, ...], Strict(False), AfterValidator(_distinct)] = ()
+    others: Distinct[BackboneName] = ()
     """Backbones of other pre-trained models whose dictionaries KDCI borrows (Table 5); one, which
     all students share, or several beside `pairs`."""
-    other_pairs: Annotated[tuple[OtherPair, ...], Strict(False), AfterValidator(_distinct)] = ()
+    other_pairs: Distinct[OtherPair] = ()
     """Whose dictionary each of `pairs` borrows."""
-    pool_seeds: Annotated[
-        tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
-    ] = (0,)
+    pool_seeds: SomeDistinct[Seed] = (0,)
     """One substitution pool and one dictionary each; all student seeds meet every pool."""
-    seeds: Annotated[
-        tuple[Seed, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)
-    ]
+    seeds: SomeDistinct[Seed]
     """Student seeds: initial weights and order of batches."""
 
     @model_validator(mode="after")
     def _students_or_pairs(self) -> Self:
         if bool(self.students) == bool(self.pairs):
             what = "give either students or pairs" if self.pairs else "lists no student"
-            raise PydanticCustomError("cross_field", what, {"key": "students"})
+            refuse("students", what)
         taught = {pair.teacher for pair in self.pairs}
         for teacher in self.teachers:
             if self.pairs and teacher not in taught:
-                what = "{teacher} has no student in pairs"
-                raise PydanticCustomError(
-                    "cross_field", what, {"key": "teachers", "teacher": teacher}
-                )
+                refuse("teachers", f"{teacher} has no student in pairs")
         for teacher in sorted(taught - {*self.teachers}):
-            what = "{teacher} is none of grid.teachers"
-            raise PydanticCustomError("cross_field", what, {"key": "pairs", "teacher": teacher})
+            refuse("pairs", f"{teacher} is none of grid.teachers")
         if self.pairs and self.shifts:
-            what = "pools with a known shift go with students, not with pairs"
-            raise PydanticCustomError("cross_field", what, {"key": "shifts"})
+            refuse("shifts", "pools with a known shift go with students, not with pairs")
         return self
 
     @model_validator(mode="after")
     def _others_are_told_apart(self) -> Self:
+        if len(self.others) > 1 and not self.pairs:
+            refuse("others", "has several models: only pairs can tell who borrows from which")
         borrowing = [(pair.teacher, pair.student) for pair in self.other_pairs]
-        lenders = {pair.other for pair in self.other_pairs}
-        problems = {
-            "others": "has several models: only pairs can tell who borrows from which"
-            if len(self.others) > 1 and not self.pairs
-            else None,
-            "other_pairs": "says of each of pairs, in their order, from which of others it borrows"
-            if self.pairs and self.others and borrowing != [*self.all_pairs]
-            else "go with pairs and others"
-            if self.other_pairs and not (self.pairs and self.others)
-            else "borrow from just the models of others"
-            if self.other_pairs and lenders != {*self.others}
-            else None,
-        }
-        raise_first(problems)
+        if self.pairs and self.others and borrowing != [*self.all_pairs]:
+            what = "says of each of pairs, in their order, from which of others it borrows"
+            refuse("other_pairs", what)
+        if self.other_pairs and not (self.pairs and self.others):
+            refuse("other_pairs", "go with pairs and others")
+        if self.other_pairs and {pair.other for pair in self.other_pairs} != {*self.others}:
+            refuse("other_pairs", "borrow from just the models of others")
         return self
 
     @property

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
-from pydantic_core import PydanticCustomError
 
-from kdci.config.block import Block, Folder
+from kdci.config.block import Block, Folder, refuse
 
 
 class OpenWorldPart(Block):
@@ -53,26 +52,17 @@ class OpenWorld(Block):
     def _path_fits(self) -> Self:
         if (self.source == "mixed") != bool(self.sources):
             what = "lists nothing to mix" if not self.sources else "go with source: mixed"
-            raise PydanticCustomError("cross_field", what, {"key": "sources"})
+            refuse("sources", what)
         if self.source != "mixed":
             _require_path(self.source, self.path, self.num_images)
         elif self.path is not None:
-            what = "belongs to each of the sources"
-            raise PydanticCustomError("cross_field", what, {"key": "path"})
+            refuse("path", "belongs to each of the sources")
         return self
 
 
 def _require_path(source: str, path: str | None, num_images: int) -> None:
     if (source == "photographs") != (path is None):
         wants = "takes no path" if source == "photographs" else "needs a path"
-        raise PydanticCustomError(
-            "cross_field",
-            "{source} {wants}",
-            {"key": "path", "source": source, "wants": wants},
-        )
+        refuse("path", f"{source} {wants}")
     if source == "photographs" and num_images == 0:
-        raise PydanticCustomError(
-            "cross_field",
-            "photographs have crops without end: say how many",
-            {"key": "num_images"},
-        )
+        refuse("num_images", "photographs have crops without end: say how many")

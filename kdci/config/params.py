@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError
 
-from kdci.config.block import Block, Count, Name, raise_first
+from kdci.config.block import Block, Count, Name, refuse
 from kdci.config.by_method import MethodBlocks, StudentRecipes
 from kdci.config.data import Data as Data
 from kdci.config.deconfounding import (
@@ -132,49 +131,38 @@ class Params(Block):
         for method in (*self.grid.methods, *self.grid.controls):
             for block in ("methods", "recipes"):
                 if method not in getattr(self, block):
-                    raise PydanticCustomError(
-                        "cross_field",
-                        "the grid asks for this method, but its block is missing",
-                        {"key": f"{block}.{method}"},
-                    )
+                    what = "the grid asks for this method, but its block is missing"
+                    refuse(f"{block}.{method}", what)
         return self
 
     @model_validator(mode="after")
     def _data_is_there_or_not_needed(self) -> Self:
-        problems: dict[str, str | None] = {}
         for key, data in (("data", self.data), ("other.data", self.other and self.other.data)):
             if data and data.path is None and not data.spec.bundled:
                 needs = f"{data.name} needs the folder it lies in"
                 if self.teacher.artifact is None:
-                    problems[f"{key}.path"] = f"{needs}, or a finished teacher.artifact"
-                elif data.test is not None:
-                    problems[f"{key}.test"] = (
-                        f"{needs} to test on: give data.path, or set it to null"
-                    )
-        raise_first(problems)
+                    refuse(f"{key}.path", f"{needs}, or a finished teacher.artifact")
+                if data.test is not None:
+                    refuse(f"{key}.test", f"{needs} to test on: give data.path, or set it to null")
         return self
 
     @model_validator(mode="after")
     def _content_is_of_one_teacher(self) -> Self:
-        teacher, count = self.teacher, len({*self.grid.teachers, *self.grid.others})
-        if teacher.content is None:
+        if self.teacher.content is None:
             return self
-        if teacher.artifact is None:
+        if self.teacher.artifact is None:
             what = "is of a finished teacher, but teacher.artifact names none"
-            raise_first({"teacher.content": what})
-        if count > 1:
+            refuse("teacher.content", what)
+        if len({*self.grid.teachers, *self.grid.others}) > 1:
             what = "names one teacher, the grid has several: leave it out"
-            raise_first({"teacher.content": what})
+            refuse("teacher.content", what)
         return self
 
     @model_validator(mode="after")
     def _fusion_fits_the_space(self) -> Self:
         if self.compensation.fusion == "identity" and self.dictionary.space == "features":
-            raise PydanticCustomError(
-                "cross_field",
-                "identity adds F(z) to the logits: its dictionary can not be in features",
-                {"key": "compensation.fusion"},
-            )
+            what = "identity adds F(z) to the logits: its dictionary can not be in features"
+            refuse("compensation.fusion", what)
         return self
 
     @model_validator(mode="after")
@@ -182,23 +170,19 @@ class Params(Block):
         grid, shift = self.grid, self.shift
         if not grid.shifts:
             return self
-        problems = {
-            "shift": "the grid asks for pools with a known shift, but this block is missing"
-            if shift is None
-            else None,
-            "shift.base": "is no method of the grid, whose pool could be resampled"
-            if shift is not None and shift.base not in grid.methods
-            else None,
-            "grid.shift_arms": "needs vanilla, which the other arms are measured against"
-            if "vanilla" not in grid.shift_arms
-            else None,
-        }
+        if shift is None:
+            what = "the grid asks for pools with a known shift, but this block is missing"
+            refuse("shift", what)
+        elif shift.base not in grid.methods:
+            refuse("shift.base", "is no method of the grid, whose pool could be resampled")
+        if "vanilla" not in grid.shift_arms:
+            what = "needs vanilla, which the other arms are measured against"
+            refuse("grid.shift_arms", what)
         for name in grid.shifts:
             if name not in self.shifts:
-                problems[f"shifts.{name}"] = "the grid asks for this shift, but it is missing"
+                refuse(f"shifts.{name}", "the grid asks for this shift, but it is missing")
             if name in names():
-                problems["grid.shifts"] = f"{name} is the name of a method: call it otherwise"
-        raise_first(problems)
+                refuse("grid.shifts", f"{name} is the name of a method: call it otherwise")
         return self
 
     @model_validator(mode="after")
@@ -206,18 +190,12 @@ class Params(Block):
         if not self.grid.others:
             return self
         if self.other is None:
-            raise PydanticCustomError(
-                "cross_field",
-                "the grid asks for another model's dictionary, but this block is missing",
-                {"key": "other"},
-            )
+            what = "the grid asks for another model's dictionary, but this block is missing"
+            refuse("other", what)
         same_classes = self.data.spec.num_classes == self.other.data.spec.num_classes
         if self.compensation.fusion == "identity" and not same_classes:
-            raise PydanticCustomError(
-                "cross_field",
-                "identity adds F(z) to the logits: the other model has other classes",
-                {"key": "compensation.fusion"},
-            )
+            what = "identity adds F(z) to the logits: the other model has other classes"
+            refuse("compensation.fusion", what)
         return self
 
     def method(

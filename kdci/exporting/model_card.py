@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from ruamel.yaml import YAML
 from scipy.stats import binomtest
 
-from kdci.config.catalog import BACKBONE_NAMES, CUSTOM, numbered
+from kdci.config.catalog import BACKBONE_NAMES, CUSTOM
 from kdci.deconfounding.arms import ARMS, arm_title
 from kdci.exporting.card_template import PAGE
 from kdci.exporting.footprint import footprint_note, footprint_rows
@@ -122,7 +122,7 @@ def _interval(accuracy: float | None, num_images: int | None) -> str | None:
 
 def _shown_names(release: Release) -> Sequence[str]:
     """Return what to call the classes on a line of the card: their names, or their numbers."""
-    names = release.class_names or numbered(release.facts["num_classes"])
+    names = release.class_names or map(str, range(release.facts["num_classes"]))
     return [" ".join(name.split()) for name in names]
 
 

@@ -65,7 +65,7 @@ class Release:
         if stated is not None:
             return tuple(stated)
         spec = DATASETS.get(self.facts["dataset"])  # a card of the time before it had names
-        return spec.class_names if spec is not None and spec.named else None
+        return (spec and spec.stated_names) or None
 
     @property
     def preprocessing(self) -> str:

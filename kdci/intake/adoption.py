@@ -93,19 +93,10 @@ def require_adoptable(
 
 
 def _require_class_names(own: Sequence[str] | None, place: str, spec: DatasetSpec) -> None:
-    """Compare the order of the classes, which nothing else tells: shapes fit in any order.
-
-    Args:
-        own: Names on the teacher's card; None: it was imported without.
-        place: Its folder as the params name it.
-        spec: Facts of the custom dataset in the params.
-
-    Raises:
-        UserError: The params name other classes, name them in another order, or name none.
-    """
-    if own is None or (spec.named and tuple(own) == spec.class_names):
+    """Compare the order of the classes, which nothing else tells: shapes fit in any order."""
+    if own is None or tuple(own) == spec.stated_names:
         return
-    if not spec.named:
+    if not spec.stated_names:
         what = f"{place} states its class names, data.facts does not"
     else:
         what = f"{place} has other class names than data.facts"

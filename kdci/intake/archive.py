@@ -1,4 +1,4 @@
-"""torch's zip archive looked over before torch meets it.
+"""The format of a checkpoint, and torch's zip archive looked over before torch meets it.
 
 torch inflates compressed members and checks no checksum, so a small file can ask for any amount
 of memory and a flipped bit goes unnoticed. ``torch.save`` stores members as they are.
@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
+from typing import Literal
 
 from kdci.errors import IntegrityError
 from kdci.intake.limits import MAX_ENTRIES, MAX_NAME_LENGTH, MAX_PICKLE_BYTES
@@ -20,6 +21,27 @@ _END_START, _END_BYTES = b"PK\x05\x06", 22
 _ENCRYPTED = 0x1
 FETCH = "fetch it again"
 SAVE = "save the state dict again with torch.save"
+Container = Literal["torch", "safetensors"]
+
+
+def container_of(data: bytes, subject: str) -> Container:
+    """Tell a file's format by its content.
+
+    Raises:
+        IntegrityError: It is empty, or of a kind that is never loaded.
+    """
+    if not data:
+        raise IntegrityError(subject, "is empty", FETCH)
+    if data.startswith(ZIP_START):
+        return "torch"
+    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
+        return "safetensors"
+    if data.startswith(b"\x80"):
+        what = "is a bare pickle or of torch's format before 1.6, which are not read"
+        fix = "where it was made: torch.save(torch.load(FILE, weights_only=True), NEW)"
+        raise IntegrityError(subject, what, fix)
+    what = "is damaged, or neither a checkpoint of torch nor safetensors"
+    raise IntegrityError(subject, what, FETCH)
 
 
 def check_archive(data: bytes, subject: str) -> None:

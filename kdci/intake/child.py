@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kdci.errors import IntegrityError, KdciError, StorageError
-from kdci.intake.limits import MAX_FILE_BYTES, MIB, limit_process, memory_for
+from kdci.intake.limits import MAX_FILE_BYTES, MIB, limit_process, locked_down, memory_for
 
 TENSORS_FILE, REPORT_FILE = "tensors.safetensors", "report.json"
 _COPIES = 12
@@ -26,31 +26,28 @@ of float16 the last three are twice as large as the file."""
 
 def main() -> int:
     """Read, write, and return the exit code."""
-    arguments = _parser().parse_args()
-    limit_process()
-    try:
-        report = _read(arguments.subject, key=arguments.key, sha256=arguments.sha256)
-    except KdciError as error:
-        return _refuse(type(error).__name__, error.what, error.fix, error.exit_code)
-    except MemoryError:
-        return _refuse_memory()
-    except RuntimeError as error:  # torch's own word for it
-        if not _is_about_memory(error):
-            raise
-        return _refuse_memory()
-    except OSError as error:
-        what = f"its tensors can not be written: {error.strerror}"
-        return _refuse("StorageError", what, "free space, or set TMPDIR", StorageError.exit_code)
-    _write(report)
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m kdci.intake.child", allow_abbrev=False)
     parser.add_argument("--subject", required=True, help="name of the file, for messages")
     parser.add_argument("--sha256", required=True, help="of the bytes on stdin")
     parser.add_argument("--key", help="where the state dict is")
-    return parser
+    arguments = parser.parse_args()
+    limit_process()
+    try:
+        report = _read(arguments.subject, key=arguments.key, sha256=arguments.sha256)
+    except KdciError as error:
+        return _refuse(error)
+    except OSError as error:
+        what = f"its tensors can not be written: {error.strerror}"
+        return _refuse(StorageError("", what, "free space, or set TMPDIR"))
+    except (MemoryError, RuntimeError) as error:
+        # torch has a word of its own for it.
+        words = r"allocate memory|not enough memory|out of memory"
+        if isinstance(error, RuntimeError) and not re.search(words, str(error)):
+            raise
+        what = "needs more memory than reading a checkpoint of its size may take"
+        return _refuse(IntegrityError("", what, "save the state dict alone"))
+    _write(report)
+    return 0
 
 
 def _read(subject: str, *, key: str | None, sha256: str) -> dict[str, Any]:
@@ -61,7 +58,6 @@ def _read(subject: str, *, key: str | None, sha256: str) -> dict[str, Any]:
     _cheap_checks(data, subject)
     import torch
 
-    from kdci.intake.lockdown import locked_down
     from kdci.intake.reading import read_tensors
     from kdci.store.artifacts import save_tensors
 
@@ -80,27 +76,17 @@ def _read(subject: str, *, key: str | None, sha256: str) -> dict[str, Any]:
 
 def _cheap_checks(data: bytes, subject: str) -> None:
     """Refuse what needs no torch to be refused: a bomb is met by a small process."""
-    from kdci.intake.archive import check_archive
-    from kdci.intake.containers import container_of
+    from kdci.intake.archive import check_archive, container_of
 
     with memory_for(len(data)):
         if container_of(data, subject) == "torch":
             check_archive(data, subject)
 
 
-def _is_about_memory(error: RuntimeError) -> bool:
-    return re.search(r"allocate memory|not enough memory|out of memory", str(error)) is not None
-
-
-def _refuse_memory() -> int:
-    what = "needs more memory than reading a checkpoint of its size may take"
-    return _refuse("IntegrityError", what, "save the state dict alone", 3)
-
-
-def _refuse(kind: str, what: str, fix: str, exit_code: int) -> int:
+def _refuse(error: KdciError) -> int:
     Path(TENSORS_FILE).unlink(missing_ok=True)
-    _write({"error": kind, "what": what, "fix": fix})
-    return exit_code
+    _write({"error": type(error).__name__, "what": error.what, "fix": error.fix})
+    return error.exit_code
 
 
 def _write(report: dict[str, Any]) -> None:

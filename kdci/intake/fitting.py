@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdci.config.catalog import STEMS, DatasetSpec, numbered, stem_for
+from kdci.config.catalog import STEMS, DatasetSpec, stem_for
 from kdci.errors import IntegrityError, UserError
 from kdci.intake.naming import Naming, match_names
 from kdci.models import WITH_STEMS, outline_backbone
@@ -20,8 +20,6 @@ _STATISTICS = ("running_mean", "running_var", _COUNTER)
 AUXILIARY = {"googlenet": (".aux1.", ".aux2."), "inception_v3": (".AuxLogits.",)}
 """Modules of auxiliary classifiers, by the network's name in torchvision and in timm."""
 SAVE_WHOLE = "save the state dict of the network as it was trained"
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -52,23 +50,6 @@ class Fitted:
     left_out: int = 0
 
 
-@dataclass(frozen=True)
-class _Outline:
-    """Shapes and types of a backbone's tensors, and its BatchNorm layers, by name."""
-
-    shapes: dict[str, Shape]
-    dtypes: dict[str, torch.dtype]
-    norms: tuple[str, ...]
-
-    @classmethod
-    def of(cls, backbone: str, spec: DatasetSpec, stem: str) -> _Outline:
-        network = outline_backbone(backbone, spec, stem=stem)
-        norms = [n for n, m in network.named_modules() if isinstance(m, _BatchNorm)]
-        state = network.state_dict()
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        return cls(shapes, {name: t.dtype for name, t in state.items()}, tuple(norms))
-
-
 def fit_state_dict(
     tensors: Mapping[str, Tensor],
     subject: str,
@@ -93,14 +74,17 @@ def fit_state_dict(
             lack BatchNorm statistics.
         IntegrityError: A running variance is negative.
     """
-    outline = _Outline.of(backbone, spec, STEMS[0])
+    network = outline_backbone(backbone, spec, stem=STEMS[0])
+    outline = network.state_dict()
+    norms = [name for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
     tensors, left_out = _without_auxiliary(tensors, backbone)
-    naming = match_names(tensors, outline.shapes)
-    _require_names(naming, outline, subject, backbone)
-    own = {place: tensors[name] for name, place in naming.targets.items()}
-    own = {name: _typed(tensor, outline.dtypes[name]) for name, tensor in own.items()}
+    naming = match_names(tensors, outline)
+    _require_names(naming, norms, subject, backbone)
+    own = {
+        place: _typed(tensors[name], outline[place].dtype) for name, place in naming.targets.items()
+    }
     for name in naming.missing:  # the counters alone, which no prediction depends on
-        own[name] = torch.zeros(outline.shapes[name], dtype=torch.int64)
+        own[name] = torch.zeros(outline[name].shape, dtype=torch.int64)
     _require_channels(own, subject, backbone, spec)
     spec = _with_classes(own, subject, backbone, spec, num_classes)
     chosen, source = _stem(own, subject, backbone, spec, stem)
@@ -111,8 +95,8 @@ def fit_state_dict(
         stem_source=source,
         prefixes=naming.prefixes,
         renamed=naming.renamed,
-        num_batch_norm=len(outline.norms),
-        untouched=_untouched(own, outline.norms, subject),
+        num_batch_norm=len(norms),
+        untouched=_untouched(own, norms, subject),
         left_out=left_out,
     )
 
@@ -128,7 +112,7 @@ def _without_auxiliary(
     return kept, len(tensors) - len(kept)
 
 
-def _require_names(naming: Naming, outline: _Outline, subject: str, backbone: str) -> None:
+def _require_names(naming: Naming, norms: Sequence[str], subject: str, backbone: str) -> None:
     missing = [name for name in naming.missing if not name.endswith(_COUNTER)]
     if not missing and not naming.left_over:
         return
@@ -139,9 +123,10 @@ def _require_names(naming: Naming, outline: _Outline, subject: str, backbone: st
             "batch, and deepinv, fast and cmi have nothing to match"
         )
         raise UserError(subject, what, fix)
-    norms = {name for name in outline.shapes if name.rpartition(".")[0] in outline.norms}
-    if norms and norms == set(naming.missing):
-        what = f"has no BatchNorm layer, {backbone} has {len(outline.norms)}: folded, or none there"
+    expected = {*naming.missing, *naming.targets.values()}
+    of_norms = {name for name in expected if name.rpartition(".")[0] in norms}
+    if of_norms and of_norms == set(naming.missing):
+        what = f"has no BatchNorm layer, {backbone} has {len(norms)}: folded, or none there"
         fix = f"{SAVE_WHOLE}, before its BatchNorm is fused into convolutions"
         raise UserError(subject, what, fix)
     parts = [
@@ -188,7 +173,7 @@ def _with_classes(
         raise UserError(subject, what, "choose the dataset it was trained on, or mend --classes")
     if count == spec.num_classes:
         return spec
-    return replace(spec, num_classes=count, class_names=numbered(count))
+    return replace(spec, num_classes=count, stated_names=())
 
 
 def _size_along(
@@ -196,12 +181,14 @@ def _size_along(
 ) -> tuple[str, int] | None:
     """Return the tensor whose shape tells two datasets apart, and its size along that axis."""
     try:
-        one, other = (_Outline.of(backbone, spec, STEMS[0]).shapes for spec in (first, second))
+        one, other = (
+            outline_backbone(backbone, spec, stem=STEMS[0]).state_dict() for spec in (first, second)
+        )
     except UserError:  # a network that does not come in both
         return None
-    for name, shape in one.items():
-        for axis, (size, other_size) in enumerate(zip(shape, other[name], strict=True)):
-            if size != other_size and own[name].ndim == len(shape):
+    for name, tensor in one.items():
+        for axis, sizes in enumerate(zip(tensor.shape, other[name].shape, strict=True)):
+            if sizes[0] != sizes[1] and own[name].ndim == tensor.ndim:
                 return name, int(own[name].shape[axis])
     return None
 
@@ -211,7 +198,7 @@ def _stem(
 ) -> tuple[str, str]:
     """Return the stem whose shapes the tensors have, and how it is known."""
     wrong = {
-        name: _misfits(own, _Outline.of(backbone, spec, name))
+        name: _misfits(own, outline_backbone(backbone, spec, stem=name).state_dict())
         for name in (STEMS if stem == "auto" else (stem,))
     }
     fitting = [name for name, misfits in wrong.items() if not misfits]
@@ -226,17 +213,17 @@ def _stem(
     return stem_for(stem, spec.image_size), "image size" if backbone in WITH_STEMS else ""
 
 
-def _misfits(own: Mapping[str, Tensor], outline: _Outline) -> list[str]:
+def _misfits(own: Mapping[str, Tensor], outline: Mapping[str, Tensor]) -> list[str]:
     """Return what differs in shape or type, in words."""
     shapes = [
-        f"{name} is {tuple(own[name].shape)}, expected {shape}"
-        for name, shape in outline.shapes.items()
-        if tuple(own[name].shape) != shape
+        f"{name} is {tuple(own[name].shape)}, expected {tuple(expected.shape)}"
+        for name, expected in outline.items()
+        if own[name].shape != expected.shape
     ]
     types = [
-        f"{name} is {own[name].dtype}, expected {dtype}".replace("torch.", "")
-        for name, dtype in outline.dtypes.items()
-        if own[name].dtype != dtype
+        f"{name} is {own[name].dtype}, expected {expected.dtype}".replace("torch.", "")
+        for name, expected in outline.items()
+        if own[name].dtype != expected.dtype
     ]
     return shapes + types
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from kdci.errors import IntegrityError, KdciError, UserError
-from kdci.intake.archive import plain_archive
-from kdci.intake.containers import Container, container_of
+from kdci.intake.archive import Container, container_of, plain_archive
 from kdci.intake.limits import MAX_ENTRIES, MAX_FILE_BYTES, MAX_NAME_LENGTH
 from kdci.store.artifacts import parse_tensors
 

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor
 
-from kdci.config.block import Count, NonNegative, Positive, raise_first
+from kdci.config.block import Count, NonNegative, Positive, refuse
 from kdci.data.bank.resized_crop import random_resized_crop
 from kdci.models import PixelModel
 from kdci.models.generators.generating import build_beside
@@ -83,9 +83,8 @@ class Cmi(CallsBlock):
 
     @model_validator(mode="after")
     def _memory_holds_a_batch(self) -> Self:
-        too_small = self.memory_size < self.batch_size
-        problem = f"has to hold a batch of {self.batch_size}" if too_small else None
-        raise_first({"memory_size": problem})
+        if self.memory_size < self.batch_size:
+            refuse("memory_size", f"has to hold a batch of {self.batch_size}")
         return self
 
     def source(self, context: SourceContext) -> CmiSource:

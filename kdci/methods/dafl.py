@@ -29,7 +29,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdci.config.block import Count, NonNegative, Positive, raise_first
+from kdci.config.block import Count, NonNegative, Positive, refuse
 from kdci.config.recipes import scaled_count
 from kdci.errors import NumericError
 from kdci.models.generators.generator import ADAM_BETAS, DaflGenerator, Generator
@@ -81,9 +81,8 @@ class Dafl(MethodBlock):
 
     @model_validator(mode="after")
     def _some_steps_are_kept(self) -> Self:
-        skips_all = self.skip_steps >= self.num_steps
-        problem = f"skips all {self.num_steps} steps: no image would be left" if skips_all else None
-        raise_first({"skip_steps": problem})
+        if self.skip_steps >= self.num_steps:
+            refuse("skip_steps", f"skips all {self.num_steps} steps: no image would be left")
         return self
 
     def source(self, context: SourceContext) -> DaflSource:

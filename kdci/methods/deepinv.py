@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdci.config.block import Count, NonNegative, Positive, raise_first
+from kdci.config.block import Count, NonNegative, Positive, refuse
 from kdci.models import PixelModel
 from kdci.substitution.base import SourceContext
 from kdci.substitution.block import CallsBlock
@@ -93,9 +93,8 @@ class DeepInv(CallsBlock):
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:
-        too_long = self.lr_warmup_steps >= self.num_steps
-        problem = f"has to be shorter than the {self.num_steps} steps" if too_long else None
-        raise_first({"lr_warmup_steps": problem})
+        if self.lr_warmup_steps >= self.num_steps:
+            refuse("lr_warmup_steps", f"has to be shorter than the {self.num_steps} steps")
         return self
 
     def source(self, context: SourceContext) -> DeepInvSource:

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
-from kdci.config.block import Block, Count
+from kdci.config.block import Block, Count, refuse
 from kdci.config.catalog import is_backbone
 from kdci.config.recipes import StudentRecipe, scaled_calls
 
@@ -59,23 +58,23 @@ class MethodBlock(Block):
                 self._require_override(f"{key}.{backbone}", backbone, values)
         for backbone, values in self.by_student.items():
             for name in values.keys() - self.of_students:
-                raise _mistake(
-                    f"by_student.{backbone}.{name}", "belongs to the pool, which students share"
-                )
+                refuse(f"by_student.{backbone}.{name}", "belongs to the pool, which students share")
         return self
 
     def _require_override(self, key: str, backbone: str, values: Mapping[str, Value]) -> None:
         if not is_backbone(backbone):
-            raise _mistake(key, "is no backbone")
+            refuse(key, "is no backbone")
         for name in values:
             if name not in type(self).model_fields or name in OVERRIDES:
-                raise _mistake(f"{key}.{name}", "is no value of this method")
+                refuse(f"{key}.{name}", "is no value of this method")
         try:
             self._with(values)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join([key, *map(str, first["loc"])])
-            raise _mistake(where, first["msg"][:1].lower() + first["msg"][1:]) from None
+        else:
+            return
+        where = ".".join([key, *map(str, first["loc"])])
+        refuse(where, first["msg"][:1].lower() + first["msg"][1:])
 
     def _with(self, values: Mapping[str, Any]) -> Self:
         plain = self.model_dump(exclude={*OVERRIDES})
@@ -174,7 +173,3 @@ class CallsBlock(MethodBlock):
 
 OVERRIDES = ("by_teacher", "by_student")
 """Fields of every block that are of pairs, and no value of the method."""
-
-
-def _mistake(key: str, problem: str) -> PydanticCustomError:
-    return PydanticCustomError("cross_field", "{problem}", {"key": key, "problem": problem})

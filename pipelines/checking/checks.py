@@ -95,9 +95,8 @@ def _dataset(params: Params, layout: Layout) -> Iterator[KdciError]:
 
 
 def _open_worlds(params: Params, layout: Layout) -> Iterator[KdciError]:
-    from kdci.data.open_world.candidates import check_open_world
+    from kdci.data.open_world.candidates import list_part, parts_of
     from kdci.data.open_world.scoring_engine import find_engine
-    from pipelines.checking.estimating.counting import parts_of
 
     for method in (*params.grid.methods, *params.grid.controls):
         open_world = getattr(params.method(method), "open_world", None)
@@ -107,7 +106,7 @@ def _open_worlds(params: Params, layout: Layout) -> Iterator[KdciError]:
         yield from _raised(layout.root, find_engine, open_world.engine, key)
         for number, part in enumerate(parts_of(open_world, layout.root)):
             place, side = part.path or layout.root, params.data.spec.image_size
-            for error in _raised(place, check_open_world, part, image_size=side):
+            for error in _raised(place, list_part, part, image_size=side):
                 yield _of_part(error, method, number) if open_world.sources else error
 
 
@@ -154,12 +153,11 @@ def _selection(method: str, block: MethodBlock, layout: Layout) -> Iterator[Kdci
 
 def _num_open_world(open_world: OpenWorld, layout: Layout) -> int | None:
     """Return how many images there are to choose from at most, if that is quickly known."""
-    from kdci.data.open_world.candidates import count_candidates
-    from pipelines.checking.estimating.counting import parts_of
+    from kdci.data.open_world.candidates import list_part, parts_of
 
     asked = open_world.num_images or None
     try:
-        found = sum(count_candidates(part) for part in parts_of(open_world, layout.root))
+        found = sum(list_part(part).wanted for part in parts_of(open_world, layout.root))
     except (KdciError, OSError):
         return asked  # told by the look at the open world itself
     return min(found, asked or found)

@@ -117,10 +117,11 @@ def _facts(
     options: Options, checkpoint: Checkpoint, fitted: Fitted, accuracy: float | None
 ) -> dict[str, Any]:
     """Return the card's facts: those of a trained teacher, and where this one came from."""
+    names = fitted.spec.class_names if options.class_names else ()
     return {
         "backbone": options.backbone,
         "stem": fitted.stem,
-        **facts_of_spec(replace(fitted.spec, named=bool(options.class_names))),
+        **facts_of_spec(replace(fitted.spec, stated_names=names)),
         "num_steps": 0,
         "train_accuracy": None,
         "accuracy": accuracy,

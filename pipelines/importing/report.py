@@ -96,8 +96,8 @@ def _params(options: Options, imported: Imported) -> Iterator[str]:
             "mean": list(spec.mean),
             "std": list(spec.std),
         }
-        if spec.named:
-            facts["class_names"] = json.dumps(spec.class_names, ensure_ascii=False)
+        if spec.stated_names:
+            facts["class_names"] = json.dumps(spec.stated_names, ensure_ascii=False)
         yield from (f"      {key}: {value}" for key, value in facts.items())
     yield from (
         "  teacher:",

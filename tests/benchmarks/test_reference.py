@@ -29,7 +29,8 @@ from benchmarks.reference.networks import (
     ProjectionHead,
     classifier,
 )
-from kdci.data.bank.augmentation import random_crop_flip
+from kdci.config.catalog import DATASETS
+from kdci.data.bank.augmentation import augment
 from kdci.data.bank.resized_crop import random_resized_crop
 from kdci.deconfounding.confounder import build_dictionary
 from kdci.methods.cmi import CmiSource
@@ -246,7 +247,7 @@ def test_the_dictionary(place: Place) -> None:
 def test_views_of_images_are_the_projects() -> None:
     images = torch.rand(5, 3, 32, 32)
     one, same = (torch.Generator().manual_seed(4) for _ in range(2))
-    expected = random_crop_flip(images, crop_padding=4, flip=True, generator=same)
+    expected = augment(images, DATASETS["cifar10"], same)
     assert torch.equal(crop_and_flip(images, 4, one), expected)
     expected = random_resized_crop(images, scale=(0.25, 1.0), flip=True, generator=same)
     found = resized_crop_and_flip(images, (0.25, 1.0), one)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
-from kdci.data.bank.image_bank import save_npy
+from kdci.data.bank.mapped_images import save_npy
 from kdci.deconfounding import clustering
 from kdci.store.artifacts import new_artifact, open_artifact
 

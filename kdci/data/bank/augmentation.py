@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdci.config.catalog import DatasetSpec
-from kdci.data.bank.resized_crop import random_resized_crop
+from kdci.data.bank.resized_crop import draw_flips, random_resized_crop
 
 
 class CropFlip(NamedTuple):
@@ -32,28 +32,16 @@ class CropFlip(NamedTuple):
 def draw_crop_flip(
     num_images: int, *, crop_padding: int, flip: bool, generator: torch.Generator
 ) -> CropFlip:
-    """Draw independent crops and flips, one for each image.
+    """Draw independent crops and flips on the CPU, one for each of B images.
 
     Args:
         num_images: Batch size B.
-        crop_padding: Zero padding p in pixels on each side.
+        crop_padding: Zero padding p in pixels on each side, 0 or more.
         flip: Whether half of the images, at random, are mirrored.
         generator: A CPU generator.
-
-    Returns:
-        The drawn values, on the CPU.
-
-    Raises:
-        ValueError: If the padding is negative.
     """
-    if crop_padding < 0:
-        raise ValueError(f"crop_padding must be 0 or more, got {crop_padding}")
     shifts = torch.randint(0, 2 * crop_padding + 1, (2, num_images), generator=generator)
-    if flip:
-        flips = torch.randint(0, 2, (num_images,), generator=generator).bool()
-    else:
-        flips = torch.zeros(num_images, dtype=torch.bool)
-    return CropFlip(shifts[0], shifts[1], flips)
+    return CropFlip(shifts[0], shifts[1], draw_flips(num_images, flip, generator))
 
 
 def apply_crop_flip(images: Tensor, drawn: CropFlip, *, crop_padding: int) -> Tensor:
@@ -80,36 +68,11 @@ def apply_crop_flip(images: Tensor, drawn: CropFlip, *, crop_padding: int) -> Te
     return padded.gather(2, index).view(images.shape)
 
 
-def random_crop_flip(
-    images: Tensor, *, crop_padding: int, flip: bool, generator: torch.Generator
-) -> Tensor:
-    """Augment a batch with zero-padded random crops and flips, another one for each image.
-
-    The training transform of all six methods on CIFAR: RandomCrop(32, padding=4) and
-    horizontal flip with probability 1/2.
-
-    Args:
-        images: (B, C, H, W), float in [0, 1] or uint8; gradients pass through.
-        crop_padding: Zero padding in pixels on each side; 0 for no crop.
-        flip: Whether to mirror half of the images, at random.
-        generator: A CPU generator, wherever the images are.
-
-    Returns:
-        (B, C, H, W), same dtype and device.
-
-    Raises:
-        ValueError: If the padding is negative or the images are no (B, C, H, W) batch.
-    """
-    if images.dim() != 4:
-        raise ValueError(f"images must be (B, C, H, W), got {tuple(images.shape)}")
-    if crop_padding == 0 and not flip:
-        return images
-    drawn = draw_crop_flip(len(images), crop_padding=crop_padding, flip=flip, generator=generator)
-    return apply_crop_flip(images, drawn, crop_padding=crop_padding)
-
-
 def augment(images: Tensor, spec: DatasetSpec, generator: torch.Generator) -> Tensor:
     """Augment a batch as the dataset allows, another way for each image.
+
+    On CIFAR it is the training transform of all six methods: RandomCrop(32, padding=4) and
+    horizontal flip with probability 1/2.
 
     Args:
         images: (B, C, H, W), float in [0, 1] or uint8; gradients pass through.
@@ -120,11 +83,11 @@ def augment(images: Tensor, spec: DatasetSpec, generator: torch.Generator) -> Te
     Returns:
         (B, C, H, W) on the same device and scale; same dtype, but of resized uint8 float32.
     """
+    padding, flip = spec.crop_padding, spec.flip
     if spec.resized_crop is not None:
         floats = images if images.is_floating_point() else images.float()
-        return random_resized_crop(
-            floats, scale=spec.resized_crop, flip=spec.flip, generator=generator
-        )
-    return random_crop_flip(
-        images, crop_padding=spec.crop_padding, flip=spec.flip, generator=generator
-    )
+        return random_resized_crop(floats, scale=spec.resized_crop, flip=flip, generator=generator)
+    if padding == 0 and not flip:
+        return images
+    drawn = draw_crop_flip(len(images), crop_padding=padding, flip=flip, generator=generator)
+    return apply_crop_flip(images, drawn, crop_padding=padding)

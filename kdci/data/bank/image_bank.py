@@ -15,14 +15,10 @@ from kdci.data.bank.mapped_images import (
     chunk_rows,
     open_npy,
     release,
-    save_npy,
     split_rows,
     take_rows,
 )
-from kdci.data.bank.shuffled_rows import ShuffledRows
 from kdci.errors import IntegrityError, NumericError, StorageError
-
-__all__ = ["ImageBank", "ShuffledRows", "open_npy", "save_npy", "to_bytes"]
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -36,17 +36,23 @@ class ResizedCrop(NamedTuple):
     flips: Tensor
 
 
+def draw_flips(num_images: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Return (B,) bool, half of them true, at random; without ``flip`` none, and nothing drawn."""
+    if not flip:
+        return torch.zeros(num_images, dtype=torch.bool)
+    return torch.randint(0, 2, (num_images,), generator=generator).bool()
+
+
 def draw_resized_crop(
     num_images: int,
     *,
     height: int,
     width: int,
     scale: tuple[float, float],
-    ratio: tuple[float, float] = RATIO,
     flip: bool,
     generator: torch.Generator,
 ) -> ResizedCrop:
-    """Draw independent boxes and flips, one for each image, as torchvision's RandomResizedCrop.
+    """Draw independent boxes and flips on the CPU, as torchvision's RandomResizedCrop.
 
     Area uniform, logarithm of the side ratio uniform, then the place uniform among those
     that fit. A box larger than the image is drawn again; after ``TRIES`` of them the largest
@@ -56,24 +62,13 @@ def draw_resized_crop(
         num_images: Batch size B.
         height: Of the images, in pixels.
         width: Of the images, in pixels.
-        scale: Range of the box's share of the image's area, within (0, 1].
-        ratio: Range of the box's width over its height, positive.
+        scale: Range of the box's share of the image's area, within (0, 1], lowest first.
         flip: Whether half of the images, at random, are mirrored.
         generator: A CPU generator.
-
-    Returns:
-        The drawn values, on the CPU.
-
-    Raises:
-        ValueError: If a range is empty or goes beyond what is stated above.
     """
-    if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
-        raise ValueError(
-            f"need 0 < scale <= 1 and ratio > 0, lowest first, got {scale} and {ratio}"
-        )
     shape, dtype = (TRIES, num_images), torch.float64
     shares = torch.empty(shape, dtype=dtype).uniform_(*scale, generator=generator)
-    logs = (math.log(ratio[0]), math.log(ratio[1]))
+    logs = (math.log(RATIO[0]), math.log(RATIO[1]))
     ratios = torch.empty(shape, dtype=dtype).uniform_(*logs, generator=generator).exp()
     areas = height * width * shares
     widths = (areas * ratios).sqrt().round().long()
@@ -82,17 +77,14 @@ def draw_resized_crop(
     # argmax of bytes: the first try that fits, or 0 where none does.
     first = fits.byte().argmax(dim=0, keepdim=True)
     found = fits.any(dim=0)
-    central_height, central_width = _central_box(height, width, ratio)
+    central_height, central_width = _central_box(height, width)
     box_heights = torch.where(found, heights.gather(0, first)[0], central_height)
     box_widths = torch.where(found, widths.gather(0, first)[0], central_width)
     shifts = torch.rand(2, num_images, dtype=dtype, generator=generator)
     room_below, room_beside = height - box_heights, width - box_widths
     tops = torch.where(found, (shifts[0] * (room_below + 1)).long(), room_below // 2)
     lefts = torch.where(found, (shifts[1] * (room_beside + 1)).long(), room_beside // 2)
-    if flip:
-        flips = torch.randint(0, 2, (num_images,), generator=generator).bool()
-    else:
-        flips = torch.zeros(num_images, dtype=torch.bool)
+    flips = draw_flips(num_images, flip, generator)
     return ResizedCrop(tops, lefts, box_heights, box_widths, flips)
 
 
@@ -122,19 +114,13 @@ def apply_resized_crop(images: Tensor, drawn: ResizedCrop) -> Tensor:
 
 
 def random_resized_crop(
-    images: Tensor,
-    *,
-    scale: tuple[float, float],
-    ratio: tuple[float, float] = RATIO,
-    flip: bool,
-    generator: torch.Generator,
+    images: Tensor, *, scale: tuple[float, float], flip: bool, generator: torch.Generator
 ) -> Tensor:
     """Crop another random box out of each image, enlarge it, and mirror half of the images.
 
     Args:
         images: (B, C, H, W), floating point; gradients pass through.
         scale: Range of the box's share of the image's area, within (0, 1].
-        ratio: Range of the box's width over its height.
         flip: Whether to mirror half of the images, at random.
         generator: A CPU generator, wherever the images are.
 
@@ -142,32 +128,24 @@ def random_resized_crop(
         (B, C, H, W), same dtype and device.
 
     Raises:
-        ValueError: If a range is not lawful or the images are no floating-point (B, C, H, W).
+        ValueError: If the images are no floating-point (B, C, H, W).
     """
     if images.dim() != 4 or not images.is_floating_point():
-        raise ValueError(
-            "images must be floating point (B, C, H, W), "
-            f"got {images.dtype} of shape {tuple(images.shape)}"
-        )
+        got = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise ValueError(f"images must be floating point (B, C, H, W), got {got}")
     height, width = images.shape[2:]
     drawn = draw_resized_crop(
-        len(images),
-        height=height,
-        width=width,
-        scale=scale,
-        ratio=ratio,
-        flip=flip,
-        generator=generator,
+        len(images), height=height, width=width, scale=scale, flip=flip, generator=generator
     )
     return apply_resized_crop(images, drawn)
 
 
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+def _central_box(height: int, width: int) -> tuple[int, int]:
     """Return height and width of the largest box of a ratio in the range."""
-    if width / height < ratio[0]:
-        return round(width / ratio[0]), width
-    if width / height > ratio[1]:
-        return height, round(height * ratio[1])
+    if width / height < RATIO[0]:
+        return round(width / RATIO[0]), width
+    if width / height > RATIO[1]:
+        return height, round(height * RATIO[1])
     return height, width
 
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +27,13 @@ _TEST_ROWS = (
 """A bit for each image, whether it is in the test half: drawn once, stratified by class."""
 
 
-def load_digits_split(spec: DatasetSpec, path: Path | None, split: Split) -> LabelledImages:
+def load_digits(spec: DatasetSpec, path: Path | None, split: Split) -> LabelledImages:
     """Return one half of the digits, stratified by class; always the same half.
 
     Args:
-        spec: The dataset's.
-        path: Must be ``None``.
-        split: ``train`` (898 images) or ``test`` (899 images).
+        spec: Of all digits, or of those from 0 on that it has as classes.
+        path: Must be ``None``: one that is ignored would let a user believe in their own data.
+        split: ``train`` (898 images of all ten) or ``test`` (899 images).
 
     Returns:
         (N, 1, 16, 16) uint8 images with their labels.
@@ -42,31 +41,16 @@ def load_digits_split(spec: DatasetSpec, path: Path | None, split: Split) -> Lab
     Raises:
         UserError: If a path is given.
     """
-    check_digits(spec, path, [split])
+    if path is not None:
+        raise UserError("data.path", f"digits are bundled, got {path}", "set it to null")
     # 64 pixels, row by row, and the label.
     table = np.loadtxt(bundled_file("datasets/data/digits.csv.gz"), delimiter=",")
     in_test = np.unpackbits(np.frombuffer(bytes.fromhex(_TEST_ROWS), np.uint8))[: len(table)]
-    rows = torch.from_numpy(np.flatnonzero(in_test == (split == "test")))
+    chosen = (in_test == (split == "test")) & (table[:, 64] < spec.num_classes)
+    rows = torch.from_numpy(np.flatnonzero(chosen))
     # 255/16 and the bilinear weights are dyadic, so the rounding is the same on any machine.
     scaled = torch.from_numpy(table[:, :64]).reshape(-1, 1, 8, 8) * (255 / 16)
     size = spec.image_size
     images = F.interpolate(scaled, size=(size, size), mode="bilinear", align_corners=False)
     labels = torch.from_numpy(table[:, 64]).to(torch.int64)
     return LabelledImages(images[rows].round().to(torch.uint8), labels[rows])
-
-
-def load_digits5_split(spec: DatasetSpec, path: Path | None, split: Split) -> LabelledImages:
-    """Return the digits 0 to 4 of a half of ``load_digits_split``; about 450 images."""
-    whole = load_digits_split(spec, path, split)
-    kept = whole.labels < spec.num_classes
-    return LabelledImages(whole.images[kept], whole.labels[kept])
-
-
-def check_digits(spec: DatasetSpec, path: Path | None, splits: Sequence[Split]) -> None:
-    """Refuse a path: one that is ignored would let a user believe in their own data.
-
-    Raises:
-        UserError: If a path is given.
-    """
-    if path is not None:
-        raise UserError("data.path", f"digits are bundled, got {path}", "set it to null")

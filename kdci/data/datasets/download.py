@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -11,25 +13,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Protocol, cast
+from typing import IO, cast
 
-from kdci.data.datasets.archives import unpack_tar_gz
-from kdci.data.datasets.cifar import FORMS
+from kdci.data.datasets.places import CIFAR, Batches
 from kdci.errors import IntegrityError, StorageError, UserError
 from kdci.store.artifacts import storage_errors
 
 CHUNK_BYTES = 2**20
 TIMEOUT_SECONDS = 60
-
-
-class Readable(Protocol):
-    """What an opener's result is asked for."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return at most so many bytes; none at the end."""
-
-
-Opener = Callable[[str], AbstractContextManager[Readable]]
+Opener = Callable[[str], AbstractContextManager[IO[bytes]]]
 """From an https address to the bytes there."""
 
 
@@ -41,48 +33,37 @@ class Source:
         url: Its https address.
         sha256: Of the archive.
         num_bytes: Of the archive.
-        max_unpacked_bytes: More than its files have.
-        folder: The folder that it unpacks to.
-        files: Those that must be there then.
+        batches: The folder that it unpacks to, and the files that must be in there then.
     """
 
     url: str
     sha256: str
     num_bytes: int
-    max_unpacked_bytes: int
-    folder: str
-    files: tuple[str, ...]
+    batches: Batches
 
-
-def _cifar(name: str, archive: str, sha256: str, num_bytes: int) -> Source:
-    form = FORMS[name]
-    return Source(
-        url=f"https://www.cs.toronto.edu/~kriz/{archive}",
-        sha256=sha256,
-        num_bytes=num_bytes,
-        max_unpacked_bytes=256 * 2**20,
-        folder=form.folder,
-        files=tuple(file for split in form.batches.values() for file in split),
-    )
+    @property
+    def folder(self) -> str:
+        """The folder that it unpacks to."""
+        return self.batches.folder
 
 
 SOURCES = {
-    "cifar10": _cifar(
-        "cifar10",
-        "cifar-10-python.tar.gz",
+    "cifar10": Source(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
         170_498_071,
+        CIFAR["cifar10"],
     ),
-    "cifar100": _cifar(
-        "cifar100",
-        "cifar-100-python.tar.gz",
+    "cifar100": Source(
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
         "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
         169_001_437,
+        CIFAR["cifar100"],
     ),
 }
 
 
-def open_https(url: str) -> AbstractContextManager[Readable]:
+def open_https(url: str) -> AbstractContextManager[IO[bytes]]:
     """Open an address; no redirection leads away from https."""
     director = urllib.request.OpenerDirector()
     for handler in (
@@ -95,7 +76,7 @@ def open_https(url: str) -> AbstractContextManager[Readable]:
     ):
         director.add_handler(handler)
     response = director.open(url, timeout=TIMEOUT_SECONDS)
-    return cast("AbstractContextManager[Readable]", response)
+    return cast("AbstractContextManager[IO[bytes]]", response)
 
 
 def download(source: Source, path: Path, *, opener: Opener = open_https) -> Path:
@@ -113,13 +94,16 @@ def download(source: Source, path: Path, *, opener: Opener = open_https) -> Path
         The dataset's folder; where it is there already, nothing is fetched.
 
     Raises:
-        UserError: If the dataset's folder is there, but not whole, or the address is not https.
+        UserError: If the dataset's folder is there, but not whole, the address is not https, or
+            this Python has no safe way to unpack.
         IntegrityError: If the archive is not the published one, which is found out before it
-            is unpacked, or it holds more than files.
+            is unpacked.
         StorageError: If the site can not be reached or the disk can not be written to.
     """
     if not source.url.startswith("https://"):
         raise UserError(source.url, "no https address", "fetch nothing from anywhere else")
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError("Python", "too old to unpack archives safely", "use 3.11.4 or later")
     place = path / source.folder
     if place.exists():
         _require_whole(place, source)
@@ -129,11 +113,9 @@ def download(source: Source, path: Path, *, opener: Opener = open_https) -> Path
         with tempfile.TemporaryDirectory(dir=path, prefix=".download-") as folder:
             archive = Path(folder) / "archive.tar.gz"
             _fetch(source, archive, opener)
+            # Only the published bytes come so far.
             unpacked = Path(folder) / "unpacked"
-            unpacked.mkdir()
-            unpack_tar_gz(
-                archive, unpacked, folder=source.folder, max_bytes=source.max_unpacked_bytes
-            )
+            shutil.unpack_archive(archive, unpacked, filter="data")
             _require_whole(unpacked / source.folder, source, IntegrityError)
             os.replace(unpacked / source.folder, place)
     return place
@@ -168,6 +150,6 @@ def _chunks(source: Source, opener: Opener) -> Iterator[bytes]:
 def _require_whole(
     place: Path, source: Source, error: type[UserError] | type[IntegrityError] = UserError
 ) -> None:
-    missing = [name for name in source.files if not (place / name).is_file()]
+    missing = [name for name in source.batches.names if not (place / name).is_file()]
     if missing:
         raise error(str(place), f"{', '.join(missing)} missing", "remove it and fetch it again")

@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from kdci.config.catalog import CUSTOM, DatasetSpec
-from kdci.data.datasets.labelled import LabelledImages
-from kdci.data.files.image_files import images_of_files
 from kdci.data.files.listing import SUFFIXES, sorted_by_bytes
 from kdci.errors import UserError
 
@@ -21,25 +17,32 @@ OTHER_IMAGES = frozenset({".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".he
 """Images that are not read: told, for left out they would be missing without a word."""
 
 
-def find_split_folder(
-    path: Path, *, folders: Sequence[str], names: Sequence[str], tree: str
-) -> Path:
-    """Return the folder of a split.
+def files_of_classes(
+    folder: Path, spec: DatasetSpec, tree: str, *, firsts: bool = False
+) -> tuple[list[str], list[int]]:
+    """Return the image files of a split and their labels, class by class.
 
     Args:
-        path: Where to look.
-        folders: Folders below it that may hold the split, the likeliest first.
-        names: What the split may be called, the likeliest first.
-        tree: What is expected, for the message.
+        folder: Of the split; hidden folders in it are ignored.
+        spec: Says how many classes there are, and maybe which.
+        tree: What is expected, for messages.
+        firsts: One file of each class alone, whichever is found first; else all of them, by the
+            bytes of their paths.
 
     Raises:
-        UserError: There is none.
+        UserError: If classes are not those of the spec, or one has no images, or some of a format
+            that is not read.
     """
-    for name in names:
-        for folder in folders:
-            if (path / folder / name).is_dir():
-                return path / folder / name
-    raise UserError(str(path), f"no folder {' or '.join(names)} in it", tree)
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_folders(folder, spec, tree)):
+        found = sorted_by_bytes(islice(_images_of(folder / name), 1 if firsts else None))
+        if not found:
+            kinds = f"expected {', '.join(sorted(SUFFIXES))} in it"
+            raise UserError(str(folder / name), "no images of this class", kinds)
+        files += found
+        labels += [label] * len(found)
+    return files, labels
 
 
 def class_folders(folder: Path, spec: DatasetSpec, tree: str) -> list[str]:
@@ -47,11 +50,6 @@ def class_folders(folder: Path, spec: DatasetSpec, tree: str) -> list[str]:
 
     That is the order of ``data.facts.class_names`` where a custom dataset has them, else the
     sorted order of the names, by which whoever trains with ``ImageFolder`` has numbered them.
-
-    Args:
-        folder: Of the split; hidden folders in it are ignored.
-        spec: Says how many classes there are, and maybe which.
-        tree: What is expected, for the message.
 
     Raises:
         UserError: If they are not as many, have other names, or have names that are no names.
@@ -68,60 +66,13 @@ def class_folders(folder: Path, spec: DatasetSpec, tree: str) -> list[str]:
     if len(found) != spec.num_classes:
         what = f"{len(found)} class folders, {spec.name} has {spec.num_classes} classes"
         raise UserError(str(folder), what, tree)
-    if spec.name != CUSTOM or not spec.named:
+    if spec.name != CUSTOM or not spec.stated_names:
         return found
     for name in found:
         if name not in spec.class_names:
             what = f"class folder {name} is none of data.facts.class_names"
             raise UserError(str(folder), what, "name the classes as their folders are")
     return list(spec.class_names)
-
-
-def load_class_folders(folder: Path, classes: Sequence[str], spec: DatasetSpec) -> LabelledImages:
-    """Read a split class by class, files by the bytes of their paths.
-
-    Args:
-        folder: Of the split.
-        classes: Names of its folders in label order.
-        spec: Size and channels.
-
-    Raises:
-        UserError: If a class has no images, or an image another size or format.
-        IntegrityError: If an image that is decoded now is damaged.
-    """
-    files, labels = _listed(folder, classes)
-    return LabelledImages(images_of_files(files, spec), labels)
-
-
-def check_class_folders(folder: Path, classes: Sequence[str], spec: DatasetSpec) -> None:
-    """Check that every class has an image, and that the first one can be read.
-
-    Raises:
-        UserError: If a class has no images, or the first one has another size.
-        IntegrityError: If the first image is damaged.
-    """
-    firsts = [next(_images_of(folder / name), None) for name in classes]
-    for name, first in zip(classes, firsts, strict=True):
-        if first is None:
-            raise _empty(folder / name)
-    images_of_files([str(firsts[0])], spec)
-
-
-def _listed(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor]:
-    files: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted_by_bytes(_images_of(folder / name))
-        if not found:
-            raise _empty(folder / name)
-        files += found
-        labels += [label] * len(found)
-    return files, torch.tensor(labels, dtype=torch.int64)
-
-
-def _empty(folder: Path) -> UserError:
-    kinds = ", ".join(sorted(SUFFIXES))
-    return UserError(str(folder), "no images of this class", f"expected {kinds} in it")
 
 
 def _images_of(folder: Path) -> Iterator[str]:

@@ -22,11 +22,8 @@ def bundled_file(name: str) -> Path:
         UserError: The installed scikit-learn has no such file.
     """
     spec = find_spec("sklearn")
-    folders = spec.submodule_search_locations if spec is not None else None
-    for folder in folders or ():
-        file = Path(folder) / name
-        if file.is_file():
-            return file
-    raise UserError(
-        "scikit-learn", f"there is no {name} in it", "install it as pyproject.toml asks"
-    )
+    file = Path((spec and spec.origin) or "").parent / name
+    if not file.is_file():
+        fix = "install it as pyproject.toml asks"
+        raise UserError("scikit-learn", f"there is no {name} in it", fix)
+    return file

@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+
+from kdci.config.catalog import DatasetSpec
+from kdci.errors import IntegrityError, UserError
 
 Item = TypeVar("Item")
 Pixels = npt.NDArray[np.uint8]
@@ -157,14 +160,6 @@ def _inner_square(
     """Return what a centred crop covers of an image whose shorter side is resized before.
 
     With torchvision's two roundings, of the longer side and of the crop's place.
-
-    Args:
-        size: Width and height of the image.
-        side: Of the crop in pixels.
-        resized: What the shorter side is resized to in pixels.
-
-    Returns:
-        Left, top, right and bottom in the image's own pixels.
     """
     scaled = [resized if length == min(size) else resized * length // min(size) for length in size]
     starts = [round((length - side) / 2) for length in scaled]
@@ -225,6 +220,55 @@ def decode_all(
         if isinstance(pixels, UndecodableError) and pixels.reason == "too large":
             decoded[place] = attempt(items[place])
     return decoded
+
+
+def decode_labelled(
+    items: Sequence[Item],
+    read: Callable[[Item], bytes],
+    spec: DatasetSpec,
+    *,
+    told: Callable[[int], tuple[str, str]],
+    fix: str,
+    threads: int = MAX_THREADS,
+) -> Iterator[Pixels]:
+    """Decode images of a dataset, every one of which has to be whole.
+
+    Args:
+        items: See ``decode_all``.
+        read: See ``decode_all``.
+        spec: Says size and channels. Where it has a ``square_share`` images are cut square and
+            resized; else all have that size.
+        told: From the place of an item to the subject of an error about it, and what is put before
+            its words.
+        fix: What to do about a damaged one.
+        threads: See ``decode_all``.
+
+    Yields:
+        (C, H, W) of each item, in order.
+
+    Raises:
+        IntegrityError: If an image is damaged.
+        UserError: If one has another size.
+    """
+    share, side = spec.square_share, spec.image_size
+    decoded = decode_all(
+        items,
+        read,
+        channels=spec.channels,
+        square=None if share is None else side,
+        share=1.0 if share is None else share,
+        max_pixels=MAX_LABELLED_PIXELS,
+        threads=threads,
+    )
+    for place, pixels in enumerate(decoded):
+        subject, before = told(place)
+        if isinstance(pixels, UndecodableError):
+            raise IntegrityError(subject, f"{before}the image is {pixels.reason}", fix)
+        height, width = pixels.shape[1:]
+        if (height, width) != (side, side):
+            what = f"{before}the image is {width}x{height} pixels"
+            raise UserError(subject, what, f"{spec.name} has {side}x{side}")
+        yield pixels
 
 
 def _is_large(item: Item, read: Callable[[Item], bytes]) -> bool:

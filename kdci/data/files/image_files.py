@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,7 @@ from torch import Tensor
 
 from kdci.config.catalog import DatasetSpec
 from kdci.data.datasets.labelled import ImageSet
-from kdci.data.files.decoding import (
-    MAX_LABELLED_PIXELS,
-    Pixels,
-    UndecodableError,
-    decode_all,
-    read_file,
-)
-from kdci.errors import IntegrityError, UserError
+from kdci.data.files.decoding import Pixels, decode_labelled, read_file
 
 IN_MEMORY_BYTES = 2 * 2**30
 """Photographs that would take more are decoded when they are asked for, every time."""
@@ -95,23 +88,10 @@ class ImageFiles:
                 images[place] = pixels
         return torch.from_numpy(images)
 
-    def _decoded(self, files: Sequence[str]) -> Iterable[Pixels]:
-        share = self.spec.square_share
-        decoded = decode_all(
-            files,
-            read_file,
-            channels=self.spec.channels,
-            square=None if share is None else self.spec.image_size,
-            share=1.0 if share is None else share,
-            max_pixels=MAX_LABELLED_PIXELS,
-            threads=MAX_THREADS,
+    def _decoded(self, files: Sequence[str]) -> Iterator[Pixels]:
+        def told(place: int) -> tuple[str, str]:
+            return files[place], ""
+
+        return decode_labelled(
+            files, read_file, self.spec, told=told, fix=_SHOWN, threads=MAX_THREADS
         )
-        for file, pixels in zip(files, decoded, strict=True):
-            if isinstance(pixels, UndecodableError):
-                raise IntegrityError(file, f"the image is {pixels.reason}", _SHOWN)
-            height, width = pixels.shape[1:]
-            if (height, width) != tuple(self.shape[2:]):
-                side = self.spec.image_size
-                fix = f"{self.spec.name} has {side}x{side}"
-                raise UserError(file, f"the image is {width}x{height} pixels", fix)
-            yield pixels

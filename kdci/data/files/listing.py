@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from kdci.data.files.shards import require_all_shards
 from kdci.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
@@ -36,6 +36,55 @@ def parquet_files(folder: Path) -> list[Path]:
     found = [path for path in named if path.is_file()]
     require_all_shards(found, "fetch them all, or rename those that are there")
     return sorted(found, key=lambda path: os.fsencode(path.relative_to(folder).as_posix()))
+
+
+def find_shards(
+    path: Path, *, folders: Sequence[str], names: Sequence[str], tree: str
+) -> list[Path]:
+    """Return the Parquet files of a split, in order.
+
+    Args:
+        path: Where to look.
+        folders: Folders below it, the likeliest first; one folder holds the split.
+        names: What the split may be called, the likeliest first.
+        tree: What is expected, for the message.
+
+    Returns:
+        The shards of the first name that has any, or nothing.
+
+    Raises:
+        UserError: If some of its shards are missing or doubled.
+    """
+    for name in names:
+        for folder in folders:
+            files = sorted((path / folder).glob(f"{name}-*.parquet"))
+            files += sorted((path / folder).glob(f"{name}.parquet"))
+            if files:
+                require_all_shards(files, tree)
+                return files
+    return []
+
+
+def require_all_shards(files: Sequence[Path], fix: str) -> None:
+    """Refuse files of which some shards ``-00001-of-00003`` are missing or doubled.
+
+    Args:
+        files: Parquet files, of several folders and names maybe.
+        fix: What is told to do.
+
+    Raises:
+        UserError: Names a shard of those that are not complete.
+    """
+    found: dict[tuple[Path, str, int], list[Path]] = {}
+    for file in files:
+        numbered = re.search(r"(.*)-\d+-of-(\d{1,9})", file.stem)
+        if numbered:
+            key = (file.parent, numbered[1], int(numbered[2]))
+            found.setdefault(key, []).append(file)
+    for (_, _, number), shards in found.items():
+        if number != len(shards):
+            what = f"one of {number} shards, {len(shards)} found"
+            raise UserError(str(shards[0]), what, fix)
 
 
 def walk_images(folder: Path, skipped: Counter[str]) -> Iterator[str]:

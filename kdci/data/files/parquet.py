@@ -19,7 +19,7 @@ import torch
 
 from kdci.config.catalog import CUSTOM, DatasetSpec
 from kdci.data.datasets.labelled import LabelledImages
-from kdci.data.files.decoding import MAX_LABELLED_PIXELS, Pixels, UndecodableError, decode_all
+from kdci.data.files.decoding import Pixels, UndecodableError, decode_labelled
 from kdci.data.files.parquet_pages import FIX, look_at_chunk
 from kdci.errors import IntegrityError, StorageError, UserError
 
@@ -27,6 +27,9 @@ IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label")
 MOST_ROWS_PER_BYTE = 4096
 """Of a file: what rows of one and the same image do not reach."""
+BATCH_BYTES = 32 * 2**20
+"""Of cells that are in memory at once, about, unless one alone takes more."""
+MAX_ROWS = 64
 LABELLED_FIX = "expected a struct column with binary bytes and an integer label column"
 
 
@@ -150,21 +153,10 @@ def _batches(
     wanted: Sequence[int] | None = None,
     first: int = 0,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield the rows, as many at once as memory is meant to hold.
+    """Yield batches, as many rows at once as memory is meant to hold, each with its first row.
 
-    Args:
-        file: The open Parquet file.
-        path: Its path.
-        columns: Of leaves, with the names of the structs that they lie in.
-        wanted: Row groups with none of these rows, ascending, are left out, and what comes after
-            the last one; None: all.
-        first: Number of the file's first row, as ``wanted`` counts.
-
-    Yields:
-        The number of a batch's first row, and the batch.
-
-    Raises:
-        IntegrityError: If there are more or fewer rows than the footer tells, or a page swells.
+    Row groups with none of the ``wanted`` rows are left out; these count from the file's ``first``.
+    Columns are of leaves, with the names of the structs that they lie in.
     """
     _footer_rows(file.metadata, path)
     end = first
@@ -194,11 +186,11 @@ def _look_at_group(group: Any, path: Path, number: int, columns: Sequence[str]) 
     for index in _of(group):
         column = group.column(index)
         if column.path_in_schema in columns:
-            chunk = look_at_chunk(path, column)
-            if chunk.num_values != group.num_rows:
-                raise _other_number(path, number, group.num_rows, chunk.num_values)
-            rows.append(chunk.rows_per_batch)
-    return min(rows)
+            num_values, cell_bytes = look_at_chunk(path, column)
+            if num_values != group.num_rows:
+                raise _other_number(path, number, group.num_rows, num_values)
+            rows.append(BATCH_BYTES // max(1, cell_bytes))
+    return max(1, min(MAX_ROWS, *rows))
 
 
 def _other_number(path: Path, group: int, stated: int, found: int) -> IntegrityError:
@@ -289,7 +281,7 @@ def _require_classes(names: list[str] | None, spec: DatasetSpec, path: Path) -> 
     if names is not None and len(names) != spec.num_classes:
         what = f"its labels have {len(names)} classes, {spec.name} has {spec.num_classes}"
         raise UserError(str(path), what, "give the number of classes of this dataset")
-    if names is not None and spec.name == CUSTOM and spec.named:
+    if names is not None and spec.name == CUSTOM and spec.stated_names:
         for label, (found, stated) in enumerate(zip(names, spec.class_names, strict=True)):
             if found != stated:
                 what = f"label {label} is {found}, but data.facts.class_names has {stated}"
@@ -315,23 +307,7 @@ def _labelled_batches(
 def _decoded(
     blobs: list[bytes | None], path: Path, first_row: int, spec: DatasetSpec
 ) -> list[Pixels]:
-    decoded: list[Pixels] = []
-    share, side = spec.square_share, spec.image_size
-    found = decode_all(
-        blobs,
-        read_blob,
-        channels=spec.channels,
-        square=None if share is None else side,
-        share=1.0 if share is None else share,
-        max_pixels=MAX_LABELLED_PIXELS,
-    )
-    for row, pixels in enumerate(found, first_row):
-        if isinstance(pixels, UndecodableError):
-            what = f"row {row}: the image is {pixels.reason}"
-            raise IntegrityError(str(path), what, FIX)
-        height, width = pixels.shape[1:]
-        if (height, width) != (side, side):
-            what = f"row {row}: the image is {width}x{height} pixels"
-            raise UserError(str(path), what, f"this dataset has {side}x{side}")
-        decoded.append(pixels)
-    return decoded
+    def told(place: int) -> tuple[str, str]:
+        return str(path), f"row {first_row + place}: "
+
+    return list(decode_labelled(blobs, read_blob, spec, told=told, fix=FIX))

@@ -8,7 +8,7 @@ page, a struct in Thrift's compact protocol, tells what will be taken.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from os import SEEK_CUR
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,42 +18,23 @@ ANY_BYTES = 64 * 2**20
 """A page may become so large, whatever it takes in the file."""
 MOST_SWELLING = 16
 """A larger one at most so many times what it takes: encoded images hardly shrink at all."""
-BATCH_BYTES = 32 * 2**20
-"""Of cells that are in memory at once, about, unless one alone takes more."""
-MAX_ROWS = 64
 FIX = "fetch the file again"
-_HEADER_BYTES = (2**12, 2**24)
-"""Of a header: nearly always, and at most."""
+_MOST_HEADER_BYTES = 2**24
 _MOST_DEPTH = 8
-_END, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 0, 1, 2, 3, 7, 8, 9, 10, 12
-_INTEGERS = (4, 5, 6)
+_END, _TRUTHS, _INTEGERS, _BINARY, _STRUCT = 0, (1, 2), (4, 5, 6), 8, 12
 _UNCOMPRESSED, _COMPRESSED, _DATA, _DICTIONARY, _DATA_2 = 2, 3, 5, 7, 8
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """What the pages of a column in one row group tell.
-
-    Attributes:
-        num_values: Number of cells, nulls among them.
-        cell_bytes: What a cell may take: the whole dictionary, or the mean of some page.
-    """
-
-    num_values: int
-    cell_bytes: int
-
-    @property
-    def rows_per_batch(self) -> int:
-        """How many rows may be read at once."""
-        return max(1, min(MAX_ROWS, BATCH_BYTES // max(1, self.cell_bytes)))
-
-
-def look_at_chunk(path: Path, column: Any) -> Chunk:
+def look_at_chunk(path: Path, column: Any) -> tuple[int, int]:
     """Read the headers of all pages of a column in a row group.
 
     Args:
         path: The Parquet file.
         column: pyarrow's ``ColumnChunkMetaData``; where it says the pages lie.
+
+    Returns:
+        Number of cells, nulls among them, and the bytes that a cell may take: the whole
+        dictionary, or the mean of some page.
 
     Raises:
         IntegrityError: If there are no such pages, or one becomes far larger than it is.
@@ -74,7 +55,7 @@ def look_at_chunk(path: Path, column: Any) -> Chunk:
             cell_bytes = max(cell_bytes, size // max(1, values))
             if _DICTIONARY in header:
                 cell_bytes = max(cell_bytes, size)
-    return Chunk(num_values, cell_bytes)
+    return num_values, cell_bytes
 
 
 def _num_values(header: Mapping[int, Any]) -> int:
@@ -86,95 +67,67 @@ def _num_values(header: Mapping[int, Any]) -> int:
 def _headers(file: IO[bytes], path: Path, start: int, end: int) -> Iterator[dict[int, Any]]:
     place = start
     while place < end:
-        header, length = _header_at(file, path, place)
-        sizes = [header.get(_UNCOMPRESSED), header.get(_COMPRESSED)]
-        if (
-            not all(isinstance(size, int) and size >= 0 for size in sizes)
-            or _num_values(header) < 0
-        ):
-            raise IntegrityError(str(path), f"no page at byte {place:,}", FIX)
-        yield header
-        place += length + header[_COMPRESSED]
-
-
-def _header_at(file: IO[bytes], path: Path, place: int) -> tuple[dict[int, Any], int]:
-    for most in _HEADER_BYTES:
+        file.seek(place)
         try:
-            file.seek(place)
-            compact = _Compact(file.read(most))
-            return compact.struct(), compact.place
-        except IndexError:
-            continue  # the header is longer than what was read
+            header = _struct(file, place + _MOST_HEADER_BYTES)
+            sizes = [header.get(_UNCOMPRESSED), header.get(_COMPRESSED), _num_values(header)]
+            if not all(isinstance(size, int) and size >= 0 for size in sizes):
+                raise ValueError("no sizes")
         except ValueError:
-            break
-    raise IntegrityError(str(path), f"no page at byte {place:,}", FIX)
+            raise IntegrityError(str(path), f"no page at byte {place:,}", FIX) from None
+        place = file.tell() + header[_COMPRESSED]
+        yield header
 
 
-class _Compact:
-    """Thrift's compact protocol, as far as page headers need it: integers and structs are kept.
+def _struct(file: IO[bytes], end: int, depth: int = 0) -> dict[int, Any]:
+    """Read a struct in Thrift's compact protocol, as far as page headers need it.
 
     Args:
-        data: Where a struct begins.
+        file: Stands where the struct begins, then behind it.
+        end: Where it has to have ended.
+        depth: How many structs it lies in.
+
+    Returns:
+        Integers and structs by the number of their field.
+
+    Raises:
+        ValueError: If there is no such struct.
     """
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.place = 0
-
-    def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Return integers and structs by the number of their field.
-
-        Raises:
-            IndexError: If the data ends before the struct does.
-            ValueError: If it is no such struct.
-        """
-        if depth > _MOST_DEPTH:
-            raise ValueError("too deep")
-        fields: dict[int, Any] = {}
-        number = 0
-        while (head := self._byte()) & 15 != _END:
-            number = number + (head >> 4) if head >> 4 else self._integer()
-            # A field's truth stands in its kind, an element's in a byte of its own.
-            if head & 15 not in (_TRUE, _FALSE):
-                fields[number] = self._value(head & 15, depth)
-        return fields
-
-    def _value(self, kind: int, depth: int) -> Any:
+    fields: dict[int, Any] = {}
+    number = 0
+    while (head := _byte(file)) & 15 != _END:
+        if depth > _MOST_DEPTH or file.tell() > end:
+            raise ValueError("no end")
+        kind = head & 15
+        number = number + (head >> 4) if head >> 4 else _integer(file)
         if kind in _INTEGERS:
-            return self._integer()
-        if kind == _STRUCT:
-            return self.struct(depth + 1)
-        if kind in (_LIST, _SET):
-            return self._skip_list(depth)
-        lengths = {_TRUE: 1, _FALSE: 1, _BYTE: 1, _DOUBLE: 8}
-        if kind != _BINARY and kind not in lengths:
+            fields[number] = _integer(file)
+        elif kind == _STRUCT:
+            fields[number] = _struct(file, end, depth + 1)
+        elif kind == _BINARY:  # of statistics
+            file.seek(min(_varint(file), _MOST_HEADER_BYTES), SEEK_CUR)
+        elif kind not in _TRUTHS:  # which stand in their kind
             raise ValueError(f"no kind {kind}")
-        length = self._varint() if kind == _BINARY else lengths[kind]
-        self.place += length
-        return None
+    return fields
 
-    def _skip_list(self, depth: int) -> None:
-        head = self._byte()
-        size = self._varint() if head >> 4 == 15 else head >> 4
-        if size > len(self._data):
-            raise ValueError("longer than it can be")
-        for _ in range(size):
-            self._value(head & 15, depth + 1)
 
-    def _byte(self) -> int:
-        byte = self._data[self.place]
-        self.place += 1
-        return byte
+def _byte(file: IO[bytes]) -> int:
+    byte = file.read(1)
+    if not byte:
+        raise ValueError("the file ends")
+    return byte[0]
 
-    def _varint(self) -> int:
-        number = 0
-        for shift in range(0, 70, 7):
-            byte = self._byte()
-            number |= (byte & 127) << shift
-            if byte < 128:
-                return number
-        raise ValueError("a number without end")
 
-    def _integer(self) -> int:
-        number = self._varint()
-        return (number >> 1) ^ -(number & 1)
+def _varint(file: IO[bytes]) -> int:
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = _byte(file)
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number
+    raise ValueError("a number without end")
+
+
+def _integer(file: IO[bytes]) -> int:
+    number = _varint(file)
+    return (number >> 1) ^ -(number & 1)

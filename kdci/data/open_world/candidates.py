@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from kdci.config.open_world import OpenWorld
 from kdci.data.files.decoding import read_file
 from kdci.data.files.listing import SUFFIXES, parquet_files, walk_images
 from kdci.data.files.parquet import count_rows, iter_blobs, read_blob
-from kdci.data.open_world.photographs import require_side
+from kdci.data.open_world.photographs import LARGEST_SIDE
 from kdci.errors import UserError
 
 Source = Literal["photographs", "parquet", "folder"]
@@ -29,7 +30,8 @@ class PoolPart:
             taken in the byte order of their relative paths; of each image the largest centred
             square is resized, bilinear with antialiasing.
         path: The folder; ``None`` for photographs.
-        num_images: The first so many that can be decoded, or all there are; 0 means all.
+        num_images: The first so many that can be decoded, or all there are; 0 means all, which
+            photographs do not have.
     """
 
     source: Source
@@ -116,25 +118,39 @@ class _Fingerprint:
         return self._hash.hexdigest()
 
 
-def list_part(part: PoolPart) -> PartListing:
-    """Find a part's candidates, without decoding any.
+def parts_of(open_world: OpenWorld, root: Path) -> list[PoolPart]:
+    """Return the parts of a params block.
+
+    Args:
+        open_world: The block.
+        root: The folder that its paths are relative to.
+    """
+    return [
+        PoolPart(part.source, root / part.path if part.path else None, part.num_images)
+        for part in open_world.parts
+    ]
+
+
+def list_part(part: PoolPart, *, image_size: int = 1) -> PartListing:
+    """Find a part's candidates, without decoding any; some of them may be damaged.
+
+    Args:
+        part: Where images come from.
+        image_size: Height and width in pixels that they are to have.
 
     Raises:
-        UserError: If the path is missing or superfluous, or there is nothing at it.
+        UserError: If there is no such folder, it has no such files or some of them are missing,
+            or photographs are too small.
         IntegrityError: If a Parquet file is damaged at its end.
     """
-    path = part.path
-    if part.source == "photographs":
-        if path is not None:
-            raise UserError(str(path), "photographs are bundled, no path", "set it to null")
-        if part.num_images == 0:
-            raise UserError("photographs", "endlessly many crops", "ask for a number above 0")
+    if part.path is None:
+        if image_size > LARGEST_SIDE:
+            what = f"are {LARGEST_SIDE} pixels high, images are {image_size}"
+            raise UserError("photographs", what, "choose from a folder or from Parquet")
         return PartListing(part, part.num_images, f"photographs {part.num_images}")
-    if path is None:
-        raise UserError(f"open-world {part.source}", "no path", "give the folder of the images")
-    if not path.is_dir():
-        raise UserError(str(path), "no such folder", "give the folder of the images")
-    return _list_parquet(part, path) if part.source == "parquet" else _list_folder(part, path)
+    if not part.path.is_dir():
+        raise UserError(str(part.path), "no such folder", "give the folder of the images")
+    return (_list_parquet if part.source == "parquet" else _list_folder)(part, part.path)
 
 
 def _list_parquet(part: PoolPart, path: Path) -> PartListing:
@@ -168,39 +184,3 @@ def _require_some(path: Path, number: int, kinds: str, skipped: Counter[str]) ->
 def told(reasons: Counter[str]) -> str:
     """Return counts by reason in words."""
     return ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
-
-
-def check_open_world(part: PoolPart, *, image_size: int) -> None:
-    """Check quickly that a part can be opened, without decoding it.
-
-    Args:
-        part: Where images come from.
-        image_size: Height and width in pixels that they are to have.
-
-    Raises:
-        UserError: If the path is missing or superfluous, a folder has no such files or some of
-            them are missing, or photographs are too small.
-        IntegrityError: If a Parquet file is damaged at its end.
-    """
-    require_room(part, image_size)
-    list_part(part)
-
-
-def require_room(part: PoolPart, image_size: int) -> None:
-    """Check that a part has images of this side in pixels.
-
-    Raises:
-        UserError: Photographs are too small.
-    """
-    if part.source == "photographs":
-        require_side(image_size)
-
-
-def count_candidates(part: PoolPart) -> int:
-    """Return how many images a part gives at most; some of them may be damaged.
-
-    Raises:
-        UserError: As ``check_open_world``.
-        IntegrityError: As ``check_open_world``.
-    """
-    return list_part(part).wanted

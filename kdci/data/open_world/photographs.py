@@ -12,21 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdci.data.files.bundled import bundled_file
-from kdci.errors import UserError
 
 PHOTOGRAPHS = ("china", "flower")
 LARGEST_SIDE = 427
 """Shorter side of the photographs in pixels."""
 # Bounds the memory of the gathered corners: about 100 MB at 64 pixels.
 CROPS_PER_CHUNK = 256
-
-
-def photograph_crops(*, num_images: int, image_size: int, channels: int, seed: int) -> Tensor:
-    """Return all crops of a ``PhotographCrops``, uint8 (M, C, H, W)."""
-    crops = PhotographCrops(
-        num_images=num_images, image_size=image_size, channels=channels, seed=seed
-    )
-    return crops.rows(torch.arange(num_images))
 
 
 class PhotographCrops:
@@ -36,17 +27,13 @@ class PhotographCrops:
 
     Args:
         num_images: Number of crops M; of another number none would be the same.
-        image_size: Side in pixels of the result, and of the smallest crop; the largest is
-            the photographs' shorter side.
+        image_size: Side in pixels of the result, and of the smallest crop, at most
+            ``LARGEST_SIDE``, which the largest has.
         channels: 1 for grey, 3 for RGB.
         seed: Same seed, same crops.
-
-    Raises:
-        UserError: If the photographs are smaller than ``image_size``.
     """
 
     def __init__(self, *, num_images: int, image_size: int, channels: int, seed: int) -> None:
-        require_side(image_size)
         self.image_size = image_size
         mode = "L" if channels == 1 else "RGB"
         files = [bundled_file(f"datasets/images/{name}.jpg") for name in PHOTOGRAPHS]
@@ -71,17 +58,6 @@ class PhotographCrops:
         which, sides = self._which[rows], self._sides[rows]
         places = (which, self._tops[rows], self._lefts[rows], sides)
         return area_crops(self._table_PCHW, *places, image_size=self.image_size)
-
-
-def require_side(image_size: int) -> None:
-    """Check that crops of this side in pixels can be cut.
-
-    Raises:
-        UserError: If the photographs are smaller.
-    """
-    if image_size > LARGEST_SIDE:
-        what = f"are {LARGEST_SIDE} pixels high, images are {image_size}"
-        raise UserError("photographs", what, "choose from a folder or from Parquet")
 
 
 def summed_areas(photos: Tensor) -> Tensor:
@@ -117,15 +93,13 @@ def area_crops(
     steps = torch.arange(image_size + 1, dtype=torch.float64) / image_size
     channels = table_PCHW.shape[1]
     crops = torch.empty((len(which), channels, image_size, image_size), dtype=torch.uint8)
-    for start in range(0, len(which), CROPS_PER_CHUNK):
-        rows = slice(start, start + CROPS_PER_CHUNK)
-        spans = sides[rows, None] * steps
-        ys, xs = tops[rows, None] + spans, lefts[rows, None] + spans
-        areas = (sides[rows].double() / image_size).square()[:, None, None]
-        for channel in range(channels):
-            corner_sums = _integral(table_PCHW[:, channel], which[rows], ys, xs)
-            means = corner_sums.diff(dim=1).diff(dim=2).div_(areas)
-            crops[rows, channel] = means.round_().clamp_(0, 255).to(torch.uint8)
+    spans = sides[:, None] * steps
+    ys, xs = tops[:, None] + spans, lefts[:, None] + spans
+    areas = (sides.double() / image_size).square()[:, None, None]
+    for channel in range(channels):
+        corner_sums = _integral(table_PCHW[:, channel], which, ys, xs)
+        means = corner_sums.diff(dim=1).diff(dim=2).div_(areas)
+        crops[:, channel] = means.round_().clamp_(0, 255).to(torch.uint8)
     return crops
 
 

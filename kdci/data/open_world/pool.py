@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate, islice
 from typing import Any, TypeVar
 
@@ -18,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdci.data.files.decoding import Pixels, UndecodableError
+from kdci.data.files.decoding import Pixels, UndecodableError, decode_all
 from kdci.data.files.listing import OTHER
 from kdci.data.files.parquet import require_memory
-from kdci.data.open_world.candidates import PartListing, PoolPart, list_part, require_room, told
+from kdci.data.open_world.candidates import PartListing, PoolPart, list_part, told
 from kdci.data.open_world.photographs import CROPS_PER_CHUNK, PhotographCrops
 from kdci.data.open_world.scoring_engine import (
     NUM_DECODED_AHEAD,
-    Decoder,
+    Decoded,
     ScoringEngine,
     Workers,
     local_engine,
@@ -34,7 +35,6 @@ from kdci.errors import IntegrityError, UserError
 from kdci.training.runtime import derive_seed
 
 Item = TypeVar("Item")
-Decoded = list[Pixels | UndecodableError]
 
 MAX_BAD_FRACTION = 0.05
 BYTES_PER_CHUNK = 32 * 2**20
@@ -44,7 +44,7 @@ _BYTES_PER_PIXEL = 9
 """Of a batch on its way into a network: itself, and two copies as floats."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PoolProgress:
     """How far a pool was read; JSON's types alone.
 
@@ -61,13 +61,16 @@ class PoolProgress:
     part: int = 0
     num_read: int = 0
     num_taken: int = 0
-    bad: dict[str, int] = field(default_factory=dict)
+    bad: Mapping[str, int] = field(default_factory=dict)
     total: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.bad = Counter(self.bad)  # its own
+
     def state_dict(self) -> dict[str, Any]:
         """Return what ``PoolProgress(**state)`` is made from."""
-        return asdict(self)
+        return {**vars(self), "bad": dict(self.bad)}
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,8 @@ class OpenWorldPool:
         fingerprint: Another one where positions would mean other images.
 
     Raises:
-        UserError: If a path is missing or superfluous, a part has no image, or photographs are
-            too small.
+        UserError: If a folder is missing, a part has no image, or photographs are too small.
         IntegrityError: If a Parquet file itself is damaged.
-        ValueError: If there is no part, or a number is negative.
     """
 
     def __init__(
@@ -121,17 +122,11 @@ class OpenWorldPool:
         max_bad_fraction: float = MAX_BAD_FRACTION,
         engine: ScoringEngine = local_engine,
     ) -> None:
-        if not parts or min(num_images, *(part.num_images for part in parts)) < 0:
-            raise ValueError(
-                f"need parts, and numbers of images from 0 on, got {parts}, {num_images}"
-            )
-        for part in parts:
-            require_room(part, image_size)
         self.shape = (channels, image_size, image_size)
         self.seed = seed
         self.max_bad_fraction = max_bad_fraction
         self.engine = engine
-        self._listings = [list_part(part) for part in parts]
+        self._listings = [list_part(part, image_size=image_size) for part in parts]
         ends = list(accumulate(listing.available for listing in self._listings))
         self._starts = [0, *ends[:-1]]
         total = sum(listing.wanted for listing in self._listings)
@@ -161,22 +156,22 @@ class OpenWorldPool:
         """
         fix = "score fewer images at once"
         row_bytes = int(np.prod(self.shape))
-        require_memory(held_bytes(row_bytes, size), self._listings[0].subject, fix)
-        now = progress or PoolProgress()
+        held = (NUM_DECODED_AHEAD + 1) * _chunk_items(row_bytes) + _BYTES_PER_PIXEL * size
+        require_memory(row_bytes * held, self._listings[0].subject, fix)
+        now = replace(progress or PoolProgress())
         images: list[Pixels] = []
         positions: list[int] = []
         for number in range(now.part, len(self._listings)):
             if now.total - now.num_taken == self.num_candidates:
                 break
-            count = _Count(now.num_read, now.num_taken, Counter(now.bad))
             start = self._starts[number]
-            for row, pixels in self._part(number, now.total - now.num_taken, count, workers):
+            for row, pixels in self._part(now, workers):
                 images.append(pixels)
                 positions.append(start + row)
                 if len(images) == size:
-                    yield PoolBatch(self._stacked(images), positions, count.progress(now))
+                    yield PoolBatch(self._stacked(images), positions, replace(now))
                     images, positions = [], []
-            now = self._closed(now, count)
+            now = self._closed(now)
         yield PoolBatch(self._stacked(images), positions, now)
 
     def read(self, positions: Sequence[int], workers: Workers) -> Iterator[Tensor]:
@@ -201,37 +196,36 @@ class OpenWorldPool:
                 for chunk in self._chunks(listing, rows, len(rows) + 1, workers):
                     yield self._stacked(_whole(chunk, listing))
 
-    def _part(
-        self, number: int, before: int, count: _Count, workers: Workers
-    ) -> Iterator[tuple[int, Pixels]]:
-        """Yield a part's images with the rows that they lie in, counting them."""
-        listing = self._listings[number]
+    def _part(self, now: PoolProgress, workers: Workers) -> Iterator[tuple[int, Pixels]]:
+        """Yield the images of the part that is next, with their rows, counting them in ``now``."""
+        listing, bad = self._listings[now.part], Counter(now.bad)
+        now.bad = bad
         unlisted = listing.skipped - Counter({OTHER: listing.skipped[OTHER]})
         self._require_few(listing, unlisted, listing.available)
-        limit = min(listing.wanted, self.num_candidates - before)
-        for chunk in self._decoded(number, count, limit, workers):
+        limit = min(listing.wanted, self.num_candidates - (now.total - now.num_taken))
+        for chunk in self._decoded(now, limit, workers):
             for image in chunk:
-                count.num_read += 1
+                now.num_read += 1
                 if isinstance(image, UndecodableError):
-                    count.bad[image.reason] += 1
+                    bad[image.reason] += 1
                 else:
-                    count.num_taken += 1
-                    yield count.num_read - 1, image
-            num_bad = count.bad.total()
+                    now.num_taken += 1
+                    now.total += 1
+                    yield now.num_read - 1, image
             # Whatever follows: it can not become so many that these are few among them.
-            if num_bad > self.max_bad_fraction * min(listing.available, limit + num_bad):
-                self._require_few(listing, count.bad, count.num_taken)
+            if bad.total() > self.max_bad_fraction * min(listing.available, limit + bad.total()):
+                self._require_few(listing, bad, now.num_taken)
 
     def _decoded(
-        self, number: int, count: _Count, limit: int, workers: Workers
+        self, now: PoolProgress, limit: int, workers: Workers
     ) -> Iterator[Sequence[Pixels | UndecodableError]]:
-        listing = self._listings[number]
+        listing = self._listings[now.part]
         if listing.part.source == "photographs":
-            for crops in self._crops(number, range(count.num_read, limit)):
+            for crops in self._crops(now.part, range(now.num_read, limit)):
                 yield list(crops.numpy())
         else:
-            rows = range(count.num_read, listing.available)
-            yield from self._chunks(listing, rows, limit - count.num_taken, workers)
+            rows = range(now.num_read, listing.available)
+            yield from self._chunks(listing, rows, limit - now.num_taken, workers)
 
     def _crops(self, number: int, rows: Sequence[int]) -> Iterator[Tensor]:
         channels, side = self.shape[:2]
@@ -255,7 +249,7 @@ class OpenWorldPool:
         Never more of them are read than images are missing: what lies beyond must not matter.
         """
         channels, side = self.shape[:2]
-        decoder = Decoder(listing.read, channels, side)
+        decoder = partial(decode_all, read=listing.read, channels=channels, square=side)
         most = _chunk_items(channels * side * side)
         items = listing.items(rows)
         ahead: deque[tuple[int, Callable[[], Decoded]]] = deque()
@@ -265,7 +259,7 @@ class OpenWorldPool:
             added = 0
             while len(ahead) < workers.num_decoded_ahead and missing > underway + added:
                 number = min(most, missing - underway - added)
-                chunk = list(within_bytes(islice(items, number)))
+                chunk = list(_within_bytes(islice(items, number)))
                 if not chunk:
                     break
                 ahead.append((len(chunk), workers.decode(decoder, chunk)))
@@ -281,15 +275,14 @@ class OpenWorldPool:
             underway += fill()
             yield decoded
 
-    def _closed(self, now: PoolProgress, count: _Count) -> PoolProgress:
+    def _closed(self, now: PoolProgress) -> PoolProgress:
         """Return the progress behind a part that was read to its end."""
-        listing = self._listings[now.part]
-        self._require_few(listing, count.bad, count.num_taken)
-        reasons = listing.skipped + count.bad
+        listing, bad = self._listings[now.part], Counter(now.bad)
+        self._require_few(listing, bad, now.num_taken)
+        reasons = listing.skipped + bad
         prefix = f"sources.{now.part}: " if len(self._listings) > 1 else ""
         named = {f"{prefix}{name}": reasons[name] for name in sorted(reasons)}
-        total = now.total - now.num_taken + count.num_taken
-        return PoolProgress(now.part + 1, total=total, skipped=now.skipped | named)
+        return PoolProgress(now.part + 1, total=now.total, skipped=now.skipped | named)
 
     def _require_few(self, listing: PartListing, bad: Counter[str], good: int) -> None:
         seen = bad.total() + good
@@ -305,34 +298,8 @@ class OpenWorldPool:
         return torch.from_numpy(np.stack(images))
 
 
-@dataclass
-class _Count:
-    """What was read of one part so far, as ``PoolProgress`` tells it."""
-
-    num_read: int
-    num_taken: int
-    bad: Counter[str]
-
-    def progress(self, before: PoolProgress) -> PoolProgress:
-        total = before.total - before.num_taken + self.num_taken
-        return PoolProgress(
-            before.part, self.num_read, self.num_taken, dict(self.bad), total, before.skipped
-        )
-
-
 def _chunk_items(row_bytes: int) -> int:
     return max(1, min(MAX_ITEMS_PER_CHUNK, BYTES_PER_CHUNK // row_bytes))
-
-
-def held_bytes(row_bytes: int, batch_size: int) -> int:
-    """Return what decoded images take while a pool of any size is scored in one process.
-
-    Args:
-        row_bytes: Of one image.
-        batch_size: Images scored at once.
-    """
-    chunks = (NUM_DECODED_AHEAD + 1) * _chunk_items(row_bytes)
-    return row_bytes * (chunks + _BYTES_PER_PIXEL * batch_size)
 
 
 def _whole(chunk: Decoded, listing: PartListing) -> list[Pixels]:
@@ -346,7 +313,7 @@ def _whole(chunk: Decoded, listing: PartListing) -> list[Pixels]:
     return found
 
 
-def within_bytes(items: Iterator[Item]) -> Iterator[Item]:
+def _within_bytes(items: Iterator[Item]) -> Iterator[Item]:
     """Yield items until encoded images among them take ``BYTES_PER_CHUNK``."""
     taken = 0
     for item in items:

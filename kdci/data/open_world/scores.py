@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ _BYTES_PER_REPORT = 320 * 2**20
 _log = logging.getLogger(__name__)
 
 
+@dataclass
 class OpenWorldScores:
     """Scores a pool in parts that can be resumed, and puts its best images into a bank.
 
@@ -44,34 +46,18 @@ class OpenWorldScores:
         num_selected: Images to keep.
         batch_size: Images the teacher scores at once.
         skipped: Receives how many candidates could not be used, by reason, once all is scored.
-
-    Raises:
-        ValueError: ``num_selected`` or ``batch_size`` is not positive.
     """
 
-    def __init__(
-        self,
-        method: str,
-        *,
-        name: str,
-        score: Score,
-        keep: Keep,
-        num_selected: int,
-        batch_size: int,
-        skipped: dict[str, int],
-    ) -> None:
-        if num_selected < 1 or batch_size < 1:
-            raise ValueError(
-                "num_selected and score_batch_size must be at least 1, "
-                f"got {num_selected} and {batch_size}"
-            )
-        self.method = method
-        self.name = name
-        self.score = score
-        self.keep: Keep = keep
-        self.num_selected = num_selected
-        self.batch_size = batch_size
-        self.skipped = skipped
+    method: str
+    _: KW_ONLY
+    name: str
+    score: Score
+    keep: Keep
+    num_selected: int
+    batch_size: int
+    skipped: dict[str, int]
+
+    def __post_init__(self) -> None:
         self._is_selected = False
         self._start()
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from kdci.data.files.decoding import Pixels, UndecodableError, decode_all
+from kdci.data.files.decoding import Pixels, UndecodableError
 from kdci.errors import UserError
 from kdci.models import PixelModel
 
@@ -31,23 +30,9 @@ Score = Callable[[Tensor], Tensor]
 """From logits (B, K) to scores (B,)."""
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """How candidates of a pool become pixels.
-
-    Attributes:
-        read: Returns a candidate's encoded bytes; see ``decode_all``.
-        channels: 1 or 3.
-        side: Of the square in pixels.
-    """
-
-    read: Callable[[Any], bytes]
-    channels: int
-    side: int
-
-    def __call__(self, items: Sequence[Any]) -> list[Pixels | UndecodableError]:
-        """Return the pixels of each item, or why there are none."""
-        return decode_all(items, self.read, channels=self.channels, square=self.side)
+Decoded = list[Pixels | UndecodableError]
+Decoder = Callable[[Sequence[Any]], Decoded]
+"""From candidates of a pool to the pixels of each, or why there are none; it can be pickled."""
 
 
 class Workers(Protocol):
@@ -63,25 +48,15 @@ class Workers(Protocol):
     num_decoded_ahead: int
     num_scored_ahead: int
 
-    def decode(
-        self, decoder: Decoder, items: Sequence[Any]
-    ) -> Callable[[], list[Pixels | UndecodableError]]:
+    def decode(self, decoder: Decoder, items: Sequence[Any]) -> Callable[[], Decoded]:
         """Begin to decode a chunk of candidates."""
 
     def score(self, images_BCHW: Tensor) -> Callable[[], Tensor]:
         """Begin to score a batch, uint8; the scores are (B,), on the CPU."""
 
 
-class ScoringEngine(Protocol):
-    """Opens workers that hold a teacher."""
-
-    def __call__(self, teacher: PixelModel, score: Score) -> AbstractContextManager[Workers]:
-        """Return workers for the block.
-
-        Args:
-            teacher: Frozen, in eval mode.
-            score: Maps its logits to scores.
-        """
+ScoringEngine = Callable[[PixelModel, Score], AbstractContextManager[Workers]]
+"""Opens workers that hold a frozen teacher, in eval mode, and what maps its logits to scores."""
 
 
 @torch.no_grad()
@@ -100,9 +75,7 @@ class _LocalWorkers:
     def __init__(self, teacher: PixelModel, score: Score, executor: ThreadPoolExecutor) -> None:
         self._teacher, self._score, self._executor = teacher, score, executor
 
-    def decode(
-        self, decoder: Decoder, items: Sequence[Any]
-    ) -> Callable[[], list[Pixels | UndecodableError]]:
+    def decode(self, decoder: Decoder, items: Sequence[Any]) -> Callable[[], Decoded]:
         return self._executor.submit(decoder, items).result
 
     def score(self, images_BCHW: Tensor) -> Callable[[], Tensor]:

@@ -10,18 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdci.config.catalog import DatasetSpec
-from kdci.config.open_world import OpenWorld
 from kdci.config.params import Params
-from kdci.data.datasets import cifar, tiny_imagenet
-from kdci.data.datasets.image_folders import find_split_folder
 from kdci.data.datasets.labelled import Split
 from kdci.data.datasets.loading import load_split
-from kdci.data.datasets.photo_datasets import PLACES, Places
+from kdci.data.datasets.places import find_split
 from kdci.data.files.image_files import IN_MEMORY_BYTES
 from kdci.data.files.listing import SUFFIXES, parquet_files, walk_images
 from kdci.data.files.parquet import count_rows
-from kdci.data.files.shards import find_shards
-from kdci.data.open_world.candidates import PoolPart, count_candidates
+from kdci.data.open_world.candidates import PoolPart, list_part
 from kdci.errors import KdciError
 from kdci.store.layout import Layout
 
@@ -71,14 +67,6 @@ def count_split(params: Params, layout: Layout, split: Split) -> Counted:
     return Counted(published, is_found=False, is_lazy=_is_lazy(spec, published or 0))
 
 
-def parts_of(open_world: OpenWorld, root: Path) -> list[PoolPart]:
-    """Return the sources of an open world, by a project folder."""
-    return [
-        PoolPart(part.source, root / part.path if part.path else None, part.num_images)
-        for part in open_world.parts
-    ]
-
-
 def count_part(part: PoolPart, wanted: int) -> Counted:
     """Count a source of open-world images.
 
@@ -87,14 +75,14 @@ def count_part(part: PoolPart, wanted: int) -> Counted:
         wanted: What methods keep of it: at least so many there have to be.
     """
     try:
-        number = count_candidates(part)
+        number = list_part(part).wanted
         return Counted(number, _pool_bytes(part))
     except (KdciError, OSError):
         return Counted(part.num_images or wanted, is_found=False)
 
 
 def _count_files(spec: DatasetSpec, path: Path, split: Split) -> Counted | None:
-    files = _files_of(spec, path, split)
+    files = find_split(spec, path, split)
     if isinstance(files, Path):
         return _count_folder(spec, files)
     num_bytes = sum(file.stat().st_size for file in files)
@@ -102,26 +90,6 @@ def _count_files(spec: DatasetSpec, path: Path, split: Split) -> Counted | None:
         return Counted(count_rows(files), num_bytes)
     whole = PUBLISHED[spec.name][split]
     return Counted(_CIFAR_BATCH * len(files) if spec.name == "cifar10" else whole, num_bytes)
-
-
-def _files_of(spec: DatasetSpec, path: Path, split: Split) -> list[Path] | Path:
-    """Return the files of a split, or the folder that they lie in, as the loaders find them."""
-    if spec.name in cifar.FORMS:
-        return cifar.find_files(spec, path, split)
-    if spec.name == "tiny-imagenet":
-        places = Places(
-            folders=tiny_imagenet.FOLDERS,
-            parquet_folders=tiny_imagenet.PARQUET_FOLDERS,
-            splits={split: tiny_imagenet.PARQUET_NAMES[split]},
-            tree=tiny_imagenet.TREE,
-        )
-        folder_names: tuple[str, ...] = (tiny_imagenet.FOLDER_NAMES[split],)
-    else:
-        places = PLACES[spec.name]
-        folder_names = places.splits[split]
-    names, tree = places.splits[split], places.tree
-    shards = find_shards(path, folders=places.parquet_folders, names=names, tree=tree)
-    return shards or find_split_folder(path, folders=places.folders, names=folder_names, tree=tree)
 
 
 def _count_folder(spec: DatasetSpec, folder: Path) -> Counted | None:

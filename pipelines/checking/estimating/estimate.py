@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdci.config.params import Params
+from kdci.data.open_world.candidates import parts_of
 from kdci.errors import UserError
 from kdci.graph.build import graph_of
 from kdci.graph.node import Node
 from kdci.graph.standing import is_in_place
 from kdci.store.layout import Layout
 from kdci.training.runtime import start
-from pipelines.checking.estimating.counting import Counted, count_part, count_split, parts_of
+from pipelines.checking.estimating.counting import Counted, count_part, count_split
 from pipelines.checking.estimating.measured import Measurements, measure
 from pipelines.checking.estimating.stages import Meter, Side, StageNeed
 

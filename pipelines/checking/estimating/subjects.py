@@ -19,7 +19,7 @@ import torch
 from kdci.config.params import Params
 from kdci.data.bank.image_bank import ImageBank
 from kdci.data.datasets.labelled import LabelledImages
-from kdci.data.open_world.candidates import PoolPart
+from kdci.data.open_world.candidates import PoolPart, parts_of
 from kdci.data.open_world.pool import OpenWorldPool
 from kdci.deconfounding.arms import ARMS, Arm
 from kdci.deconfounding.intervention import Intervention, StoredDictionary
@@ -32,7 +32,6 @@ from kdci.substitution.block import TIMED_PARTS, MethodBlock
 from kdci.training.distillation import Distiller
 from kdci.training.evaluation import PREDICTION_BATCH, predict_logits
 from kdci.training.supervised import SupervisedTrainer
-from pipelines.checking.estimating.counting import parts_of
 from pipelines.checking.estimating.machine import (
     Machine,
     Unheard,

@@ -352,6 +352,9 @@ def test_open_worlds_mix_sources(tree: dict[str, Any]) -> None:
         ({"source": "folder", "path": "x", "sources": [{"source": "photographs"}]}, "sources"),
         ({"source": "mixed", "sources": [{"source": "folder"}]}, "sources.0.path"),
         ({"source": "folder"}, "path"),
+        ({"source": "photographs", "path": "x"}, "path"),
+        ({"source": "photographs", "num_images": 0}, "num_images"),
+        ({"source": "photographs", "num_images": -1}, "num_images"),
     ],
 )
 def test_open_worlds_that_do_not_fit_are_refused(

@@ -10,8 +10,7 @@ import torch
 
 from kdci.errors import IntegrityError, KdciError
 from kdci.intake import archive as module
-from kdci.intake.archive import check_archive, plain_archive
-from kdci.intake.containers import container_of
+from kdci.intake.archive import check_archive, container_of, plain_archive
 from kdci.intake.reading import read_tensors
 
 

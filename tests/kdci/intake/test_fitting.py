@@ -16,7 +16,7 @@ from kdci.intake.fitting import Fitted, fit_state_dict
 from kdci.models import build_backbone, load_state
 
 CIFAR = DATASETS["cifar10"]
-PHOTOS = replace(DATASETS["imagenet"], image_size=64, num_classes=7, class_names=tuple("abcdefg"))
+PHOTOS = replace(DATASETS["imagenet"], image_size=64, num_classes=7, stated_names=tuple("abcdefg"))
 
 
 def trained(network: nn.Module) -> nn.Module:
@@ -125,7 +125,7 @@ class TestStem:
 
 class TestClasses:
     def test_are_told_by_the_last_layer(self, wrn) -> None:
-        guess = replace(CIFAR, num_classes=2, class_names=("0", "1"))
+        guess = replace(CIFAR, num_classes=2, stated_names=())
         spec = fit(wrn, "wrn-10-1", guess).spec
         assert spec.num_classes == 10 and spec.class_names == tuple("0123456789")
 

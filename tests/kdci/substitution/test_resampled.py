@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kdci.config.catalog import DatasetSpec
-from kdci.data.bank.image_bank import ImageBank, save_npy
+from kdci.data.bank.image_bank import ImageBank
+from kdci.data.bank.mapped_images import save_npy
 from kdci.data.bank.shuffled_rows import ShuffledRows
 from kdci.deconfounding.known_shift import resample_rows
 from kdci.models import PixelModel

@@ -280,7 +280,7 @@ class TestImported:
     def test_custom_data_without_data(self, project, capsys) -> None:
         """The lines printed are the block of params that adopts the teacher."""
         torch.manual_seed(0)
-        spec = replace(DATASETS["cifar10"], num_classes=3, class_names=("a", "b", "c"))
+        spec = replace(DATASETS["cifar10"], num_classes=3, stated_names=("a", "b", "c"))
         model = build_pixel_model("vgg-11", spec).half()
         torch.save(model.state_dict(), project / "Pets.pt")
         facts = ["--image-size", "32", "--mean", "0.5,0.4,0.3", "--std", "0.2,0.2,0.2"]
@@ -307,7 +307,7 @@ class TestImported:
     def test_class_names_in_another_order_are_not_adopted(self, project, capsys) -> None:
         """Nothing else would tell: shapes fit in any order."""
         torch.manual_seed(0)
-        spec = replace(DATASETS["cifar10"], num_classes=3, class_names=("a", "b", "c"))
+        spec = replace(DATASETS["cifar10"], num_classes=3, stated_names=("a", "b", "c"))
         torch.save(build_pixel_model("vgg-11", spec).state_dict(), project / "Pets.pt")
         facts = ["--image-size", "32", "--mean", "0.5,0.4,0.3", "--std", "0.2,0.2,0.2"]
         more = [*facts, "--class-names", "cat,dog,hare"]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,6 @@ from kdci.data.bank.augmentation import (
     apply_crop_flip,
     augment,
     draw_crop_flip,
-    random_crop_flip,
 )
 from kdci.data.bank.resized_crop import random_resized_crop
 
@@ -37,9 +38,8 @@ def test_equals_a_loop_over_images(dtype: torch.dtype, padding: int, flip: bool)
     drawn = draw_crop_flip(
         32, crop_padding=padding, flip=flip, generator=torch.Generator().manual_seed(1)
     )
-    got = random_crop_flip(
-        images, crop_padding=padding, flip=flip, generator=torch.Generator().manual_seed(1)
-    )
+    spec = replace(DATASETS["cifar10"], crop_padding=padding, flip=flip)
+    got = augment(images, spec, torch.Generator().manual_seed(1))
     assert got.dtype == dtype
     assert torch.equal(got, naive(images, drawn, padding))
 
@@ -59,7 +59,8 @@ def test_draws_cover_their_ranges_evenly() -> None:
 def test_no_flip_and_no_padding_is_the_identity() -> None:
     images = torch.rand(4, 1, 5, 5)
     generator = torch.Generator().manual_seed(0)
-    assert random_crop_flip(images, crop_padding=0, flip=False, generator=generator) is images
+    spec = replace(DATASETS["digits"], crop_padding=0)
+    assert augment(images, spec, generator) is images
     shifted = draw_crop_flip(100, crop_padding=2, flip=False, generator=generator)
     assert not shifted.flips.any()
 
@@ -85,14 +86,6 @@ def test_channels_last_input() -> None:
     assert torch.equal(got, naive(images, drawn, 1))
 
 
-def test_misuse() -> None:
-    generator = torch.Generator()
-    with pytest.raises(ValueError, match="crop_padding"):
-        random_crop_flip(torch.rand(1, 1, 2, 2), crop_padding=-1, flip=True, generator=generator)
-    with pytest.raises(ValueError, match="B, C, H, W"):
-        random_crop_flip(torch.rand(1, 2, 2), crop_padding=1, flip=True, generator=generator)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_same_result_on_the_gpu() -> None:
     images = torch.rand(16, 3, 8, 8)
@@ -101,21 +94,6 @@ def test_same_result_on_the_gpu() -> None:
     )
     got = apply_crop_flip(images.cuda(), drawn, crop_padding=2)
     assert torch.equal(got.cpu(), apply_crop_flip(images, drawn, crop_padding=2))
-
-
-@pytest.mark.parametrize("name", ["cifar10", "digits", "tiny-imagenet"])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_padded_crops_where_a_dataset_has_no_resized_ones(name: str, dtype: torch.dtype) -> None:
-    spec = DATASETS[name]
-    images = torch.randint(0, 256, (5, spec.channels, 9, 9)).to(dtype)
-    got = augment(images, spec, torch.Generator().manual_seed(3))
-    expected = random_crop_flip(
-        images,
-        crop_padding=spec.crop_padding,
-        flip=spec.flip,
-        generator=torch.Generator().manual_seed(3),
-    )
-    assert torch.equal(got, expected) and got.dtype == dtype
 
 
 def test_resized_crops_where_a_dataset_has_them_on_the_scale_of_the_images() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kdci.data.bank import mapped_images
-from kdci.data.bank.image_bank import ImageBank, open_npy, save_npy, to_bytes
+from kdci.data.bank.image_bank import ImageBank, to_bytes
+from kdci.data.bank.mapped_images import open_npy, save_npy
 from kdci.errors import IntegrityError, NumericError, StorageError
 
 SHAPE = (3, 4, 5)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from kdci.data.bank.image_bank import ShuffledRows
+from kdci.data.bank.shuffled_rows import ShuffledRows
 
 
 def test_each_pass_holds_every_row_once_and_batches_are_full() -> None:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from kdci.config.catalog import DATASETS
-from kdci.data.datasets.cifar import check_cifar, load_cifar
+from kdci.data.datasets.labelled import Split
+from kdci.data.datasets.loading import check_dataset, load_split
 from kdci.errors import IntegrityError, UserError
 
 SPEC = DATASETS["cifar10"]
 Make = Callable[..., Path]
+BOTH: list[Split] = ["train", "test"]
 
 
 @pytest.fixture
@@ -50,8 +52,8 @@ def test_parquet_is_found_from_any_folder_above_it(
     below: str, parquet_root: Path, rgb: Callable[..., np.ndarray]
 ) -> None:
     path = parquet_root / below
-    check_cifar(SPEC, path, ["train", "test"])
-    train, test = load_cifar(SPEC, path, "train"), load_cifar(SPEC, path, "test")
+    check_dataset(SPEC, path, BOTH)
+    train, test = (load_split(SPEC, path=path, split=split) for split in BOTH)
     assert train.labels.tolist() == [0, 1, 2, 3, 4, 5]
     assert test.labels.tolist() == [6, 7, 8]
     assert np.array_equal(train.images[:].numpy(), rgb(9)[:6].transpose(0, 3, 1, 2))
@@ -62,8 +64,8 @@ def test_batches_are_found_and_joined_in_order(
     below: str, batches_root: Path, rgb: Callable[..., np.ndarray]
 ) -> None:
     path = batches_root / below
-    check_cifar(SPEC, path, ["train", "test"])
-    train, test = load_cifar(SPEC, path, "train"), load_cifar(SPEC, path, "test")
+    check_dataset(SPEC, path, BOTH)
+    train, test = (load_split(SPEC, path=path, split=split) for split in BOTH)
     assert train.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
     assert test.labels.tolist() == [5, 4]
     assert np.array_equal(train.images[:].numpy(), rgb(12)[:10].transpose(0, 3, 1, 2))
@@ -82,27 +84,27 @@ def test_missing_things_are_one_line_with_the_expected_tree(
     tmp_path: Path, parquet_root: Path
 ) -> None:
     with pytest.raises(UserError, match=r"data\.path"):
-        check_cifar(SPEC, None, ["train"])
+        check_dataset(SPEC, None, ["train"])
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "absent", tmp_path / "empty"):
         with pytest.raises(UserError) as caught:
-            check_cifar(SPEC, path, ["train"])
+            check_dataset(SPEC, path, ["train"])
         one_line(caught.value, path)
     folder = parquet_root / "cifar10" / "plain_text"
     (folder / "test-00000-of-00001.parquet").unlink()
-    check_cifar(SPEC, parquet_root, ["train"])
+    check_dataset(SPEC, parquet_root, ["train"])
     with pytest.raises(UserError, match="no test files") as caught:
-        check_cifar(SPEC, parquet_root, ["train", "test"])
+        check_dataset(SPEC, parquet_root, BOTH)
     one_line(caught.value, parquet_root)
     (folder / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(UserError, match="one of 2 shards, 1 found"):
-        load_cifar(SPEC, parquet_root, "train")
+        load_split(SPEC, path=parquet_root, split="train")
 
 
 def test_a_missing_batch_is_named(batches_root: Path) -> None:
     (batches_root / "cifar-10-batches-py" / "data_batch_3").unlink()
     with pytest.raises(UserError, match="data_batch_3 missing") as caught:
-        load_cifar(SPEC, batches_root, "train")
+        load_split(SPEC, path=batches_root, split="train")
     one_line(caught.value, batches_root)
 
 
@@ -110,7 +112,7 @@ def test_a_damaged_batch_is_an_integrity_error(batches_root: Path) -> None:
     file = batches_root / "cifar-10-batches-py" / "test_batch"
     file.write_bytes(file.read_bytes()[:-500])
     with pytest.raises(IntegrityError, match="test_batch"):
-        load_cifar(SPEC, batches_root, "test")
+        load_split(SPEC, path=batches_root, split="test")
 
 
 def test_the_quick_check_sees_a_wrong_dataset(
@@ -119,10 +121,10 @@ def test_the_quick_check_sees_a_wrong_dataset(
     blob = encode_image(np.zeros((64, 64, 3), np.uint8))
     make_parquet(tmp_path / "a" / "train-0.parquet", [blob], label=[0])
     with pytest.raises(UserError, match="64x64"):
-        check_cifar(SPEC, tmp_path / "a", ["train"])
+        check_dataset(SPEC, tmp_path / "a", ["train"])
     make_parquet(tmp_path / "b" / "train-0.parquet", [blob])
     with pytest.raises(UserError, match="no label column"):
-        check_cifar(SPEC, tmp_path / "b", ["train"])
+        check_dataset(SPEC, tmp_path / "b", ["train"])
 
 
 CIFAR100 = DATASETS["cifar100"]
@@ -153,8 +155,8 @@ def test_fine_labels_of_cifar100s_own_files(
     below: str, cifar100_root: Path, rgb: Callable[..., np.ndarray]
 ) -> None:
     path = cifar100_root / below
-    check_cifar(CIFAR100, path, ["train", "test"])
-    train, test = load_cifar(CIFAR100, path, "train"), load_cifar(CIFAR100, path, "test")
+    check_dataset(CIFAR100, path, BOTH)
+    train, test = (load_split(CIFAR100, path=path, split=split) for split in BOTH)
     assert train.labels.tolist() == [99, 0, 42]
     assert test.labels.tolist() == [7, 98]
     assert np.array_equal(test.images[:].numpy(), rgb(5)[3:].transpose(0, 3, 1, 2))
@@ -179,13 +181,13 @@ def test_fine_labels_of_cifar100s_parquet(
             fine_label=labels,
             coarse_label=[0] * len(labels),
         )
-    check_cifar(CIFAR100, tmp_path, ["train", "test"])
-    assert load_cifar(CIFAR100, tmp_path, "train").labels.tolist() == [99, 3]
-    assert load_cifar(CIFAR100, folder, "test").labels.tolist() == [50]
+    check_dataset(CIFAR100, tmp_path, BOTH)
+    assert load_split(CIFAR100, path=tmp_path, split="train").labels.tolist() == [99, 3]
+    assert load_split(CIFAR100, path=folder, split="test").labels.tolist() == [50]
 
 
 def test_cifar10_is_not_taken_for_cifar100(batches_root: Path) -> None:
     with pytest.raises(UserError, match="no train files of CIFAR-100") as caught:
-        check_cifar(CIFAR100, batches_root, ["train"])
+        check_dataset(CIFAR100, batches_root, ["train"])
     assert "expected PATH/cifar100/cifar100/{train,test}-*.parquet" in str(caught.value)
     assert "PATH/cifar-100-python/{train,test}" in str(caught.value)

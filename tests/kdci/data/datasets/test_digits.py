@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from kdci.config.catalog import DATASETS
-from kdci.data.datasets.digits import check_digits, load_digits_split
+from kdci.data.datasets.digits import load_digits as load_half
 from kdci.errors import UserError
 
 SPEC = DATASETS["digits"]
@@ -30,7 +30,7 @@ def naive_resize(image: np.ndarray) -> np.ndarray:
 
 
 def test_the_halves_partition_all_digits_and_are_stratified() -> None:
-    train, test = load_digits_split(SPEC, None, "train"), load_digits_split(SPEC, None, "test")
+    train, test = load_half(SPEC, None, "train"), load_half(SPEC, None, "test")
     assert (len(train), len(test)) == (898, 899)
     assert train.images.shape == (898, 1, 16, 16)
     every = np.stack([naive_resize(image * 255 / 16) for image in load_digits().images])
@@ -50,7 +50,7 @@ def test_the_split_is_the_one_scikit_learn_draws() -> None:
         np.arange(1797), test_size=0.5, random_state=0, stratify=bundled.target
     )
     for split, rows in zip(("train", "test"), halves, strict=True):
-        found = load_digits_split(SPEC, None, split)
+        found = load_half(SPEC, None, split)
         expected = np.stack([naive_resize(bundled.images[i] * 255 / 16) for i in np.sort(rows)])
         assert np.array_equal(found.images[:, 0].numpy(), expected)
         assert found.labels.tolist() == bundled.target[np.sort(rows)].tolist()
@@ -58,6 +58,4 @@ def test_the_split_is_the_one_scikit_learn_draws() -> None:
 
 def test_a_path_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.path.*null"):
-        check_digits(SPEC, Path("mine"), ["train"])
-    with pytest.raises(UserError):
-        load_digits_split(SPEC, Path("mine"), "test")
+        load_half(SPEC, Path("mine"), "test")

@@ -8,14 +8,15 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from http.client import IncompleteRead
 from pathlib import Path
+from typing import IO
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 
 from kdci.config.catalog import DATASETS
-from kdci.data.datasets.cifar import load_cifar
-from kdci.data.datasets.download import SOURCES, Opener, Readable, Source, download, open_https
+from kdci.data.datasets.download import SOURCES, Opener, Source, download, open_https
+from kdci.data.datasets.loading import load_split
 from kdci.errors import IntegrityError, KdciError, StorageError, UserError
 
 
@@ -25,7 +26,7 @@ class Site:
     def __init__(self, content: bytes) -> None:
         self.content, self.asked, self.sent = content, list[str](), 0
 
-    def __call__(self, url: str) -> AbstractContextManager[Readable]:
+    def __call__(self, url: str) -> AbstractContextManager[IO[bytes]]:
         self.asked.append(url)
         site = self
 
@@ -66,7 +67,7 @@ def test_what_is_fetched_can_be_read(tmp_path: Path) -> None:
     place = download(source_of(content), tmp_path / "new" / "data", opener=site)
     assert place == tmp_path / "new" / "data" / "cifar-100-python"
     assert site.asked == ["https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"]
-    data = load_cifar(DATASETS["cifar100"], place.parent, "train")
+    data = load_split(DATASETS["cifar100"], path=place.parent, split="train")
     assert data.labels.tolist() == [1, 2, 3, 99]
     assert [file.name for file in place.parent.iterdir()] == ["cifar-100-python"]
 
@@ -103,7 +104,7 @@ def test_one_altered_byte_is_found_before_anything_is_unpacked(
     def unpack(*_: object, **__: object) -> None:
         raise AssertionError("unpacked")
 
-    monkeypatch.setattr("kdci.data.datasets.download.unpack_tar_gz", unpack)
+    monkeypatch.setattr("shutil.unpack_archive", unpack)
     error = refused(source_of(content), tmp_path / "data", Site(bytes(altered)))
     assert isinstance(error, IntegrityError) and error.exit_code == 3
 
@@ -122,7 +123,7 @@ def test_a_pinned_archive_that_lacks_files_or_holds_more(tmp_path: Path) -> None
     error = refused(source_of(content), tmp_path / "a", Site(content))
     assert isinstance(error, IntegrityError) and "test missing" in str(error)
     content = cifar100_archive()
-    other = replace(source_of(content), folder="cifar-10-batches-py")
+    other = replace(source_of(content), batches=SOURCES["cifar10"].batches)
     assert refused(other, tmp_path / "b", Site(content)).exit_code == 3
 
 
@@ -143,7 +144,7 @@ class Falling(io.BytesIO):
     ids=lambda error: type(error).__name__,
 )
 def test_a_site_that_does_not_answer(error: Exception, tmp_path: Path) -> None:
-    def unknown(url: str) -> AbstractContextManager[Readable]:
+    def unknown(url: str) -> AbstractContextManager[IO[bytes]]:
         raise error
 
     for opener in (unknown, lambda url: Falling(error)):
@@ -169,5 +170,5 @@ def test_the_published_archives() -> None:
         source = SOURCES[name]
         assert source.url == theirs.url and source.folder == theirs.base_folder
         listed = {file for file, _ in [*theirs.train_list, *theirs.test_list]}
-        assert {*source.files} == listed
+        assert {*source.batches.names} == listed
         assert len(bytes.fromhex(source.sha256)) == 32

@@ -1,21 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from kdci.config.catalog import CUSTOM, DATASETS
+from kdci.config.catalog import DATASETS
 from kdci.data.datasets.labelled import Split
-from kdci.data.datasets.loading import LOADERS, check_dataset, load_split
+from kdci.data.datasets.loading import check_dataset, load_split
 from kdci.errors import UserError
-
-
-def test_every_dataset_of_the_catalog_has_a_loader() -> None:
-    assert set(LOADERS) == {*DATASETS, CUSTOM}
 
 
 def test_digits_fit_their_spec() -> None:
@@ -24,11 +19,6 @@ def test_digits_fit_their_spec() -> None:
     data = load_split(DATASETS["digits"], path=None, split="train")
     assert tuple(data.images.shape[1:]) == (spec.channels, spec.image_size, spec.image_size)
     assert sorted(set(data.labels.tolist())) == list(range(spec.num_classes))
-
-
-def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match="digits"):
-        load_split(replace(DATASETS["digits"], name="cifar11"), path=None, split="train")
 
 
 @pytest.mark.parametrize("bad", [-1, 10])

@@ -16,7 +16,7 @@ from torchvision.datasets import ImageFolder
 from kdci.config.catalog import DATASETS, DatasetSpec
 from kdci.config.data import DataFacts
 from kdci.data.datasets.labelled import Split
-from kdci.data.datasets.photo_datasets import check_photos, load_photos
+from kdci.data.datasets.loading import check_dataset, load_split
 from kdci.data.files import image_files
 from kdci.data.files.image_files import ImageFiles
 from kdci.errors import IntegrityError, KdciError, UserError
@@ -73,11 +73,11 @@ def test_imagenet_is_what_torchvision_evaluates_on(
     """Images to a level (rounding), labels and files exactly."""
     if not in_memory:
         monkeypatch.setattr(image_files, "IN_MEMORY_BYTES", 0)
-    check_photos(IMAGENET, imagenet, BOTH)
+    check_dataset(IMAGENET, imagenet, BOTH)
     transform = T.Compose([T.Resize(256), T.CenterCrop(224), T.PILToTensor()])
     for split, folder in SPLITS:
         theirs = ImageFolder(str(imagenet / folder), transform)
-        ours = load_photos(IMAGENET, imagenet, split)
+        ours = load_split(IMAGENET, path=imagenet, split=split)
         assert isinstance(ours.images, ImageFiles) is not in_memory
         assert ours.labels.tolist() == theirs.targets == [0, 0, 1, 1, 2, 2]
         expected = torch.stack([image for image, _ in theirs])
@@ -87,21 +87,21 @@ def test_imagenet_is_what_torchvision_evaluates_on(
 def test_imagenets_unlabelled_test_folder_is_not_its_test_split(imagenet: Path) -> None:
     (imagenet / "test").mkdir()
     (imagenet / "test" / "ILSVRC2012_test_00000001.JPEG").write_bytes(b"no matter")
-    assert len(load_photos(IMAGENET, imagenet.parent, "test")) == 6
+    assert len(load_split(IMAGENET, path=imagenet.parent, split="test")) == 6
 
 
 @pytest.mark.parametrize("name", ["test", "val", "valid", "validation"])
 def test_a_custom_folder_whatever_its_test_split_is_called(name: str, custom: Path) -> None:
     (custom / "test").rename(custom / name)
-    check_photos(CUSTOM, custom, BOTH)
-    data = load_photos(CUSTOM, custom, "test")
+    check_dataset(CUSTOM, custom, BOTH)
+    data = load_split(CUSTOM, path=custom, split="test")
     assert data.images.shape == (3, 3, 8, 8)
     assert data.labels.tolist() == [0, 1, 2]
 
 
 def test_labels_follow_stated_class_names_and_else_the_sorted_folders(custom: Path) -> None:
-    plain = load_photos(CUSTOM, custom, "train")
-    named = load_photos(NAMED, custom, "train")
+    plain = load_split(CUSTOM, path=custom, split="train")
+    named = load_split(NAMED, path=custom, split="train")
     assert plain.labels.tolist() == named.labels.tolist() == [0, 1, 2]
     assert torch.equal(named.images[0], plain.images[2])  # dog
     assert torch.equal(named.images[2], plain.images[0])  # ant
@@ -113,7 +113,7 @@ def test_numbers_are_sorted_as_imagefolder_sorts_them(
     classes = {str(k): [np.full((8, 8, 3), 20 * k, np.uint8)] for k in range(12)}
     make_folders(tmp_path / "train", classes)
     spec = spec_of(12)
-    data = load_photos(spec, tmp_path, "train")
+    data = load_split(spec, path=tmp_path, split="train")
     theirs = ImageFolder(str(tmp_path / "train"))
     assert theirs.classes[:4] == ["0", "1", "10", "11"]
     assert (data.images[:, 0, 0, 0] // 20).tolist() == [int(name) for name in theirs.classes]
@@ -123,7 +123,9 @@ def test_stated_numbers_are_names_like_any_other(tmp_path: Path, make_folders: F
     """As numbers, not as text: whoever states 0 to 11 says that label 2 is folder 2."""
     classes = {str(k): [np.full((8, 8, 3), 20 * k, np.uint8)] for k in range(12)}
     make_folders(tmp_path / "train", classes)
-    data = load_photos(spec_of(12, class_names=[str(k) for k in range(12)]), tmp_path, "train")
+    data = load_split(
+        spec_of(12, class_names=[str(k) for k in range(12)]), path=tmp_path, split="train"
+    )
     assert (data.images[:, 0, 0, 0] // 20).tolist() == data.labels.tolist() == [*range(12)]
 
 
@@ -133,11 +135,11 @@ def test_linked_folders_are_entered_as_by_imagefolder_but_not_in_circles(
     more = make_folders(custom.parent / "elsewhere", {"cats": [photo(9, 10, 10)] * 2})
     (custom / "train" / "cat" / "more").symlink_to(more / "cats")
     theirs = ImageFolder(str(custom / "train"))
-    assert load_photos(CUSTOM, custom, "train").labels.tolist() == theirs.targets
+    assert load_split(CUSTOM, path=custom, split="train").labels.tolist() == theirs.targets
     assert theirs.targets == [0, 1, 1, 1, 2]
     (more / "cats" / "back").symlink_to(custom / "train" / "cat")
     (more / "cats" / "self").symlink_to(more / "cats")
-    assert load_photos(CUSTOM, custom, "train").labels.tolist() == theirs.targets
+    assert load_split(CUSTOM, path=custom, split="train").labels.tolist() == theirs.targets
 
 
 def test_hidden_things_nested_folders_and_other_files_are_as_to_imagefolder(
@@ -147,7 +149,7 @@ def test_hidden_things_nested_folders_and_other_files_are_as_to_imagefolder(
     (custom / "train" / ".cache").mkdir()
     (custom / "train" / "cat" / "notes.txt").write_text("a cat")
     (custom / "train" / "cat" / "._cat_0.png").write_bytes(b"macOS leaves these")
-    assert load_photos(CUSTOM, custom, "train").labels.tolist() == [0, 1, 1, 2]
+    assert load_split(CUSTOM, path=custom, split="train").labels.tolist() == [0, 1, 1, 2]
 
 
 def test_parquet_of_any_size_is_cut_square(
@@ -156,8 +158,8 @@ def test_parquet_of_any_size_is_cut_square(
     blobs = [encode_image(np.full((9, 20 + k, 3), 40 * k, np.uint8)) for k in range(4)]
     make_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", blobs[:3], label=[2, 0, 1])
     make_parquet(tmp_path / "data" / "validation.parquet", blobs[3:], label=[1])
-    check_photos(CUSTOM, tmp_path, BOTH)
-    train, test = (load_photos(CUSTOM, tmp_path, split) for split in BOTH)
+    check_dataset(CUSTOM, tmp_path, BOTH)
+    train, test = (load_split(CUSTOM, path=tmp_path, split=split) for split in BOTH)
     assert train.labels.tolist() == [2, 0, 1]
     assert train.images[:, 1, 4, 4].tolist() == [0, 40, 80]
     assert test.images.shape == (1, 3, 8, 8)
@@ -180,11 +182,11 @@ def test_classes_that_parquet_states_are_compared(
     make_parquet(file, [encode_image(photo(0, 8, 8))], label=[0])
     with_class_names(file, ["dog", "cat"])
     with pytest.raises(UserError, match="2 classes, custom has 3"):
-        check_photos(CUSTOM, tmp_path, ["train"])
+        check_dataset(CUSTOM, tmp_path, ["train"])
     with_class_names(file, ["dog", "ant", "cat"])
-    check_photos(CUSTOM, tmp_path, ["train"])
+    check_dataset(CUSTOM, tmp_path, ["train"])
     with pytest.raises(UserError, match="label 1 is ant, but data.facts.class_names has cat"):
-        load_photos(NAMED, tmp_path, "train")
+        load_split(NAMED, path=tmp_path, split="train")
 
 
 def test_stated_numbers_are_compared_with_parquets_names(
@@ -193,9 +195,9 @@ def test_stated_numbers_are_compared_with_parquets_names(
     file = tmp_path / "train-00000-of-00001.parquet"
     make_parquet(file, [encode_image(photo(0, 8, 8))], label=[0])
     with_class_names(file, ["0", "2", "1"])
-    check_photos(CUSTOM, tmp_path, ["train"])
+    check_dataset(CUSTOM, tmp_path, ["train"])
     with pytest.raises(UserError, match=r"label 1 is 2, but data.facts.class_names has 1"):
-        check_photos(spec_of(class_names=["0", "1", "2"]), tmp_path, ["train"])
+        check_dataset(spec_of(class_names=["0", "1", "2"]), tmp_path, ["train"])
 
 
 def test_parquet_beyond_the_memory_is_refused(
@@ -204,7 +206,7 @@ def test_parquet_beyond_the_memory_is_refused(
     make_parquet(tmp_path / "train.parquet", [encode_image(photo(0, 8, 8))], label=[0])
     spec = replace(CUSTOM, image_size=10**7)
     with pytest.raises(UserError, match="GiB of memory"):
-        load_photos(spec, tmp_path, "train")
+        load_split(spec, path=tmp_path, split="train")
 
 
 def without(*names: str) -> Callable[[Path], None]:
@@ -252,10 +254,10 @@ def test_wrong_layouts_are_one_line_before_and_while_reading(case: str, custom: 
 
     def load() -> None:
         for split in BOTH:
-            load_photos(CUSTOM, custom, split)
+            load_split(CUSTOM, path=custom, split=split)
 
     def check() -> None:
-        check_photos(CUSTOM, custom, BOTH)
+        check_dataset(CUSTOM, custom, BOTH)
 
     for look in (check, load):
         with pytest.raises(UserError, match=told) as caught:
@@ -270,7 +272,7 @@ def test_wrong_layouts_are_one_line_before_and_while_reading(case: str, custom: 
 def test_no_folder_at_all(path: Path | None) -> None:
     for spec in (IMAGENET, CUSTOM):
         with pytest.raises(UserError, match=r"expected PATH/\{train,"):
-            check_photos(spec, path, ["train"])
+            check_dataset(spec, path, ["train"])
 
 
 @pytest.mark.parametrize(
@@ -279,21 +281,24 @@ def test_no_folder_at_all(path: Path | None) -> None:
 def test_class_folders_have_plain_names(name: str, custom: Path) -> None:
     (custom / "train" / "cat").rename(custom / "train" / name)
     with pytest.raises(UserError, match="unusual name") as caught:
-        check_photos(CUSTOM, custom, ["train"])
+        check_dataset(CUSTOM, custom, ["train"])
     assert str(caught.value).isascii() and len(caught.value.lines()) == 1
 
 
 def test_folders_other_than_the_stated_classes(custom: Path) -> None:
     (custom / "train" / "cat").rename(custom / "train" / "bee")
-    check_photos(CUSTOM, custom, ["train"])
+    check_dataset(CUSTOM, custom, ["train"])
     with pytest.raises(UserError, match="class folder bee is none of data.facts.class_names"):
-        check_photos(NAMED, custom, ["train"])
+        check_dataset(NAMED, custom, ["train"])
 
 
 def test_a_damaged_image_ends_it_with_its_name(custom: Path) -> None:
     file = next((custom / "train" / "ant").iterdir())
     file.write_bytes(file.read_bytes()[:70])
-    for look in (check_photos, lambda spec, path, splits: load_photos(spec, path, splits[0])):
+    for look in (
+        check_dataset,
+        lambda spec, path, splits: load_split(spec, path=path, split=splits[0]),
+    ):
         with pytest.raises(IntegrityError, match=file.name) as caught:
             look(CUSTOM, custom, ["train"])
     found: KdciError = caught.value

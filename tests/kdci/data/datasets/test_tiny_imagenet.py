@@ -10,7 +10,7 @@ import torch
 
 from kdci.config.catalog import DATASETS
 from kdci.data.datasets.labelled import Split
-from kdci.data.datasets.tiny_imagenet import check_tiny_imagenet, load_tiny_imagenet
+from kdci.data.datasets.loading import check_dataset, load_split
 from kdci.errors import UserError
 
 Make = Callable[..., Path]
@@ -50,8 +50,8 @@ def root(tmp_path: Path, make_folders: Make, encode_image: Callable[..., bytes])
 @pytest.mark.parametrize("below", ["", "tiny-imagenet-200"])
 def test_the_official_folders(below: str, root: Path) -> None:
     path = root / below
-    check_tiny_imagenet(SPEC, path, BOTH)
-    train, test = (load_tiny_imagenet(SPEC, path, split) for split in BOTH)
+    check_dataset(SPEC, path, BOTH)
+    train, test = (load_split(SPEC, path=path, split=split) for split in BOTH)
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert (train.images[:, 0, 0, 0] - torch.tensor([40, 49, 0, 9, 80, 89])).abs().max() <= 1
     assert test.labels.tolist() == [2, 1, 1, 0]
@@ -66,7 +66,7 @@ def test_labels_come_from_either_list_of_classes(keep: str, root: Path) -> None:
         (folder / "train").rename(root / "elsewhere")
     else:
         (folder / "wnids.txt").unlink()
-    assert load_tiny_imagenet(SPEC, root, "test").labels.tolist() == [2, 1, 1, 0]
+    assert load_split(SPEC, path=root, split="test").labels.tolist() == [2, 1, 1, 0]
 
 
 def test_a_validation_split_sorted_into_classes(root: Path) -> None:
@@ -77,8 +77,8 @@ def test_a_validation_split_sorted_into_classes(root: Path) -> None:
         (val / "images" / file).rename(val / wnid / file)
     (val / "images").rmdir()
     (val / "val_annotations.txt").unlink()
-    check_tiny_imagenet(SPEC, root, BOTH)
-    data = load_tiny_imagenet(SPEC, root, "test")
+    check_dataset(SPEC, root, BOTH)
+    data = load_split(SPEC, path=root, split="test")
     assert data.labels.tolist() == [0, 1, 1, 2]
     assert (data.images[:, 0, 0, 0] - torch.tensor([150, 50, 100, 0])).abs().max() <= 1
 
@@ -93,9 +93,9 @@ def test_parquet(
     blobs = [encode_image(level(value)) for value in (1, 2, 3)]
     make_parquet(data / train, blobs[:2], image="image", label=[2, 0])
     make_parquet(data / test, blobs[2:], image="image", label=[1])
-    check_tiny_imagenet(SPEC, tmp_path, BOTH)
-    assert load_tiny_imagenet(SPEC, tmp_path, "train").labels.tolist() == [2, 0]
-    found = load_tiny_imagenet(SPEC, tmp_path, "test")
+    check_dataset(SPEC, tmp_path, BOTH)
+    assert load_split(SPEC, path=tmp_path, split="train").labels.tolist() == [2, 0]
+    found = load_split(SPEC, path=tmp_path, split="test")
     assert found.labels.tolist() == [1] and int(found.images[0, 0, 0, 0]) == 3
 
 
@@ -144,10 +144,10 @@ def test_wrong_layouts_are_one_line_with_the_tree(case: str, root: Path) -> None
 
     def load() -> None:
         for split in BOTH:
-            load_tiny_imagenet(SPEC, root, split)
+            load_split(SPEC, path=root, split=split)
 
     def check() -> None:
-        check_tiny_imagenet(SPEC, root, BOTH)
+        check_dataset(SPEC, root, BOTH)
 
     for look in (check, load):
         with pytest.raises(UserError, match=told) as caught:
@@ -160,4 +160,4 @@ def test_another_size_names_the_file(root: Path, encode_image: Callable[..., byt
     file = root / "tiny-imagenet-200" / "val" / "images" / "val_3.JPEG"
     file.write_bytes(encode_image(np.zeros((224, 224, 3), np.uint8), "JPEG"))
     with pytest.raises(UserError, match=r"val_3\.JPEG: the image is 224x224 pixels"):
-        load_tiny_imagenet(SPEC, root, "test")
+        load_split(SPEC, path=root, split="test")

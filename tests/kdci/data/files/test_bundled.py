@@ -37,9 +37,9 @@ def test_loading_imports_no_scikit_learn() -> None:
         "import sys\n"
         "from kdci.config.catalog import DATASETS\n"
         "from kdci.data.datasets.loading import load_split\n"
-        "from kdci.data.open_world.photographs import photograph_crops\n"
+        "from kdci.data.open_world.photographs import PhotographCrops\n"
         "load_split(DATASETS['digits'], path=None, split='test')\n"
-        "photograph_crops(num_images=2, image_size=16, channels=1, seed=0)\n"
+        "PhotographCrops(num_images=2, image_size=16, channels=1, seed=0)\n"
         "heavy = {'sklearn', 'scipy', 'pandas', 'sympy', 'matplotlib', 'torchvision'}\n"
         "print(*sorted(heavy & set(sys.modules)))"
     )

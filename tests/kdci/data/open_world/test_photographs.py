@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdci.data.open_world.photographs import area_crops, photograph_crops, summed_areas
-from kdci.errors import UserError
+from kdci.data.open_world.photographs import LARGEST_SIDE, PhotographCrops, area_crops, summed_areas
 
 
 def test_area_average_equals_a_crop_by_crop_average() -> None:
@@ -31,7 +30,8 @@ def test_fractional_areas_weigh_the_pixels_they_cut() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_crops_are_reproducible_varied_and_of_real_content(channels: int) -> None:
     def draw(seed: int) -> torch.Tensor:
-        return photograph_crops(num_images=600, image_size=16, channels=channels, seed=seed)
+        crops = PhotographCrops(num_images=600, image_size=16, channels=channels, seed=seed)
+        return crops.rows(torch.arange(600))
 
     first = draw(0)
     assert first.shape == (600, channels, 16, 16)
@@ -42,8 +42,6 @@ def test_crops_are_reproducible_varied_and_of_real_content(channels: int) -> Non
     assert first.float().std() > 30
 
 
-def test_a_size_larger_than_the_photographs() -> None:
-    with pytest.raises(UserError, match="427"):
-        photograph_crops(num_images=1, image_size=500, channels=3, seed=0)
-    whole = photograph_crops(num_images=2, image_size=427, channels=3, seed=0)
-    assert whole.shape == (2, 3, 427, 427)
+def test_the_size_of_the_photographs() -> None:
+    whole = PhotographCrops(num_images=2, image_size=LARGEST_SIDE, channels=3, seed=0)
+    assert whole.rows(torch.arange(2)).shape == (2, 3, 427, 427)

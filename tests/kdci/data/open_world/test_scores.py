@@ -178,9 +178,3 @@ def test_a_broken_teacher_is_reported(tmp_path: Path) -> None:
         teacher.backbone.scale.fill_(float("nan"))
     with pytest.raises(NumericError, match="teacher: .*not finite"):
         next(make_scores().choose(make_pool, teacher, make_bank(tmp_path)))
-
-
-@pytest.mark.parametrize("counts", [{"num_selected": 0}, {"batch_size": 0}])
-def test_misuse_is_refused(counts: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="num_selected and score_batch_size"):
-        make_scores(**counts)

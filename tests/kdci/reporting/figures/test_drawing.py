@@ -77,7 +77,7 @@ def wide(evidence, pool):
     """200 classes with long names, 120 prototypes, and a figure of each kind."""
     random = np.random.default_rng(2)
     names = tuple(f"class {index} of many" for index in range(200))
-    spec = replace(DATASETS["tiny-imagenet"], class_names=names)
+    spec = replace(DATASETS["tiny-imagenet"], stated_names=names)
     top_class = random.integers(0, 100, 400)
     shares = np.bincount(top_class, minlength=200) / 400
     facts = {**pool.facts, "num_images": 400, "proportions": shares.tolist()}
