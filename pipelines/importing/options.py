@@ -23,7 +23,7 @@ _SUFFIX = re.compile(r"(\.(pth|pt|tar|ckpt|bin|safetensors|th))+$", re.IGNORECAS
 
 @dataclass(frozen=True)
 class Options:
-    """The command's options, told in ``pipelines.commands.teachers``; None: not given.
+    """The command's options, told in ``pipelines.commands.imports``; None: not given.
 
     Attributes:
         root: The project folder, or where the command runs.

@@ -71,14 +71,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_list_prints_one_name_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    from kdci.data.datasets.loading import LOADERS
+    from kdci.config.catalog import DATASETS
+    from kdci.data.datasets.places import PLACES
     from kdci.models import BACKBONES
     from kdci.substitution.registry import method_names
 
     known = {
         "methods": method_names(),
         "backbones": list(BACKBONES),
-        "datasets": list(LOADERS),
+        "datasets": [*PLACES, *(name for name, spec in DATASETS.items() if spec.bundled)],
         "presets": preset_names(),
     }
     for what, names in known.items():

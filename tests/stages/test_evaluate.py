@@ -123,7 +123,7 @@ def test_stage_never_opens_original_data(built, call, guarded, stage, method):
 
 
 def test_report_never_opens_original_data(built, call, guarded, monkeypatch):
-    monkeypatch.setattr("stages.report.draw_figures", lambda evidence: [])
+    monkeypatch.setattr("kdci.reporting.figures.drawing.draw_figures", lambda evidence: [])
     assert built.run(call("report")) == 0
     assert not [name for name in guarded if "digits.csv" in name]
 

@@ -5,6 +5,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from kdci.graph.build import graph_of
+from kdci.store.artifacts import read_card
 from pipelines.running import journal
 
 WRN = "wrn-10-1"
@@ -21,7 +22,7 @@ def student_of(view):
 
 def executed(view, outcome, links, *, card=None, runner="prefect"):
     node = student_of(view)
-    card = journal.card_of(node.artifact, node.kind) if card is None else card
+    card = read_card(node.artifact, kind=node.kind)["card_sha256"] if card is None else card
     line = journal.Execution(STAGE, outcome, runner, 1000.0, 5.0, 0, card, links)
     journal.append(view.layout, line)
 
