@@ -71,8 +71,8 @@ def test_a_killed_stage_and_a_stopped_search_go_on_from_the_checkpoint(workspace
     os.kill(pid, signal.SIGTERM)  # as when the worker dies: the stage saves its state
     with pytest.raises(StageEndedError, match="143"):
         list(points)
-    (checkpoint,) = stage.glob("checkpoint-*.json")
-    reached = int(checkpoint.stem.split("-")[1])
+    # A slow machine has made one by the clock before.
+    reached = max(int(file.stem.split("-")[1]) for file in stage.glob("checkpoint-*.json"))
     assert 250 <= reached < 1000
     born = (stage / "snapshot-000000250.safetensors").stat().st_mtime_ns
 
