@@ -38,13 +38,14 @@ def report(params: Params, layout: Layout) -> None:
         IntegrityError: An artifact is damaged or was changed.
         StorageError: The report can not be written.
     """
-    from kdci.reporting.figures.drawing import draw_figures
-
     for leftover in layout.report.rglob(".*.tmp"):  # of a report that was killed
         leftover.unlink(missing_ok=True)
     grid = params.grid
     wanted = list(all_cells(grid))
     evidence = gather(layout, wanted, spec=params.data.spec, shifts=grid.shifts)
+    # matplotlib takes its time: not before something is there to be drawn.
+    from kdci.reporting.figures.drawing import draw_figures
+
     figures = draw_figures(evidence)
     metrics = _metrics(evidence)
     accuracies = {name: facts["accuracy"] for name, facts in evidence.teachers.items()}
