@@ -27,12 +27,12 @@ from kdci.config.recipes import scaled_count
 from kdci.models import PixelModel
 from kdci.models.generators.generator import ADAM_BETAS
 from kdci.models.generators.meta_generator import MetaGenerator, MetaUpdate
+from kdci.models.states import State
 from kdci.substitution.base import SourceContext
 from kdci.substitution.block import CallsBlock
 from kdci.synthesis.inversion import BatchNormStatistics, BestBatch, InversionSource, generator_of
 from kdci.training.losses import blend, bn_statistics_loss, disagreement, weighted_sum
 from kdci.training.optimizers import Adam, set_gradients
-from kdci.training.states import State
 
 
 class Fast(CallsBlock):

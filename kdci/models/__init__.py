@@ -16,7 +16,7 @@ from kdci.models.backbones.torchvision_nets import build_mobilenetv2, build_resn
 from kdci.models.backbones.vgg import Vgg11
 from kdci.models.backbones.wide_resnet import WideResNet
 from kdci.models.pixel_model import PixelModel, Prediction
-from kdci.training.states import load_state
+from kdci.models.states import load_state
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv2": build_mobilenetv2,

@@ -14,8 +14,8 @@ from kdci.data.bank.resized_crop import random_resized_crop
 from kdci.data.bank.shuffled_rows import ShuffledRows
 from kdci.data.bank.stratified_rows import StratifiedRows
 from kdci.models import PixelModel
+from kdci.models.states import State, Stateful
 from kdci.substitution.base import SoftLabelCriterion, SourceContext, StratumOf, StudentCriterion
-from kdci.training.states import State, Stateful
 
 SYNTHESIS_SCALE = (0.75, 1.0)
 """Share of an image's area that the teacher is shown of it while it is synthesised."""

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdci.models.generators.generating import BesideTeacher
+from kdci.models.states import Stateful
 from kdci.synthesis.feature_memory import FeatureMemory
 from kdci.training.losses import contrastive_loss
 from kdci.training.optimizers import Adam, Moments
-from kdci.training.states import Stateful
 
 
 class ProjectionHead(BesideTeacher):

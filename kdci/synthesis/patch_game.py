@@ -16,6 +16,7 @@ from kdci.errors import NumericError
 from kdci.models import PixelModel
 from kdci.models.generators.generating import BesideTeacher
 from kdci.models.generators.generator import ADAM_BETAS, SLOPE, LatentGenerator
+from kdci.models.states import Stateful
 from kdci.synthesis.inversion import frozen
 from kdci.training.losses import (
     class_balance,
@@ -26,7 +27,6 @@ from kdci.training.losses import (
 )
 from kdci.training.optimizers import Adam, Moments, set_gradients
 from kdci.training.schedules import scale_learning_rates
-from kdci.training.states import Stateful
 
 
 class PatchDiscriminator(BesideTeacher):

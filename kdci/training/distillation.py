@@ -16,10 +16,10 @@ from torch import Tensor
 
 from kdci.errors import NumericError
 from kdci.models import PixelModel
+from kdci.models.states import Stateful
 from kdci.store.metrics import MetricSink, RunningMeans
 from kdci.training.optimizers import SGD, Adam
 from kdci.training.schedules import Schedule, learning_rate_factor, scale_learning_rates
-from kdci.training.states import Stateful
 
 if TYPE_CHECKING:
     from kdci.deconfounding.compensation import Compensation

@@ -14,11 +14,11 @@ from kdci.data.bank.shuffled_rows import ShuffledRows
 from kdci.data.datasets.labelled import LabelledImages
 from kdci.errors import NumericError
 from kdci.models import PixelModel
+from kdci.models.states import Stateful
 from kdci.store.metrics import MetricSink, RunningMeans
 from kdci.training.optimizers import SGD
 from kdci.training.runtime import derive_seed, generator
 from kdci.training.schedules import learning_rate_factor, scale_learning_rates
-from kdci.training.states import Stateful
 
 
 class SupervisedTrainer(Stateful):

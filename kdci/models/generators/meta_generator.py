@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdci.models.generators.generator import ADAM_BETAS, LatentGenerator, reset_parameters_
+from kdci.models.states import Stateful
 from kdci.training.optimizers import Adam, Moments
-from kdci.training.states import Stateful
 
 MetaUpdate = Literal["fomaml", "reptile", "none"]
 

@@ -10,11 +10,11 @@ from kdci.data.bank.image_bank import ImageBank
 from kdci.data.bank.mapped_images import MappedImages
 from kdci.methods.noise import Noise, NoiseSource
 from kdci.models import PixelModel
+from kdci.models.states import State
 from kdci.store.artifacts import new_artifact, open_artifact
 from kdci.substitution.base import SourceContext
 from kdci.substitution.pool_files import continue_source, pool_logits, split_holdout, write_pool
 from kdci.training.runtime import generator
-from kdci.training.states import State
 
 SPEC = DatasetSpec("plain", 3, 8, 1, (0.5,), (0.5,), 0, False, ("a", "b", "c"))
 SIZE = 20
