@@ -28,7 +28,7 @@ test: setup  ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup  ## the tests that take minutes or need data
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 1800 --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 1800 --numprocesses 2 --dist worksteal --durations 25
 
 bench: setup  ## how fast it is beside a plain baseline and the machine's limit; writes docs/performance.md
 	$(BIN)/python -m benchmarks $(BENCH)
