@@ -24,15 +24,21 @@ def step():
 
 for _ in range(9):  # until the heap has its place for them
     step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(12):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+taken = []
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        step()
+    taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(taken)[2])
 """
 
 
 def faults(how: str, **variables: str) -> int:
-    """Return the page faults of twelve steps that come after the first nine."""
+    """Return the page faults of three steps after the first nine: the usual of five times.
+
+    Now and then the heap gets a place more.
+    """
     ours = {k: v for k, v in os.environ.items() if not k.startswith(host_memory._SETTINGS)}
     done = subprocess.run(
         [sys.executable, "-c", FAULTS, how],
@@ -47,10 +53,9 @@ def faults(how: str, **variables: str) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_what_a_step_frees_the_next_one_takes() -> None:
-    pages = 12 * 6 * (40 << 20) // os.sysconf("SC_PAGE_SIZE")
+    pages = 3 * 6 * (40 << 20) // os.sysconf("SC_PAGE_SIZE")
     assert faults("given back") > 0.9 * pages
-    # Now and then the heap gets a place more: a few blocks of the 72 are new ones.
-    assert faults("kept") < 0.1 * pages
+    assert faults("kept") < 0.02 * pages
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")

@@ -72,7 +72,9 @@ def test_a_killed_stage_and_a_stopped_search_go_on_from_the_checkpoint(workspace
     with pytest.raises(StageEndedError, match="143"):
         list(points)
     # A slow machine has made one by the clock before.
-    reached = max(int(file.stem.split("-")[1]) for file in stage.glob("checkpoint-*.json"))
+    steps = [int(file.stem.split("-")[1]) for file in stage.glob("checkpoint-*.json")]
+    assert len(steps) <= 2
+    reached = max(steps)
     assert 250 <= reached < 1000
     born = (stage / "snapshot-000000250.safetensors").stat().st_mtime_ns
 
